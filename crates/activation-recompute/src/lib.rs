@@ -1,0 +1,1 @@
+//! Activation policies that keep or recompute a block: keep and checkpoint.

@@ -1,0 +1,1 @@
+//! Links every built-in family of parts into a binary.

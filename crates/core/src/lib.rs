@@ -1,0 +1,1 @@
+//! Names, errors, arrays with metered bytes, counter-based randomness, sites and the parameter ledger.

@@ -1,0 +1,1 @@
+//! Sources, chat templates, masking, truncation, packing and batch order.

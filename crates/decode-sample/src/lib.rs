@@ -1,0 +1,1 @@
+//! Decoders that pick one token at a time: greedy and sample.

@@ -1,0 +1,1 @@
+//! The stage loop: training step, generation, merge, evaluation and resume.

@@ -1,0 +1,1 @@
+//! Metrics over held-out rows: loss, perplexity and exact match.

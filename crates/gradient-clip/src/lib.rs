@@ -1,0 +1,1 @@
+//! Gradient clipping by the global norm.

@@ -1,0 +1,1 @@
+//! Key/value caches that keep every entry: full.

@@ -1,0 +1,1 @@
+//! Adam-type optimizers.

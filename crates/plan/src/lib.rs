@@ -1,0 +1,1 @@
+//! The bill: memory by category, traffic, disk, and the choice under a budget.

@@ -1,0 +1,1 @@
+//! Quantizers that round blocks of a weight: rtn and nf4.

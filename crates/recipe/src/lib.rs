@@ -1,0 +1,1 @@
+//! TOML recipes with spans: parsing, overrides, diagnostics and the resolved recipe.

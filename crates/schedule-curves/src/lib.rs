@@ -1,0 +1,1 @@
+//! Learning-rate schedules with warm-up: constant, linear, cosine and wsd.

@@ -1,0 +1,1 @@
+//! The slot traits: what a part of each kind must offer.

@@ -1,0 +1,1 @@
+//! Files that survive: atomic folders, checksums, checkpoints, safetensors in and out.

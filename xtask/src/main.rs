@@ -1,0 +1,2 @@
+//! Builds what a command needs and forwards to it.
+fn main() {}
