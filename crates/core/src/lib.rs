@@ -1,1 +1,19 @@
-//! Names, errors, arrays with metered bytes, counter-based randomness, sites and the parameter ledger.
+//! What every other crate stands on: errors, arrays whose bytes are counted,
+//! randomness by address, module-path patterns and the parameter ledger.
+//!
+//! Nothing here knows a method, a model or a recipe.
+
+pub mod array;
+pub mod error;
+pub mod ledger;
+pub mod meter;
+pub mod pattern;
+pub mod rng;
+pub mod units;
+
+pub use array::{Array, Element, Lease, View};
+pub use candle_core::DType;
+pub use error::{BadSetting, Interrupted, Location, Unfit, UserError, exit_code, suggest};
+pub use ledger::{Entry, Ledger, Param, ParamId, Storage};
+pub use meter::{Category, Meter, Usage};
+pub use rng::{Draws, Rng};

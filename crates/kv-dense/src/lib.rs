@@ -1,1 +1,108 @@
-//! Key/value caches that keep every entry: full.
+//! Key/value caches that keep every entry: `full`.
+
+use std::cell::RefCell;
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use anyhow::{Result, ensure};
+use ramekin_core::{Array, Category, Lease};
+use ramekin_kernels::attention as kernel;
+use ramekin_registry::{Part, part};
+use ramekin_slots::{KvCache, KvPolicy, KvShape};
+use ramekin_tape::ops::{AttentionSpec, Segment};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+part! { kv / "full" => Full, "keeps every key and value in f32", source = "plain decoding", traits = [] }
+
+/// `kv = { kind = "full" }` has no settings.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct FullSettings {}
+
+/// The policy.
+pub struct Full;
+
+impl Part for Full {
+    type Settings = FullSettings;
+
+    fn new(_: FullSettings) -> Result<Self> {
+        Ok(Full)
+    }
+}
+
+impl KvPolicy for Full {
+    fn cache(&self, shape: KvShape) -> Result<Rc<RefCell<dyn KvCache>>> {
+        let room = shape.capacity * shape.kv_heads * shape.head_dim;
+        let one = || Entry { k: Vec::with_capacity(room), v: Vec::with_capacity(room), seen: 0 };
+        let layers =
+            (0..shape.layers).map(|_| (0..shape.sequences).map(|_| one()).collect()).collect::<Vec<Vec<Entry>>>();
+        Ok(Rc::new(RefCell::new(FullCache { layers, shape, held: Lease::new(Category::Kv, self.bytes(shape)) })))
+    }
+
+    fn bytes(&self, shape: KvShape) -> u64 {
+        (2 * shape.layers * shape.sequences * shape.capacity * shape.kv_heads * shape.head_dim * 4) as u64
+    }
+}
+
+/// Keys and values of one sequence in one layer, `[seen, K·D]` each.
+struct Entry {
+    k: Vec<f32>,
+    v: Vec<f32>,
+    seen: usize,
+}
+
+struct FullCache {
+    layers: Vec<Vec<Entry>>,
+    shape: KvShape,
+    #[allow(dead_code, reason = "held for its bytes on the meter")]
+    held: Arc<Lease>,
+}
+
+impl KvCache for FullCache {
+    fn attend(
+        &mut self,
+        layer: usize,
+        q: &Array,
+        k: &Array,
+        v: &Array,
+        segments: &[Range<usize>],
+        spec: AttentionSpec,
+    ) -> Result<Array> {
+        let entries = &mut self.layers[layer];
+        ensure!(segments.len() == entries.len(), "{} sequences in a cache of {}", segments.len(), entries.len());
+        let key_width = spec.kv_heads * spec.head_dim;
+        let query_width = spec.heads * spec.head_dim;
+        let (qv, kv, vv) = (q.view::<f32>()?, k.view::<f32>()?, v.view::<f32>()?);
+        Array::build::<f32>(q.dims(), false, Category::Workspace, |out| {
+            for (entry, rows) in entries.iter_mut().zip(segments) {
+                if rows.is_empty() {
+                    continue;
+                }
+                let full = entry.seen + rows.len() > self.shape.capacity;
+                ensure!(!full, "a cache of {} tokens is full", self.shape.capacity);
+                entry.k.extend_from_slice(&kv[rows.start * key_width..rows.end * key_width]);
+                entry.v.extend_from_slice(&vv[rows.start * key_width..rows.end * key_width]);
+                entry.seen += rows.len();
+                let segment = Segment { q_start: 0, q_len: rows.len(), k_start: 0, k_len: entry.seen };
+                let mut lse = vec![0.0f32; rows.len() * spec.heads];
+                let range = rows.start * query_width..rows.end * query_width;
+                kernel::forward(
+                    &qv[range.clone()],
+                    &entry.k,
+                    &entry.v,
+                    &[segment],
+                    &spec.shape(),
+                    &mut out[range],
+                    &mut lse,
+                );
+            }
+            Ok(())
+        })
+    }
+
+    fn seen(&self, sequence: usize) -> usize {
+        self.layers.first().and_then(|l| l.get(sequence)).map_or(0, |e| e.seen)
+    }
+}

@@ -1,1 +1,42 @@
-//! The slot traits: what a part of each kind must offer.
+//! The slot traits: what a part of each kind must offer, and what it may ask for.
+//!
+//! A slot is a trait here plus a key in the recipe. Parts implement these
+//! traits in crates of their own and know neither a recipe nor each other.
+//!
+//! | slot | trait | decides |
+//! |---|---|---|
+//! | `model` | [`ModelFamily`], [`Model`] | architecture from `config.json` |
+//! | `quantizer` | [`Quantizer`] | how a frozen weight is stored |
+//! | `adapter` | [`Adapter`], [`LinearAdapter`] | extra parameters at sites |
+//! | `gradient` | [`GradientTransform`] | gradient to gradient |
+//! | `optimizer` | [`Optimizer`] | update rule and its state |
+//! | `schedule` | [`Schedule`] | rate by step |
+//! | `objective` | [`Objective`] | loss |
+//! | `activation` | [`ActivationPolicy`] | what survives from forward to backward |
+//! | `kv` | [`KvPolicy`], [`KvCache`] | what a cache keeps |
+//! | `decode` | [`Decoder`] | logits to token |
+
+mod adapter;
+mod decode;
+mod forward;
+mod kv;
+mod loader;
+mod model;
+mod part;
+mod quantizer;
+mod sites;
+mod training;
+
+pub use adapter::{Adapter, AdapterFile, AttachContext, LinearAdapter};
+pub use decode::{Decoder, Draft};
+pub use forward::{FlatBatch, Forward, Mode};
+pub use kv::{KvCache, KvPolicy, KvShape};
+pub use loader::{LoadOptions, Loader, RandomSource, ShapeSource, WeightSource, WeightInfo};
+pub use model::{Model, ModelFacts, ModelFamily};
+pub use part::{AnyPart, Part, PartEntry, Slot, Trait};
+pub use quantizer::Quantizer;
+pub use ramekin_tape::ops::PackedWeight;
+pub use sites::{LinearBase, LinearSite, ParamSite, Sites};
+pub use training::{
+    ActivationPolicy, Block, GradientTransform, Objective, Optimizer, ParamGroup, Schedule, StateTensor, StepInfo,
+};

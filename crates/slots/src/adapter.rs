@@ -1,0 +1,72 @@
+//! Adapters: extra parameters at sites, and their files in PEFT's layout.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use anyhow::Result;
+use ramekin_core::{Array, Ledger, Param, ParamId, Rng};
+use ramekin_tape::Value;
+use serde_json::Value as Json;
+
+use crate::{Forward, LinearSite, ModelFacts, ParamGroup, Sites, WeightSource};
+
+/// What an adapter may use while it attaches.
+pub struct AttachContext<'a> {
+    /// The model's sites.
+    pub sites: Rc<Sites>,
+    /// Where its parameters are entered and the base's are claimed.
+    pub ledger: &'a mut Ledger,
+    /// The model's sizes.
+    pub facts: &'a ModelFacts,
+    /// The run's randomness.
+    pub rng: Rng,
+    /// The part's place in the recipe, by which it owns its parameters.
+    pub owner: String,
+    /// Number of the adapter among those attached, so that names stay apart.
+    pub index: usize,
+    /// Parameters get shapes only.
+    pub shape_only: bool,
+}
+
+/// An adapter as files: PEFT's config and tensors by their names in the file.
+pub struct AdapterFile {
+    /// `adapter_config.json`.
+    pub config: Json,
+    /// `adapter_model.safetensors`.
+    pub tensors: Vec<(String, Array)>,
+    /// What has no place in PEFT's files, for `ramekin.json`.
+    pub extra: Json,
+}
+
+/// One adapter of a linear.
+pub trait LinearAdapter {
+    /// From the linear's input and its output so far to the new output.
+    fn forward(&self, fx: &Forward, site: &LinearSite, x: &Value, y: Value) -> Result<Value>;
+    /// Folds into a dense weight `[O, I]` (f32).
+    ///
+    /// # Errors
+    /// If this adapter has no merged form.
+    fn fold(&self, site: &LinearSite, weight: Array) -> Result<Array>;
+}
+
+/// A kind of adapter, configured and, after [`Adapter::attach`], in place.
+pub trait Adapter {
+    /// Makes its parameters, trainable, and puts them at the sites. Returns the sites' paths.
+    ///
+    /// # Errors
+    /// [`ramekin_core::BadSetting`] if targets match nothing or do not fit.
+    fn attach(&mut self, cx: &mut AttachContext<'_>) -> Result<Vec<String>>;
+    /// Replaces the initial values by a saved adapter's.
+    ///
+    /// # Errors
+    /// If a tensor is missing, has another shape, or is left over.
+    fn load(&mut self, source: &mut dyn WeightSource) -> Result<()>;
+    /// The adapter as files; `base` is what `base_model_name_or_path` shall say.
+    fn file(&self, base: &str) -> Result<AdapterFile>;
+    /// The parameters with their names as PEFT's `named_parameters` gives them, without `.default`.
+    fn params(&self) -> Vec<(String, Arc<Param>)>;
+    /// Rates and decay of parameters that differ from the optimizer's own.
+    fn groups(&self) -> Vec<(ParamId, ParamGroup)> {
+        Vec::new()
+    }
+}

@@ -1,0 +1,141 @@
+//! The context of one forward: the batch, the mode, the sites and the tape.
+
+use std::cell::RefCell;
+use std::ops::Range;
+use std::rc::Rc;
+
+use anyhow::Result;
+use ramekin_core::Rng;
+use ramekin_kernels::philox::Stream;
+use ramekin_tape::ops::{self, Segment};
+use ramekin_tape::{Tape, Value};
+
+use crate::{KvCache, Sites};
+
+/// Tokens of several independent sequences, one after the other, without padding.
+#[derive(Clone, Debug)]
+pub struct FlatBatch {
+    /// Token ids, `N` of them.
+    pub ids: Rc<Vec<u32>>,
+    /// Position of each token in its sequence.
+    pub positions: Rc<Vec<u32>>,
+    /// The sequences, as ranges of tokens.
+    pub segments: Rc<Vec<Range<usize>>>,
+}
+
+impl FlatBatch {
+    /// Whole sequences, each from position 0.
+    pub fn new(sequences: &[Vec<u32>]) -> Self {
+        let mut segments = Vec::new();
+        let mut ids = Vec::new();
+        let mut positions = Vec::new();
+        for s in sequences {
+            segments.push(ids.len()..ids.len() + s.len());
+            ids.extend_from_slice(s);
+            positions.extend(0..s.len() as u32);
+        }
+        FlatBatch { ids: Rc::new(ids), positions: Rc::new(positions), segments: Rc::new(segments) }
+    }
+
+    /// How many tokens.
+    pub fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+
+    /// The segments as attention within the batch sees them.
+    pub fn attention_segments(&self) -> Rc<Vec<Segment>> {
+        Rc::new(
+            self.segments
+                .iter()
+                .map(|r| Segment { q_start: r.start, q_len: r.len(), k_start: r.start, k_len: r.len() })
+                .collect(),
+        )
+    }
+}
+
+/// Whether a forward trains, and at which address its randomness lies.
+#[derive(Clone, Copy, Debug)]
+pub struct Mode {
+    /// Dropout and the like are on.
+    pub training: bool,
+    /// The run's randomness.
+    pub rng: Rng,
+    /// Number of the micro-batch since the beginning of the stage.
+    pub micro_batch: u64,
+    /// Adapters take part; off gives the base model, bit for bit.
+    pub adapters: bool,
+}
+
+impl Mode {
+    /// No randomness, adapters on.
+    pub fn inference() -> Self {
+        Mode { training: false, rng: Rng::new(0), micro_batch: 0, adapters: true }
+    }
+}
+
+/// What a model's forward is given.
+#[derive(Clone)]
+pub struct Forward {
+    /// Where operations are recorded.
+    pub tape: Tape,
+    /// The model's linears and parameters with what is attached to them.
+    pub sites: Rc<Sites>,
+    /// The tokens.
+    pub batch: FlatBatch,
+    /// Training or not.
+    pub mode: Mode,
+    /// Keys and values of earlier tokens; there is one sequence a cache entry.
+    pub cache: Option<Rc<RefCell<dyn KvCache>>>,
+    segments: Rc<Vec<Segment>>,
+}
+
+impl Forward {
+    /// A forward over a batch, without a cache.
+    pub fn new(tape: Tape, sites: Rc<Sites>, batch: FlatBatch, mode: Mode) -> Self {
+        let segments = batch.attention_segments();
+        Forward { tape, sites, batch, mode, cache: None, segments }
+    }
+
+    /// The same forward, reading and extending a cache.
+    #[must_use]
+    pub fn with_cache(mut self, cache: Rc<RefCell<dyn KvCache>>) -> Self {
+        self.cache = Some(cache);
+        self
+    }
+
+    /// The same forward on another tape.
+    #[must_use]
+    pub fn on(&self, tape: &Tape) -> Self {
+        Forward { tape: tape.clone(), ..self.clone() }
+    }
+
+    /// The linear of this module path, with its adapters.
+    pub fn linear(&self, path: &str, x: &Value) -> Result<Value> {
+        self.sites.linear(path)?.forward(self, x)
+    }
+
+    /// A parameter by its tensor name.
+    pub fn param(&self, name: &str) -> Result<Value> {
+        Ok(self.sites.param(name)?.value(self))
+    }
+
+    /// Self-attention of one layer: within the segments, or against the cache.
+    pub fn attention(&self, layer: usize, q: &Value, k: &Value, v: &Value, spec: ops::AttentionSpec) -> Result<Value> {
+        match &self.cache {
+            None => ops::attention(&self.tape, q, &ops::KeyValue { k, v }, &self.segments, spec),
+            Some(cache) => {
+                cache.borrow_mut().attend(layer, q.array(), k.array(), v.array(), &self.batch.segments, spec).map(Value::constant)
+            }
+        }
+    }
+
+    /// The stream of a part's randomness in this micro-batch, for one site.
+    pub fn stream(&self, purpose: &str, site: &str) -> Stream {
+        self.mode.rng.named(&format!("{purpose}/{}", self.mode.micro_batch), site)
+    }
+}

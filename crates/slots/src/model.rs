@@ -1,0 +1,51 @@
+//! Models: an embedding, a list of blocks, a norm and a head.
+
+use std::rc::Rc;
+
+use anyhow::Result;
+use ramekin_tape::Value;
+use serde_json::Value as Json;
+
+use crate::{Forward, Loader};
+
+/// What other parts may know of a model.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub struct ModelFacts {
+    pub model_type: String,
+    pub vocab_size: usize,
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
+    pub blocks: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    /// Positions that the model was trained on.
+    pub max_position_embeddings: usize,
+    pub tie_word_embeddings: bool,
+}
+
+/// A causal language model. Rows are tokens of a [`crate::FlatBatch`].
+pub trait Model {
+    /// Its sizes.
+    fn facts(&self) -> &ModelFacts;
+    /// Ids to `[N, d]`.
+    fn embed(&self, fx: &Forward) -> Result<Value>;
+    /// Block `index` on `[N, d]`.
+    fn block(&self, index: usize, fx: &Forward, x: &Value) -> Result<Value>;
+    /// The norm before the head, on `[N, d]`.
+    fn final_norm(&self, fx: &Forward, x: &Value) -> Result<Value>;
+    /// `[N, d]` to logits `[N, V]`.
+    fn head(&self, fx: &Forward, x: &Value) -> Result<Value>;
+}
+
+/// An architecture: reads its `config.json` and builds the model.
+pub trait ModelFamily {
+    /// Sizes, from the config alone.
+    ///
+    /// # Errors
+    /// What is missing, contradictory or not supported in the config.
+    fn facts(&self, config: &Json) -> Result<ModelFacts>;
+    /// Loads every tensor through the loader.
+    fn build(&self, config: &Json, loader: &mut Loader<'_>) -> Result<Rc<dyn Model>>;
+}

@@ -1,0 +1,144 @@
+//! What the registry keeps of a part: its name, settings, schema, source, traits and constructor.
+
+use anyhow::Result;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value as Json;
+
+use crate::{
+    ActivationPolicy, Adapter, Decoder, GradientTransform, KvPolicy, ModelFamily, Objective, Optimizer, Quantizer,
+    Schedule,
+};
+
+/// The places of a recipe that parts fill.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub enum Slot {
+    Model,
+    Quantizer,
+    Adapter,
+    Gradient,
+    Optimizer,
+    Schedule,
+    Objective,
+    Data,
+    Activation,
+    Kv,
+    Decode,
+    Track,
+}
+
+impl Slot {
+    /// All slots, in the order of the reference.
+    pub const ALL: [Slot; 12] = [
+        Slot::Model,
+        Slot::Quantizer,
+        Slot::Adapter,
+        Slot::Gradient,
+        Slot::Optimizer,
+        Slot::Schedule,
+        Slot::Objective,
+        Slot::Data,
+        Slot::Activation,
+        Slot::Kv,
+        Slot::Decode,
+        Slot::Track,
+    ];
+
+    /// The key in a recipe.
+    pub fn name(self) -> &'static str {
+        match self {
+            Slot::Model => "model",
+            Slot::Quantizer => "quantizer",
+            Slot::Adapter => "adapter",
+            Slot::Gradient => "gradient",
+            Slot::Optimizer => "optimizer",
+            Slot::Schedule => "schedule",
+            Slot::Objective => "objective",
+            Slot::Data => "data",
+            Slot::Activation => "activation",
+            Slot::Kv => "kv",
+            Slot::Decode => "decode",
+            Slot::Track => "track",
+        }
+    }
+}
+
+/// What a part declares of itself; the plan refuses or warns by it and tests measure it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Trait {
+    /// Folds into the base weight.
+    Mergeable,
+    /// A fresh one leaves the outputs bit-identical.
+    IdentityAtStart,
+    /// Gradients must flow through the whole backbone.
+    NeedsBackboneBackward,
+    /// Needs all gradients of a step at once.
+    NeedsGlobalGradNorm,
+    /// Decides what a block keeps between forward and backward.
+    OwnsActivations,
+    /// Keeps state from step to step.
+    StatefulAcrossSteps,
+    /// Holds weights that cannot train.
+    FreezesBase,
+}
+
+/// A part of any slot, made from its settings.
+pub enum AnyPart {
+    /// An architecture.
+    Model(Box<dyn ModelFamily>),
+    /// A storage of frozen weights.
+    Quantizer(Box<dyn Quantizer>),
+    /// Extra parameters.
+    Adapter(Box<dyn Adapter>),
+    /// Gradient to gradient.
+    Gradient(Box<dyn GradientTransform>),
+    /// An update rule.
+    Optimizer(Box<dyn Optimizer>),
+    /// A rate by step.
+    Schedule(Box<dyn Schedule>),
+    /// A loss.
+    Objective(Box<dyn Objective>),
+    /// What survives until backward.
+    Activation(Box<dyn ActivationPolicy>),
+    /// What a cache keeps.
+    Kv(Box<dyn KvPolicy>),
+    /// Logits to token.
+    Decode(Box<dyn Decoder>),
+    /// A part that another crate reads by its settings alone (data, track).
+    Declared,
+}
+
+/// A part's settings type with its constructor.
+pub trait Part: Sized {
+    /// The settings, as written in a recipe.
+    type Settings: DeserializeOwned + Serialize + schemars::JsonSchema;
+
+    /// Makes the part, checking values that need no model.
+    ///
+    /// # Errors
+    /// [`ramekin_core::BadSetting`] naming the setting.
+    fn new(settings: Self::Settings) -> Result<Self>;
+}
+
+/// One registered part. Made by the registry's `part!` macro.
+pub struct PartEntry {
+    /// Where it goes.
+    pub slot: Slot,
+    /// Its name in recipes.
+    pub name: &'static str,
+    /// What it is for, in a line.
+    pub summary: &'static str,
+    /// Paper or sheet.
+    pub source: &'static str,
+    /// Declared traits.
+    pub traits: &'static [Trait],
+    /// JSON Schema of the settings.
+    pub schema: fn() -> schemars::Schema,
+    /// Settings in, the same with every default filled in out.
+    pub complete: fn(Json) -> Result<Json, serde_json::Error>,
+    /// Settings in, part out.
+    pub build: fn(Json) -> Result<AnyPart>,
+}

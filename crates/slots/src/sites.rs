@@ -1,0 +1,238 @@
+//! Sites: every linear and every other parameter of a model, by Hugging Face
+//! name, with what parts attached to it.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use ramekin_core::pattern::Candidate;
+use ramekin_core::{Array, Category, DType, Param, UserError, suggest};
+use ramekin_tape::{Value, ops};
+
+use crate::{Forward, LinearAdapter, PackedWeight};
+
+/// A parameter with, perhaps, a trainable stand-in (`modules_to_save`).
+pub struct ParamSite {
+    base: Arc<Param>,
+    stand_in: RefCell<Option<Arc<Param>>>,
+}
+
+impl ParamSite {
+    /// A site without stand-in.
+    pub fn new(base: Arc<Param>) -> Self {
+        ParamSite { base, stand_in: RefCell::new(None) }
+    }
+
+    /// The model's own parameter.
+    pub fn base(&self) -> &Arc<Param> {
+        &self.base
+    }
+
+    /// The stand-in, if one is attached.
+    pub fn stand_in(&self) -> Option<Arc<Param>> {
+        self.stand_in.borrow().clone()
+    }
+
+    /// Attaches or removes a stand-in.
+    pub fn set_stand_in(&self, param: Option<Arc<Param>>) {
+        *self.stand_in.borrow_mut() = param;
+    }
+
+    /// The parameter that takes part in this forward.
+    pub fn active(&self, adapters: bool) -> Arc<Param> {
+        match &*self.stand_in.borrow() {
+            Some(p) if adapters => p.clone(),
+            _ => self.base.clone(),
+        }
+    }
+
+    /// Its value on the forward's tape.
+    pub fn value(&self, fx: &Forward) -> Value {
+        fx.tape.param(&self.active(fx.mode.adapters))
+    }
+}
+
+/// How a linear's own weight is held.
+#[derive(Clone)]
+pub enum LinearBase {
+    /// A parameter of the ledger: its name (`….weight`).
+    Dense(String),
+    /// A quantizer's.
+    Packed(Arc<dyn PackedWeight>),
+}
+
+/// A linear of the model.
+pub struct LinearSite {
+    /// Module path, `model.layers.3.self_attn.q_proj`.
+    pub path: String,
+    /// Outputs and inputs.
+    pub shape: (usize, usize),
+    /// Whether this is the output head.
+    pub is_head: bool,
+    /// Name of the bias parameter, if there is one.
+    pub bias: Option<String>,
+    base: RefCell<LinearBase>,
+    adapters: RefCell<Vec<Box<dyn LinearAdapter>>>,
+}
+
+impl LinearSite {
+    /// A linear without adapters.
+    pub fn new(path: &str, shape: (usize, usize), is_head: bool, base: LinearBase, bias: Option<String>) -> Self {
+        LinearSite {
+            path: path.to_owned(),
+            shape,
+            is_head,
+            bias,
+            base: RefCell::new(base),
+            adapters: RefCell::default(),
+        }
+    }
+
+    /// How the weight is held.
+    pub fn base(&self) -> LinearBase {
+        self.base.borrow().clone()
+    }
+
+    /// Puts another weight in the place of the present one.
+    pub fn set_base(&self, base: LinearBase) {
+        *self.base.borrow_mut() = base;
+    }
+
+    /// Adds an adapter behind those that are there.
+    pub fn attach(&self, adapter: Box<dyn LinearAdapter>) {
+        self.adapters.borrow_mut().push(adapter);
+    }
+
+    /// Removes every adapter.
+    pub fn detach_all(&self) {
+        self.adapters.borrow_mut().clear();
+    }
+
+    /// How many adapters there are.
+    pub fn adapter_count(&self) -> usize {
+        self.adapters.borrow().len()
+    }
+
+    /// The base product plus bias, then each adapter in order.
+    pub fn forward(&self, fx: &Forward, x: &Value) -> Result<Value> {
+        let bias = self.bias.as_ref().map(|b| fx.param(b)).transpose()?;
+        let mut y = match &*self.base.borrow() {
+            LinearBase::Dense(name) => ops::linear(&fx.tape, x, &fx.param(name)?, bias.as_ref())?,
+            LinearBase::Packed(w) => ops::linear_packed(&fx.tape, x, w, bias.as_ref())?,
+        };
+        if fx.mode.adapters {
+            for adapter in self.adapters.borrow().iter() {
+                y = adapter.forward(fx, self, x, y)?;
+            }
+        }
+        Ok(y)
+    }
+
+    /// The base weight as dense f32, `[O, I]`.
+    pub fn dense(&self, sites: &Sites) -> Result<Array> {
+        match self.base() {
+            LinearBase::Dense(name) => {
+                let value = sites.param(&name)?.base().value();
+                if value.is_shape_only() {
+                    return Array::shape_only(value.dims(), DType::F32, Category::Workspace);
+                }
+                Array::from_vec(value.to_f32()?, value.dims(), Category::Workspace)
+            }
+            LinearBase::Packed(w) => {
+                let (o, i) = w.shape();
+                Array::build::<f32>(&[o, i], w.is_shape_only(), Category::Workspace, |out| {
+                    w.rows_f32(0, out);
+                    Ok(())
+                })
+            }
+        }
+    }
+
+    /// The weight with every adapter folded in, dense f32 `[O, I]`.
+    ///
+    /// # Errors
+    /// If an adapter cannot be folded in.
+    pub fn merged(&self, sites: &Sites) -> Result<Array> {
+        let mut w = self.dense(sites)?;
+        for adapter in self.adapters.borrow().iter() {
+            w = adapter.fold(self, w)?;
+        }
+        Ok(w)
+    }
+}
+
+/// All sites of a model, in the order of its forward.
+#[derive(Default)]
+pub struct Sites {
+    linears: Vec<LinearSite>,
+    by_path: HashMap<String, usize>,
+    params: HashMap<String, ParamSite>,
+    param_order: Vec<String>,
+}
+
+impl Sites {
+    /// Adds a linear.
+    pub fn add_linear(&mut self, site: LinearSite) {
+        self.by_path.insert(site.path.clone(), self.linears.len());
+        self.linears.push(site);
+    }
+
+    /// Adds a parameter under its tensor name.
+    pub fn add_param(&mut self, param: Arc<Param>) {
+        self.param_order.push(param.name().to_owned());
+        self.params.insert(param.name().to_owned(), ParamSite::new(param));
+    }
+
+    /// The linear of a module path.
+    pub fn linear(&self, path: &str) -> Result<&LinearSite> {
+        self.by_path.get(path).map(|i| &self.linears[*i]).with_context(|| format!("the model has no linear `{path}`"))
+    }
+
+    /// The parameter of a tensor name.
+    pub fn param(&self, name: &str) -> Result<&ParamSite> {
+        self.params.get(name).with_context(|| format!("the model has no parameter `{name}`"))
+    }
+
+    /// Every linear in order.
+    pub fn linears(&self) -> &[LinearSite] {
+        &self.linears
+    }
+
+    /// Names of every dense parameter in order.
+    pub fn param_names(&self) -> &[String] {
+        &self.param_order
+    }
+
+    /// The linears as candidates for `target_modules`.
+    pub fn candidates(&self) -> Vec<Candidate<'_>> {
+        self.linears.iter().map(|l| Candidate { path: &l.path, is_head: l.is_head }).collect()
+    }
+
+    /// Dense parameters of the modules that a `modules_to_save` entry names,
+    /// by the module's own name or path ending.
+    ///
+    /// # Errors
+    /// If the entry names no module with dense parameters.
+    pub fn params_of_module(&self, entry: &str) -> Result<Vec<&str>> {
+        let module = |name: &str| name.rsplit_once('.').map_or("", |(m, _)| m).to_owned();
+        let found: Vec<&str> = self
+            .param_order
+            .iter()
+            .map(String::as_str)
+            .filter(|n| ramekin_core::pattern::ends_in(&module(n), entry))
+            .collect();
+        if !found.is_empty() {
+            return Ok(found);
+        }
+        if self.linears.iter().any(|l| ramekin_core::pattern::ends_in(&l.path, entry)) {
+            return Err(UserError::new(format!("`{entry}` is held packed and cannot be trained whole"))
+                .help("leave it out of the quantizer with `modules_to_not_convert`")
+                .into());
+        }
+        let names: Vec<String> = self.param_order.iter().map(|n| module(n)).collect();
+        let tails: Vec<&str> = names.iter().map(|n| n.rsplit('.').next().unwrap_or(n)).collect();
+        let hint = suggest(entry, tails.iter().copied()).map_or(String::new(), |n| format!("; did you mean `{n}`?"));
+        Err(UserError::new(format!("no module is called `{entry}`{hint}")).into())
+    }
+}

@@ -1,0 +1,117 @@
+//! Softmax attention over independent segments, without T×T.
+
+use std::rc::Rc;
+
+use anyhow::{Result, ensure};
+use ramekin_core::{Array, Category};
+use ramekin_kernels::attention as kernel;
+pub use ramekin_kernels::attention::Segment;
+
+use super::output;
+use crate::dispatch;
+use crate::tape::{SavedKind, Tape, Value};
+
+/// Heads and mask of an attention.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionSpec {
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads; each serves `heads / kv_heads` query heads in a row.
+    pub kv_heads: usize,
+    /// Numbers a head.
+    pub head_dim: usize,
+    /// Factor of the scores.
+    pub scale: f64,
+    /// Sliding window in tokens, the token itself included.
+    pub window: Option<usize>,
+    /// Whether a token sees only what came before it.
+    pub causal: bool,
+}
+
+impl AttentionSpec {
+    /// The same for the kernels.
+    pub fn shape(&self) -> kernel::Shape {
+        kernel::Shape {
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+            scale: self.scale,
+            window: self.window,
+            causal: self.causal,
+        }
+    }
+}
+
+/// Keys and values, `[M, K·D]` each.
+pub struct KeyValue<'a> {
+    /// Keys, rotated.
+    pub k: &'a Value,
+    /// Values.
+    pub v: &'a Value,
+}
+
+/// `q` `[N, H·D]` against keys and values → `[N, H·D]`, each segment for
+/// itself. Keeps q, k, v, the result and one log-sum-exp a row and head.
+pub fn attention(
+    tape: &Tape,
+    q: &Value,
+    kv: &KeyValue<'_>,
+    segments: &Rc<Vec<Segment>>,
+    spec: AttentionSpec,
+) -> Result<Value> {
+    let (qa, ka, va) = (q.array(), kv.k.array(), kv.v.array());
+    let (n, width) = qa.rows();
+    ensure!(width == spec.heads * spec.head_dim, "queries {:?} for {spec:?}", qa.dims());
+    ensure!(ka.dims() == va.dims() && ka.rows().1 == spec.kv_heads * spec.head_dim, "keys {:?} for {spec:?}", ka.dims());
+    let (m, _) = ka.rows();
+    for s in segments.iter() {
+        ensure!(s.q_start + s.q_len <= n && s.k_start + s.k_len <= m && s.q_len <= s.k_len, "segment {s:?} of {n} queries and {m} keys");
+    }
+    let shape_only = qa.is_shape_only() || ka.is_shape_only();
+    let (y, lse) = dispatch!(qa, T => {
+        let mut lse = vec![0.0 as T; if shape_only { 0 } else { n * spec.heads }];
+        let y = output::<T>(qa.dims(), &[qa, ka], |out| {
+            kernel::forward(
+                &qa.view::<T>()?, &ka.view::<T>()?, &va.view::<T>()?,
+                segments, &spec.shape(), out, &mut lse,
+            );
+            Ok(())
+        })?;
+        let lse = if shape_only {
+            Array::shape_only(&[n, spec.heads], qa.dtype(), Category::Workspace)?
+        } else {
+            Array::from_vec(lse, &[n, spec.heads], Category::Workspace)?
+        };
+        Ok((y, lse))
+    })?;
+    let out = y.clone();
+    tape.record(&[q, kv.k, kv.v], y, || {
+        let q = tape.save(qa, SavedKind::Input)?;
+        let k = tape.save(ka, SavedKind::Input)?;
+        let v = tape.save(va, SavedKind::Input)?;
+        let out = tape.save(&out, SavedKind::Output)?;
+        let lse = tape.save(&lse, SavedKind::Statistic)?;
+        let segments = segments.clone();
+        Ok(Box::new(move |g: Array| {
+            let (q, k, v, out, lse) = (q.get()?, k.get()?, v.get()?, out.get()?, lse.get()?);
+            if g.is_shape_only() {
+                let like = |a: &Array| Array::shape_only(a.dims(), a.dtype(), Category::Workspace).map(Some);
+                return Ok(vec![like(&q)?, like(&k)?, like(&v)?]);
+            }
+            dispatch!(g, T => {
+                let mut gq = vec![0.0 as T; q.len()];
+                let (mut gk, mut gv) = (vec![0.0 as T; k.len()], vec![0.0 as T; v.len()]);
+                kernel::backward(
+                    &g.view::<T>()?, &q.view::<T>()?, &k.view::<T>()?, &v.view::<T>()?,
+                    &out.view::<T>()?, &lse.view::<T>()?, &segments, &spec.shape(),
+                    &mut gq, &mut gk, &mut gv,
+                );
+                Ok(vec![
+                    Some(Array::from_vec(gq, q.dims(), Category::Workspace)?),
+                    Some(Array::from_vec(gk, k.dims(), Category::Workspace)?),
+                    Some(Array::from_vec(gv, v.dims(), Category::Workspace)?),
+                ])
+            })
+        }))
+    })
+}

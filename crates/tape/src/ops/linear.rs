@@ -1,0 +1,241 @@
+//! `y = x Wᵀ + b`, with a dense weight that may train or a packed one that does not.
+
+use std::ops::Deref;
+use std::sync::Arc;
+
+use anyhow::{Result, ensure};
+use ramekin_core::{Array, DType, Element, View};
+use ramekin_kernels::linear::{self as kernel, WeightRows};
+use ramekin_kernels::{elementwise, matmul};
+
+use super::output;
+use crate::dispatch;
+use crate::tape::{SavedKind, Tape, Value};
+
+/// A frozen weight in a storage of its own, unpacked row by row into a tile.
+pub trait PackedWeight: Send + Sync {
+    /// `(O, I)`.
+    fn shape(&self) -> (usize, usize);
+    /// Bytes held.
+    fn bytes(&self) -> u64;
+    /// Whether there are no numbers behind it, as in a plan.
+    fn is_shape_only(&self) -> bool;
+    /// Rows `first..` as f32, as many as fit `out` (a multiple of I).
+    fn rows_f32(&self, first: usize, out: &mut [f32]);
+    /// Rows `first..` as f64.
+    fn rows_f64(&self, first: usize, out: &mut [f64]);
+}
+
+/// A packed weight as the kernels see it.
+struct Rows<'a>(&'a dyn PackedWeight);
+
+impl WeightRows<f32> for Rows<'_> {
+    fn out_features(&self) -> usize {
+        self.0.shape().0
+    }
+    fn in_features(&self) -> usize {
+        self.0.shape().1
+    }
+    fn rows(&self, first: usize, out: &mut [f32]) {
+        self.0.rows_f32(first, out);
+    }
+}
+
+impl WeightRows<f64> for Rows<'_> {
+    fn out_features(&self) -> usize {
+        self.0.shape().0
+    }
+    fn in_features(&self) -> usize {
+        self.0.shape().1
+    }
+    fn rows(&self, first: usize, out: &mut [f64]) {
+        self.0.rows_f64(first, out);
+    }
+}
+
+fn out_dims(x: &Array, outputs: usize) -> Vec<usize> {
+    let mut dims = x.dims().to_vec();
+    if let Some(last) = dims.last_mut() {
+        *last = outputs;
+    }
+    dims
+}
+
+fn check(x: &Array, inputs: usize, outputs: usize, bias: Option<&Value>) -> Result<()> {
+    let (_, width) = x.rows();
+    ensure!(width == inputs, "a linear of {inputs} inputs got {:?}", x.dims());
+    if let Some(b) = bias {
+        ensure!(b.dims() == [outputs], "a bias {:?} for {outputs} outputs", b.dims());
+    }
+    Ok(())
+}
+
+fn copy_of(x: &Array) -> Result<Array> {
+    if x.is_shape_only() {
+        return Array::shape_only(x.dims(), x.dtype(), ramekin_core::Category::Workspace);
+    }
+    Array::from_tensor(x.tensor().copy()?, ramekin_core::Category::Workspace)
+}
+
+fn column_sums(g: &Array, outputs: usize) -> Result<Array> {
+    dispatch!(g, T => output::<T>(&[outputs], &[g], |out| {
+        elementwise::column_sums(&g.view::<T>()?, outputs, out);
+        Ok(())
+    }))
+}
+
+/// The flow to a bias: none where there is no bias, an empty one where it is frozen.
+fn bias_flow(tracked: Option<bool>, g: &Array, outputs: usize) -> Result<Option<Option<Array>>> {
+    tracked.map(|t| t.then(|| column_sums(g, outputs)).transpose()).transpose()
+}
+
+fn input_flow(g: &Array, w: &Array, n: usize, o: usize, i: usize, dims: &[usize]) -> Result<Array> {
+    dispatch!(g, T => output::<T>(dims, &[g, w], |out| {
+        matmul::nn(n, o, i, 1.0 as T, &g.view::<T>()?, &w.view::<T>()?, false, out);
+        Ok(())
+    }))
+}
+
+fn weight_flow(g: &Array, x: &Array, n: usize, o: usize, i: usize) -> Result<Array> {
+    dispatch!(g, T => output::<T>(&[o, i], &[g, x], |out| {
+        matmul::tn(n, o, i, 1.0 as T, &g.view::<T>()?, &x.view::<T>()?, false, out);
+        Ok(())
+    }))
+}
+
+/// `x` `[…, I]`, `w` `[O, I]`, `bias` `[O]` → `[…, O]`. Keeps `x` only if `w`
+/// trains, `w` only if `x` is tracked; a frozen `w` costs no product of its own.
+/// A frozen `w` in bf16 or f16 is widened tile by tile.
+pub fn linear(tape: &Tape, x: &Value, w: &Value, bias: Option<&Value>) -> Result<Value> {
+    if matches!(w.array().dtype(), DType::BF16 | DType::F16) {
+        ensure!(!w.is_tracked(), "a weight in {:?} cannot train; hold it in f32", w.array().dtype());
+        let half: Arc<dyn PackedWeight> = Arc::new(HalfWeight(w.array().clone()));
+        return linear_packed(tape, x, &half, bias);
+    }
+    let (xa, wa) = (x.array(), w.array());
+    ensure!(wa.dims().len() == 2, "a weight {:?}", wa.dims());
+    let (o, i) = (wa.dims()[0], wa.dims()[1]);
+    check(xa, i, o, bias)?;
+    let (n, _) = xa.rows();
+    let y = dispatch!(xa, T => output::<T>(&out_dims(xa, o), &[xa, wa], |out| {
+        matmul::nt(n, o, i, 1.0 as T, &xa.view::<T>()?, &wa.view::<T>()?, false, out);
+        if let Some(b) = bias {
+            elementwise::add_bias(out, &b.array().view::<T>()?);
+        }
+        Ok(())
+    }))?;
+    let parents: Vec<&Value> = [x, w].into_iter().chain(bias).collect();
+    tape.record(&parents, y, || {
+        let for_w = w.is_tracked().then(|| tape.save(xa, SavedKind::Input)).transpose()?;
+        let weight = x.is_tracked().then(|| wa.clone());
+        let bias_tracked = bias.map(Value::is_tracked);
+        let x_dims = xa.dims().to_vec();
+        Ok(Box::new(move |g: Array| {
+            let gx = weight.map(|w| input_flow(&g, &w, n, o, i, &x_dims)).transpose()?;
+            let gw = for_w.map(|x| weight_flow(&g, &x.get()?, n, o, i)).transpose()?;
+            let mut flows = vec![gx, gw];
+            flows.extend(bias_flow(bias_tracked, &g, o)?);
+            Ok(flows)
+        }))
+    })
+}
+
+/// `y + x wᵀ`, written into `y`'s own bytes where nobody else holds them: the
+/// thin second product of a low-rank branch. `x` `[…, I]`, `w` `[O, I]`, `y` `[…, O]`.
+pub fn linear_onto(tape: &Tape, y: Value, x: &Value, w: &Value) -> Result<Value> {
+    let (xa, wa) = (x.array().clone(), w.array().clone());
+    let (o, i) = (wa.dims()[0], wa.dims()[1]);
+    check(&xa, i, o, None)?;
+    ensure!(y.array().rows().1 == o, "{:?} cannot take {o} outputs", y.dims());
+    let (n, _) = xa.rows();
+    let (sum, before) = y.split();
+    let sum = if sum.is_unique() { sum } else { copy_of(&sum)? };
+    if !sum.is_shape_only() {
+        dispatch!(sum, T => {
+            let (x, w) = (xa.view::<T>()?, wa.view::<T>()?);
+            sum.update(|out: &mut [T]| matmul::nt(n, o, i, 1.0 as T, &x, &w, true, out))
+        })?;
+    }
+    tape.record_nodes(&[before, x.node(), w.node()], sum, || {
+        let for_w = w.is_tracked().then(|| tape.save(&xa, SavedKind::Input)).transpose()?;
+        let weight = x.is_tracked().then(|| wa.clone());
+        let x_dims = xa.dims().to_vec();
+        Ok(Box::new(move |g: Array| {
+            let gx = weight.map(|w| input_flow(&g, &w, n, o, i, &x_dims)).transpose()?;
+            let gw = for_w.map(|x| weight_flow(&g, &x.get()?, n, o, i)).transpose()?;
+            Ok(vec![Some(g), gx, gw])
+        }))
+    })
+}
+
+/// As [`linear`] with a packed weight: multiplied tile by tile, never unpacked
+/// as a whole, and nothing kept for it.
+pub fn linear_packed(tape: &Tape, x: &Value, w: &Arc<dyn PackedWeight>, bias: Option<&Value>) -> Result<Value> {
+    let xa = x.array();
+    let (o, i) = w.shape();
+    check(xa, i, o, bias)?;
+    let (n, _) = xa.rows();
+    let shape_only = w.is_shape_only() || xa.is_shape_only();
+    let y = dispatch!(xa, T => Array::build::<T>(&out_dims(xa, o), shape_only, ramekin_core::Category::Workspace, |out| {
+        let bias: Option<View<'_, T>> = bias.map(|b| b.array().view::<T>()).transpose()?;
+        kernel::forward(&xa.view::<T>()?, n, &Rows(&**w), bias.as_deref(), out);
+        Ok(())
+    }))?;
+    let parents: Vec<&Value> = std::iter::once(x).chain(bias).collect();
+    tape.record(&parents, y, || {
+        let weight = x.is_tracked().then(|| w.clone());
+        let bias_tracked = bias.map(Value::is_tracked);
+        let x_dims = xa.dims().to_vec();
+        Ok(Box::new(move |g: Array| {
+            let gx = weight
+                .map(|w| {
+                    dispatch!(g, T => Array::build::<T>(&x_dims, shape_only, ramekin_core::Category::Workspace, |out| {
+                        kernel::backward_input(&g.view::<T>()?, n, &Rows(&*w), false, out);
+                        Ok(())
+                    }))
+                })
+                .transpose()?;
+            let mut flows = vec![gx];
+            flows.extend(bias_flow(bias_tracked, &g, o)?);
+            Ok(flows)
+        }))
+    })
+}
+
+/// A dense bf16 or f16 weight, widened on the way.
+struct HalfWeight(Array);
+
+impl HalfWeight {
+    fn widen<T: From<f32>>(&self, first: usize, out: &mut [T]) {
+        let start = first * self.shape().1;
+        if let Ok(w) = self.0.view::<half::bf16>() {
+            copy(w.deref(), start, out);
+        } else if let Ok(w) = self.0.view::<half::f16>() {
+            copy(w.deref(), start, out);
+        }
+    }
+}
+
+fn copy<H: Element + Into<f32>, T: From<f32>>(w: &[H], start: usize, out: &mut [T]) {
+    for (o, n) in out.iter_mut().zip(&w[start..]) {
+        *o = T::from((*n).into());
+    }
+}
+
+impl PackedWeight for HalfWeight {
+    fn shape(&self) -> (usize, usize) {
+        (self.0.dims()[0], self.0.dims()[1])
+    }
+    fn bytes(&self) -> u64 {
+        self.0.bytes()
+    }
+    fn is_shape_only(&self) -> bool {
+        self.0.is_shape_only()
+    }
+    fn rows_f32(&self, first: usize, out: &mut [f32]) {
+        self.widen(first, out);
+    }
+    fn rows_f64(&self, first: usize, out: &mut [f64]) {
+        self.widen(first, out);
+    }
+}

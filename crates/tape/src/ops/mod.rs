@@ -1,0 +1,101 @@
+//! The operations: forward, what it keeps, and backward, one file each.
+//!
+//! Shapes in doc comments: N tokens, d width, H query heads, K key heads, D
+//! head size, I inputs, O outputs, V vocabulary. Arrays are row-major; leading
+//! dimensions count as rows.
+
+mod attention;
+mod elementwise;
+mod embedding;
+mod linear;
+mod loss;
+mod norm;
+mod rotary;
+mod swiglu;
+
+use anyhow::{Result, ensure};
+use ramekin_core::{Array, Category, DType, Element};
+use ramekin_kernels::elementwise as kernel;
+
+pub use attention::{AttentionSpec, KeyValue, attention};
+pub use elementwise::{add, dropout, mul, scale};
+pub use embedding::{embedding, select_rows};
+pub use linear::{PackedWeight, linear, linear_onto, linear_packed};
+pub use loss::{CrossEntropy, cross_entropy};
+pub use norm::rms_norm;
+pub use ramekin_kernels::attention::Segment;
+pub use rotary::rotary;
+pub use swiglu::swiglu;
+
+use crate::dispatch;
+
+/// `sum += flow`, in place where nobody else holds `sum`.
+pub fn accumulate(sum: &mut Array, flow: Array) -> Result<()> {
+    ensure!(sum.dims() == flow.dims(), "gradients {:?} and {:?} of one value", sum.dims(), flow.dims());
+    if sum.is_shape_only() {
+        return Ok(());
+    }
+    if !sum.is_unique() && flow.is_unique() {
+        let other = std::mem::replace(sum, flow);
+        return accumulate_into(sum, &other);
+    }
+    if !sum.is_unique() {
+        let copy = Array::from_tensor(sum.tensor().copy()?, Category::Workspace)?;
+        *sum = copy;
+    }
+    accumulate_into(sum, &flow)
+}
+
+fn accumulate_into(sum: &Array, flow: &Array) -> Result<()> {
+    dispatch!(sum, T => {
+        let flow = flow.view::<T>()?;
+        sum.update(|s: &mut [T]| kernel::add_assign(s, &flow))
+    })
+}
+
+/// Ones of the same shape and type.
+pub fn ones_like(x: &Array) -> Result<Array> {
+    if x.is_shape_only() {
+        return Array::shape_only(x.dims(), x.dtype(), Category::Workspace);
+    }
+    Array::from_tensor(x.tensor().ones_like()?, Category::Workspace)
+}
+
+/// A scalar of the same type.
+pub(crate) fn scalar_like(x: &Array, value: f64) -> Result<Array> {
+    if x.is_shape_only() {
+        return Array::shape_only(&[1], x.dtype(), Category::Workspace);
+    }
+    match x.dtype() {
+        DType::F64 => Array::from_vec(vec![value], &[1], Category::Workspace),
+        _ => Array::from_vec(vec![value as f32], &[1], Category::Workspace),
+    }
+}
+
+/// Multiplies in place; the array must not be shared.
+pub(crate) fn scale_in_place(x: Array, factor: f64) -> Result<Array> {
+    if factor != 1.0 && !x.is_shape_only() {
+        dispatch!(x, T => x.update(|s: &mut [T]| kernel::scale_assign(s, factor as T)))?;
+    }
+    Ok(x)
+}
+
+/// Writes `part`'s numbers into `whole` from position `offset` on.
+pub(crate) fn write_rows(whole: &Array, offset: usize, part: &Array) -> Result<()> {
+    if whole.is_shape_only() {
+        return Ok(());
+    }
+    dispatch!(whole, T => {
+        let part = part.view::<T>()?;
+        whole.update(|w: &mut [T]| w[offset..offset + part.len()].copy_from_slice(&part))
+    })
+}
+
+/// An operation's result in the workspace: shape-only if any input is.
+fn output<T: Element>(
+    dims: &[usize],
+    inputs: &[&Array],
+    fill: impl FnOnce(&mut [T]) -> Result<()>,
+) -> Result<Array> {
+    Array::build(dims, inputs.iter().any(|a| a.is_shape_only()), Category::Workspace, fill)
+}

@@ -1,0 +1,38 @@
+//! The gated activation of the llama family's MLP.
+
+use anyhow::{Result, ensure};
+use ramekin_core::{Array, Category};
+use ramekin_kernels::swiglu as kernel;
+
+use super::output;
+use crate::dispatch;
+use crate::tape::{SavedKind, Tape, Value};
+
+/// `silu(gate) ⊙ up`, same shapes. Keeps both.
+pub fn swiglu(tape: &Tape, gate: &Value, up: &Value) -> Result<Value> {
+    let (a, b) = (gate.array(), up.array());
+    ensure!(a.dims() == b.dims(), "gate {:?} and up {:?} differ", a.dims(), b.dims());
+    let y = dispatch!(a, T => output::<T>(a.dims(), &[a, b], |out| {
+        kernel::forward(&a.view::<T>()?, &b.view::<T>()?, out);
+        Ok(())
+    }))?;
+    tape.record(&[gate, up], y, || {
+        let gate = tape.save(a, SavedKind::Input)?;
+        let up = tape.save(b, SavedKind::Input)?;
+        Ok(Box::new(move |g: Array| {
+            let (a, b) = (gate.get()?, up.get()?);
+            if g.is_shape_only() {
+                let like = || Array::shape_only(a.dims(), a.dtype(), Category::Workspace).map(Some);
+                return Ok(vec![like()?, like()?]);
+            }
+            dispatch!(g, T => {
+                let (mut ga, mut gb) = (vec![0.0 as T; a.len()], vec![0.0 as T; b.len()]);
+                kernel::backward(&g.view::<T>()?, &a.view::<T>()?, &b.view::<T>()?, &mut ga, &mut gb);
+                Ok(vec![
+                    Some(Array::from_vec(ga, a.dims(), Category::Workspace)?),
+                    Some(Array::from_vec(gb, b.dims(), Category::Workspace)?),
+                ])
+            })
+        }))
+    })
+}
