@@ -294,12 +294,21 @@ pub fn write_atomic(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
 }
 
 pub(crate) fn write_atomic_on(disk: &Disk, path: &Path, bytes: &[u8]) -> Result<()> {
+    write_file_on(disk, path, |w| Ok(w.put(bytes)?))
+}
+
+/// The same for a file that is written piece by piece.
+pub(crate) fn write_file_on(
+    disk: &Disk,
+    path: &Path,
+    fill: impl FnOnce(&mut FileWriter) -> Result<()>,
+) -> Result<()> {
     let aside = sibling(path, WRITING)?;
     let parent = parent(path);
     let attempt = || -> Result<()> {
         disk.create_dir(parent)?;
         let mut writer = disk.create(&aside)?;
-        writer.put(bytes)?;
+        fill(&mut writer)?;
         writer.finish()?;
         disk.rename(&aside, path)?;
         Ok(disk.sync_dir(parent)?)

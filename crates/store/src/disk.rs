@@ -89,11 +89,8 @@ impl fmt::Display for DiskError {
     }
 }
 
-impl std::error::Error for DiskError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&self.source)
-    }
-}
+// The cause is part of the text, so it is not offered as `source()` again.
+impl std::error::Error for DiskError {}
 
 pub(crate) type DiskResult<T> = Result<T, DiskError>;
 
