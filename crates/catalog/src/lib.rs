@@ -1,1 +1,20 @@
-//! Links every built-in family of parts into a binary.
+//! Links every built-in family of parts: one line a family.
+//!
+//! `inventory` collects what is linked, and a crate that nobody names may be
+//! left out by the linker; [`link`] names them all.
+
+use ramekin_activation_recompute as _;
+use ramekin_adapter_lora as _;
+use ramekin_decode_sample as _;
+use ramekin_gradient_clip as _;
+use ramekin_kv_dense as _;
+use ramekin_model_llama as _;
+use ramekin_objective_lm as _;
+use ramekin_optim_adam as _;
+use ramekin_quant_block as _;
+use ramekin_schedule_curves as _;
+
+/// How many parts are linked; calling it keeps them so.
+pub fn link() -> usize {
+    ramekin_registry::parts().len()
+}

@@ -74,3 +74,31 @@ pub fn dropout(tape: &Tape, x: &Value, p: f64, stream: Stream) -> Result<Value> 
     let y = masked(x.array())?;
     tape.record(&[x], y, || Ok(Box::new(move |g| Ok(vec![Some(masked(&g)?)]))))
 }
+
+/// `x + s · row`, the row `[d]` added to every row of `x` `[…, d]`. Keeps nothing.
+pub fn add_row(tape: &Tape, x: &Value, row: &Value, s: f64) -> Result<Value> {
+    let (xa, ra) = (x.array(), row.array());
+    let d = ra.len();
+    ensure!(xa.rows().1 == d, "a row of {d} for {:?}", xa.dims());
+    let y = dispatch!(xa, T => output::<T>(xa.dims(), &[xa, ra], |out| {
+        let row: Vec<T> = ra.view::<T>()?.iter().map(|r| r * s as T).collect();
+        out.copy_from_slice(&xa.view::<T>()?);
+        kernel::add_bias(out, &row);
+        Ok(())
+    }))?;
+    tape.record(&[x, row], y, || {
+        let tracked = row.is_tracked();
+        Ok(Box::new(move |g: Array| {
+            let flow = tracked
+                .then(|| {
+                    dispatch!(g, T => output::<T>(&[d], &[&g], |out| {
+                        kernel::column_sums(&g.view::<T>()?, d, out);
+                        kernel::scale_assign(out, s as T);
+                        Ok(())
+                    }))
+                })
+                .transpose()?;
+            Ok(vec![Some(g), flow])
+        }))
+    })
+}

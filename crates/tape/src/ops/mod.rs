@@ -18,7 +18,7 @@ use ramekin_core::{Array, Category, DType, Element};
 use ramekin_kernels::elementwise as kernel;
 
 pub use attention::{AttentionSpec, KeyValue, attention};
-pub use elementwise::{add, dropout, mul, scale};
+pub use elementwise::{add, add_row, dropout, mul, scale};
 pub use embedding::{embedding, select_rows};
 pub use linear::{PackedWeight, linear, linear_onto, linear_packed};
 pub use loss::{CrossEntropy, cross_entropy};

@@ -1,0 +1,165 @@
+//! `config.json` of the family, in the old and the new style.
+
+use anyhow::Result;
+use ramekin_core::UserError;
+use ramekin_slots::ModelFacts;
+use serde_json::Value as Json;
+
+use crate::rope::RopeConfig;
+
+/// The fields that the forward needs.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub struct LlamaConfig {
+    pub model_type: String,
+    pub vocab_size: usize,
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
+    pub layers: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub rms_norm_eps: f64,
+    pub rope: RopeConfig,
+    pub max_position_embeddings: usize,
+    pub tie_word_embeddings: bool,
+    /// Biases of q, k and v.
+    pub qkv_bias: bool,
+    /// Bias of o.
+    pub o_bias: bool,
+    pub mlp_bias: bool,
+    /// RMSNorm of q and k over each head (Qwen3).
+    pub qk_norm: bool,
+    /// Sliding window of each layer.
+    pub windows: Vec<Option<usize>>,
+}
+
+fn wrong(message: impl Into<String>) -> anyhow::Error {
+    UserError::new(format!("config.json: {}", message.into())).into()
+}
+
+fn size(config: &Json, key: &str) -> Result<usize> {
+    match config.get(key) {
+        None | Some(Json::Null) => Err(wrong(format!("`{key}` is missing"))),
+        Some(v) => v
+            .as_u64()
+            .filter(|n| (1..=1 << 40).contains(n))
+            .map(|n| n as usize)
+            .ok_or_else(|| wrong(format!("`{key}` is {v}; it must be a whole number of at least 1"))),
+    }
+}
+
+fn size_or(config: &Json, key: &str, default: usize) -> Result<usize> {
+    if config.get(key).is_none_or(Json::is_null) { Ok(default) } else { size(config, key) }
+}
+
+fn flag(config: &Json, key: &str, default: bool) -> Result<bool> {
+    match config.get(key) {
+        None | Some(Json::Null) => Ok(default),
+        Some(v) => v.as_bool().ok_or_else(|| wrong(format!("`{key}` is {v}; it must be true or false"))),
+    }
+}
+
+impl LlamaConfig {
+    /// Reads a config.
+    ///
+    /// # Errors
+    /// What is missing, contradictory or not supported, by the field's name.
+    pub fn parse(config: &Json) -> Result<Self> {
+        let model_type = config["model_type"].as_str().unwrap_or("llama").to_owned();
+        let hidden_size = size(config, "hidden_size")?;
+        let heads = size(config, "num_attention_heads")?;
+        let kv_heads = size_or(config, "num_key_value_heads", heads)?;
+        let layers = size(config, "num_hidden_layers")?;
+        if !heads.is_multiple_of(kv_heads) {
+            return Err(wrong(format!("{kv_heads} key/value heads do not divide {heads} heads")));
+        }
+        let given = config.get("head_dim").is_some_and(|v| !v.is_null());
+        if !given && !hidden_size.is_multiple_of(heads) {
+            return Err(wrong(format!("{heads} heads do not divide the hidden size {hidden_size}")));
+        }
+        // Qwen3's default does not follow from the width.
+        let usual = if model_type == "qwen3" { 128 } else { (hidden_size / heads).max(1) };
+        let head_dim = size_or(config, "head_dim", usual)?;
+        if !head_dim.is_multiple_of(2) {
+            return Err(wrong(format!("`head_dim` is {head_dim}; rotary embedding needs an even one")));
+        }
+        let act = config["hidden_act"].as_str().unwrap_or("silu");
+        if act != "silu" {
+            return Err(wrong(format!("`hidden_act` is \"{act}\"; this family has \"silu\"")));
+        }
+        let eps = &config["rms_norm_eps"];
+        let rms_norm_eps = if eps.is_null() { 1e-6 } else { eps.as_f64().unwrap_or(f64::NAN) };
+        if !(rms_norm_eps > 0.0) {
+            return Err(wrong(format!("`rms_norm_eps` is {eps}; it must be above 0")));
+        }
+        let attention_bias = flag(config, "attention_bias", false)?;
+        let qwen2 = model_type == "qwen2";
+        Ok(LlamaConfig {
+            vocab_size: size(config, "vocab_size")?,
+            intermediate_size: size(config, "intermediate_size")?,
+            rope: RopeConfig::parse(config)?,
+            max_position_embeddings: size_or(config, "max_position_embeddings", 2048)?,
+            tie_word_embeddings: flag(config, "tie_word_embeddings", false)?,
+            qkv_bias: attention_bias || qwen2,
+            o_bias: attention_bias && !qwen2,
+            mlp_bias: flag(config, "mlp_bias", false)?,
+            qk_norm: model_type == "qwen3",
+            windows: windows(config, &model_type, layers)?,
+            model_type,
+            hidden_size,
+            layers,
+            heads,
+            kv_heads,
+            head_dim,
+            rms_norm_eps,
+        })
+    }
+
+    /// What other parts may know.
+    pub fn facts(&self) -> ModelFacts {
+        ModelFacts {
+            model_type: self.model_type.clone(),
+            vocab_size: self.vocab_size,
+            hidden_size: self.hidden_size,
+            intermediate_size: self.intermediate_size,
+            blocks: self.layers,
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+            max_position_embeddings: self.max_position_embeddings,
+            tie_word_embeddings: self.tie_word_embeddings,
+        }
+    }
+}
+
+/// The sliding window of each layer: `layer_types` where given, else the
+/// family's own rule.
+fn windows(config: &Json, model_type: &str, layers: usize) -> Result<Vec<Option<usize>>> {
+    if config.get("sliding_window").is_none_or(Json::is_null) {
+        return Ok(vec![None; layers]);
+    }
+    let window = size(config, "sliding_window")?;
+    if let Some(types) = config["layer_types"].as_array() {
+        if types.len() != layers {
+            return Err(wrong(format!("`layer_types` has {} entries for {layers} layers", types.len())));
+        }
+        return types
+            .iter()
+            .map(|t| match t.as_str() {
+                Some("sliding_attention") => Ok(Some(window)),
+                Some("full_attention") => Ok(None),
+                _ => Err(wrong(format!("`layer_types` holds {t}; known are full_attention and sliding_attention"))),
+            })
+            .collect();
+    }
+    match model_type {
+        "qwen2" | "qwen3" => {
+            let on = flag(config, "use_sliding_window", false)?;
+            let first = size_or(config, "max_window_layers", layers)?;
+            Ok((0..layers).map(|i| (on && i >= first).then_some(window)).collect())
+        }
+        "mistral" => Ok(vec![Some(window); layers]),
+        _ => Ok(vec![None; layers]),
+    }
+}

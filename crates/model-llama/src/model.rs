@@ -1,0 +1,154 @@
+//! Forward of the family.
+//!
+//! N tokens, d hidden size, H heads, K key/value heads, D head size.
+
+use std::rc::Rc;
+
+use anyhow::Result;
+use ramekin_slots::{Forward, Loader, Model, ModelFacts};
+use ramekin_tape::ops::{self, AttentionSpec};
+use ramekin_tape::Value;
+
+use crate::config::LlamaConfig;
+
+/// A loaded model: its sizes and the names of its parts; the tensors live in the sites.
+pub struct LlamaModel {
+    config: LlamaConfig,
+    facts: ModelFacts,
+    inv_freq: Rc<Vec<f32>>,
+    layers: Vec<LayerNames>,
+}
+
+struct LayerNames {
+    input_norm: String,
+    post_norm: String,
+    q: String,
+    k: String,
+    v: String,
+    o: String,
+    q_norm: String,
+    k_norm: String,
+    gate: String,
+    up: String,
+    down: String,
+}
+
+impl LayerNames {
+    fn new(i: usize) -> Self {
+        let at = |tail: &str| format!("model.layers.{i}.{tail}");
+        LayerNames {
+            input_norm: at("input_layernorm.weight"),
+            post_norm: at("post_attention_layernorm.weight"),
+            q: at("self_attn.q_proj"),
+            k: at("self_attn.k_proj"),
+            v: at("self_attn.v_proj"),
+            o: at("self_attn.o_proj"),
+            q_norm: at("self_attn.q_norm.weight"),
+            k_norm: at("self_attn.k_norm.weight"),
+            gate: at("mlp.gate_proj"),
+            up: at("mlp.up_proj"),
+            down: at("mlp.down_proj"),
+        }
+    }
+}
+
+const EMBED: &str = "model.embed_tokens.weight";
+const NORM: &str = "model.norm.weight";
+const HEAD: &str = "lm_head";
+
+impl LlamaModel {
+    /// Loads every tensor of the config's shape.
+    pub fn load(config: LlamaConfig, loader: &mut Loader<'_>) -> Result<Self> {
+        let c = &config;
+        let (d, f) = (c.hidden_size, c.intermediate_size);
+        let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+        loader.table(EMBED, c.vocab_size, d)?;
+        let layers: Vec<LayerNames> = (0..c.layers).map(LayerNames::new).collect();
+        for names in &layers {
+            loader.vector(&names.input_norm, d)?;
+            loader.linear(&names.q, q, d, c.qkv_bias, false)?;
+            loader.linear(&names.k, kv, d, c.qkv_bias, false)?;
+            loader.linear(&names.v, kv, d, c.qkv_bias, false)?;
+            if c.qk_norm {
+                loader.vector(&names.q_norm, c.head_dim)?;
+                loader.vector(&names.k_norm, c.head_dim)?;
+            }
+            loader.linear(&names.o, d, q, c.o_bias, false)?;
+            loader.vector(&names.post_norm, d)?;
+            loader.linear(&names.gate, f, d, c.mlp_bias, false)?;
+            loader.linear(&names.up, f, d, c.mlp_bias, false)?;
+            loader.linear(&names.down, d, f, c.mlp_bias, false)?;
+        }
+        loader.vector(NORM, d)?;
+        if c.tie_word_embeddings {
+            loader.tied_head(HEAD, EMBED, c.vocab_size, d);
+        } else {
+            loader.linear(HEAD, c.vocab_size, d, false, true)?;
+        }
+        Ok(LlamaModel {
+            facts: config.facts(),
+            inv_freq: Rc::new(config.rope.inv_freq(config.head_dim)),
+            layers,
+            config,
+        })
+    }
+
+    fn norm(&self, fx: &Forward, x: &Value, name: &str) -> Result<Value> {
+        ops::rms_norm(&fx.tape, x, &fx.param(name)?, self.config.rms_norm_eps)
+    }
+
+    /// `[N, heads·D]`: the norm a head of Qwen3, then the rotation.
+    fn rotated(&self, fx: &Forward, x: &Value, heads: usize, norm: &str) -> Result<Value> {
+        let x = if self.config.qk_norm { self.norm(fx, x, norm)? } else { x.clone() };
+        ops::rotary(&fx.tape, &x, heads, &fx.batch.positions, &self.inv_freq)
+    }
+}
+
+impl Model for LlamaModel {
+    fn facts(&self) -> &ModelFacts {
+        &self.facts
+    }
+
+    fn embed(&self, fx: &Forward) -> Result<Value> {
+        ops::embedding(&fx.tape, &fx.param(EMBED)?, &fx.batch.ids)
+    }
+
+    fn block(&self, index: usize, fx: &Forward, x: &Value) -> Result<Value> {
+        let (c, names) = (&self.config, &self.layers[index]);
+        let tape = &fx.tape;
+        let spec = AttentionSpec {
+            heads: c.heads,
+            kv_heads: c.kv_heads,
+            head_dim: c.head_dim,
+            scale: (c.head_dim as f64).powf(-0.5),
+            window: c.windows[index],
+            causal: true,
+        };
+        let h = {
+            let n = self.norm(fx, x, &names.input_norm)?;
+            let q = fx.linear(&names.q, &n)?;
+            let k = fx.linear(&names.k, &n)?;
+            let v = fx.linear(&names.v, &n)?;
+            drop(n);
+            let q = self.rotated(fx, &q, c.heads, &names.q_norm)?;
+            let k = self.rotated(fx, &k, c.kv_heads, &names.k_norm)?;
+            let mixed = fx.attention(index, &q, &k, &v, spec)?;
+            ops::add(tape, x, &fx.linear(&names.o, &mixed)?)?
+        };
+        let n = self.norm(fx, &h, &names.post_norm)?;
+        let gate = fx.linear(&names.gate, &n)?;
+        let up = fx.linear(&names.up, &n)?;
+        drop(n);
+        let mixed = ops::swiglu(tape, &gate, &up)?;
+        drop((gate, up));
+        ops::add(tape, &h, &fx.linear(&names.down, &mixed)?)
+    }
+
+    fn final_norm(&self, fx: &Forward, x: &Value) -> Result<Value> {
+        self.norm(fx, x, NORM)
+    }
+
+    fn head(&self, fx: &Forward, x: &Value) -> Result<Value> {
+        fx.linear(HEAD, x)
+    }
+}
