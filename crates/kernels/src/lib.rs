@@ -1,1 +1,33 @@
 //! Numerical operations on slices: the formula, a plain reference and the fast CPU twin of each.
+//!
+//! Every operation is one file: its formula at the head, a `reference` that is obviously right in any
+//! precision, and the fast twin that the engine calls. All are generic over [`Real`] (`f32` for work,
+//! `f64` for checking gradients) and know nothing of tensors, devices or recipes.
+//!
+//! Three rules hold for all of them.
+//! * **Same bits for any number of threads.** Work is cut by shape alone, never by the size of the
+//!   pool, and partial results meet in a fixed order.
+//! * **A bad value stays in its row.** NaN or infinity in a row of the input touches that row of the
+//!   output only (and, in gradients of weights, what that row contributes to).
+//! * **Lengths are the caller's promise.** A wrong slice length is a bug in the caller and panics; each
+//!   function says what it expects.
+//!
+//! Inner loops are plain Rust that the compiler vectorises; they are compiled for AVX-512, AVX2 and the
+//! baseline, and the widest one that the machine offers is taken at run time.
+
+pub mod adamw;
+pub mod attention;
+pub mod cross_entropy;
+pub mod elementwise;
+pub mod embedding;
+pub mod linear;
+pub mod matmul;
+pub mod philox;
+pub mod real;
+pub mod rms_norm;
+pub mod rope;
+mod split;
+pub mod swiglu;
+mod wide;
+
+pub use real::Real;

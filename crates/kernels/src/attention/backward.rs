@@ -1,0 +1,214 @@
+//! The backward: one task a (segment, key head); the heads that share keys run side by side.
+
+use rayon::prelude::*;
+
+use super::{KEYS, QUERIES, Segment, Shape};
+use crate::Real;
+use crate::elementwise::add_scaled_chunk;
+use crate::matmul::{Strided, product};
+use crate::rms_norm::sum_of_products;
+use crate::split::{Shared, tasks};
+use crate::wide::wide;
+
+/// The tensors of the forward, read only.
+struct Saved<'a, T> {
+    g: &'a [T],
+    q: &'a [T],
+    k: &'a [T],
+    v: &'a [T],
+    out: &'a [T],
+    lse: &'a [T],
+}
+
+/// Gradients of [`forward`](super::forward); `gq`, `gk` and `gv` are overwritten.
+///
+/// Shapes as there; `g` is the gradient of `out`. Scores are computed again from q, k and `lse`.
+///
+/// # Panics
+/// If a slice's length is not its shape or a segment reaches past the rows.
+#[allow(clippy::too_many_arguments)] // the operands of attention
+pub fn backward<T: Real>(
+    g: &[T],
+    q: &[T],
+    k: &[T],
+    v: &[T],
+    out: &[T],
+    lse: &[T],
+    segments: &[Segment],
+    shape: &Shape,
+    gq: &mut [T],
+    gk: &mut [T],
+    gv: &mut [T],
+) {
+    shape.check(segments, q.len(), k.len(), v.len());
+    assert!(
+        [g.len(), out.len(), gq.len()] == [q.len(); 3],
+        "`g`, `out` and `gq` must be as long as `q`"
+    );
+    assert_eq!(
+        lse.len() * shape.head_dim,
+        q.len(),
+        "`lse` must hold one entry a row and head"
+    );
+    assert!(
+        [gk.len(), gv.len()] == [k.len(); 2],
+        "`gk` and `gv` must be as long as `k`"
+    );
+    gq.fill(T::ZERO);
+    gk.fill(T::ZERO);
+    gv.fill(T::ZERO);
+    let saved = Saved {
+        g,
+        q,
+        k,
+        v,
+        out,
+        lse,
+    };
+    let (gq, gk, gv) = (Shared::new(gq), Shared::new(gk), Shared::new(gv));
+    let (d, narrow) = (shape.head_dim, shape.kv_heads * shape.head_dim);
+    tasks(segments.len() * shape.kv_heads, |t| {
+        let (s, kv_head) = (&segments[t / shape.kv_heads], t % shape.kv_heads);
+        if s.q_len == 0 || s.k_len == 0 {
+            return;
+        }
+        let at = s.k_start * narrow + kv_head * d;
+        let first = kv_head * shape.group();
+        if shape.group() == 1 {
+            // SAFETY: the keys of this segment and head belong to this task.
+            let (gk, gv) = unsafe { (gk.at(at), gv.at(at)) };
+            let to = (Strided::new(gk, narrow, 1), Strided::new(gv, narrow, 1));
+            return one_head(&saved, s, shape, first, gq, to);
+        }
+        // Each head sums its own share, then the shares meet in order of the heads.
+        let shares: Vec<_> = (first..first + shape.group())
+            .into_par_iter()
+            .with_max_len(1)
+            .map(|head| {
+                let (mut dk, mut dv) = (vec![T::ZERO; s.k_len * d], vec![T::ZERO; s.k_len * d]);
+                let to = (
+                    Strided::new(dk.as_mut_ptr(), d, 1),
+                    Strided::new(dv.as_mut_ptr(), d, 1),
+                );
+                one_head(&saved, s, shape, head, gq, to);
+                (dk, dv)
+            })
+            .collect();
+        for (dk, dv) in &shares {
+            for j in 0..s.k_len {
+                // SAFETY: as above; one row of one head at a time.
+                let (gk, gv) =
+                    unsafe { (gk.slice(at + j * narrow, d), gv.slice(at + j * narrow, d)) };
+                add_scaled_chunk(T::ONE, &dk[j * d..(j + 1) * d], gk);
+                add_scaled_chunk(T::ONE, &dv[j * d..(j + 1) * d], gv);
+            }
+        }
+    });
+}
+
+/// Gradients through one query head of one segment, added to its rows of `gq` and to `gk`, `gv`, which
+/// point at the segment's first key.
+fn one_head<T: Real>(
+    t: &Saved<T>,
+    s: &Segment,
+    shape: &Shape,
+    head: usize,
+    gq: Shared<T>,
+    (gk, gv): (Strided<*mut T>, Strided<*mut T>),
+) {
+    let d = shape.head_dim;
+    let (wide, narrow) = (shape.heads * d, shape.kv_heads * d);
+    let scale = T::from_f64(shape.scale);
+    let mut p = vec![T::ZERO; QUERIES.min(s.q_len) * KEYS.min(s.k_len)];
+    let mut ds = p.clone();
+    let mut dots = [T::ZERO; QUERIES];
+    for first in (0..s.q_len).step_by(QUERIES) {
+        let rows = QUERIES.min(s.q_len - first);
+        let keys = shape.visible_to_any(s, first..first + rows);
+        let q_at = (s.q_start + first) * wide + head * d;
+        for (r, dot) in dots[..rows].iter_mut().enumerate() {
+            let row = q_at + r * wide..q_at + r * wide + d;
+            *dot = sum_of_products(&t.g[row.clone()], &t.out[row]);
+        }
+        for start in keys.clone().step_by(KEYS) {
+            let n = KEYS.min(keys.end - start);
+            let kv_at = (s.k_start + start) * narrow + head / shape.group() * d;
+            // SAFETY: all rows and columns lie within the operands by the check of `backward`; the rows of
+            // this head in gq, and what gk and gv point at, belong to this call.
+            unsafe {
+                let q = Strided::new(t.q.as_ptr().add(q_at), wide, 1);
+                let g = Strided::new(t.g.as_ptr().add(q_at), wide, 1);
+                let k = Strided::new(t.k.as_ptr().add(kv_at), narrow, 1);
+                let v = Strided::new(t.v.as_ptr().add(kv_at), narrow, 1);
+                let flip = |x: Strided<*const T>| Strided {
+                    row: x.col,
+                    col: x.row,
+                    ..x
+                };
+                let down = |x: Strided<*mut T>| Strided {
+                    start: x.start.offset(start as isize * x.row),
+                    ..x
+                };
+                product(
+                    (rows, n, d),
+                    scale,
+                    q,
+                    flip(k),
+                    false,
+                    Strided::new(p.as_mut_ptr(), n, 1),
+                );
+                product(
+                    (rows, n, d),
+                    T::ONE,
+                    g,
+                    flip(v),
+                    false,
+                    Strided::new(ds.as_mut_ptr(), n, 1),
+                );
+                for r in 0..rows {
+                    let seen = shape.visible(s, first + r);
+                    let (lo, hi) = (
+                        seen.start.clamp(start, start + n) - start,
+                        seen.end.clamp(start, start + n) - start,
+                    );
+                    let hi = hi.max(lo);
+                    let (p, ds) = (&mut p[r * n..(r + 1) * n], &mut ds[r * n..(r + 1) * n]);
+                    for x in [&mut *p, &mut *ds] {
+                        x[..lo].fill(T::ZERO);
+                        x[hi..].fill(T::ZERO);
+                    }
+                    let lse = t.lse[(s.q_start + first + r) * shape.heads + head];
+                    probabilities(&mut p[lo..hi], &mut ds[lo..hi], lse, dots[r]);
+                }
+                let ds = Strided::new(ds.as_ptr(), n, 1);
+                product(
+                    (n, d, rows),
+                    T::ONE,
+                    flip(Strided::new(p.as_ptr(), n, 1)),
+                    g,
+                    true,
+                    down(gv),
+                );
+                product((n, d, rows), scale, flip(ds), q, true, down(gk));
+                product(
+                    (rows, d, n),
+                    scale,
+                    ds,
+                    k,
+                    true,
+                    Strided::new(gq.at(q_at), wide, 1),
+                );
+            }
+        }
+    }
+}
+
+wide! {
+    /// p ← exp(p − lse), ds ← p · (ds − dot)
+    fn probabilities[T: Real](p: &mut [T], ds: &mut [T], lse: T, dot: T) {
+        for (p, ds) in p.iter_mut().zip(ds) {
+            *p = (*p - lse).exp();
+            *ds = *p * (*ds - dot);
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! The forward: one task a (segment, head, block of queries), with a running softmax over key blocks.
+
+use super::{KEYS, QUERIES, Segment, Shape};
+use crate::Real;
+use crate::matmul::{Strided, product};
+use crate::split::{Shared, tasks};
+use crate::wide::wide;
+
+/// Attention of `q` to `k`, `v` within each segment.
+///
+/// * `q`, `out`: rows×heads×head_dim; `k`, `v`: rows×kv_heads×head_dim
+/// * `lse`: rows×heads, log-sum-exp of the scaled scores, which [`backward`](super::backward) needs
+///
+/// # Panics
+/// If a slice's length is not its shape or a segment reaches past the rows.
+#[allow(clippy::too_many_arguments)] // the operands of attention
+pub fn forward<T: Real>(
+    q: &[T],
+    k: &[T],
+    v: &[T],
+    segments: &[Segment],
+    shape: &Shape,
+    out: &mut [T],
+    lse: &mut [T],
+) {
+    shape.check(segments, q.len(), k.len(), v.len());
+    assert_eq!(out.len(), q.len(), "`out` must be as long as `q`");
+    assert_eq!(
+        lse.len() * shape.head_dim,
+        q.len(),
+        "`lse` must hold one entry a row and head"
+    );
+    out.fill(T::ZERO);
+    lse.fill(T::NEG_INFINITY);
+    let mut blocks = Vec::new();
+    for s in segments {
+        // One query a segment is decoding: then the heads that share keys form the block.
+        let step = if s.q_len == 1 { shape.group() } else { 1 };
+        for first in (0..s.q_len).step_by(QUERIES) {
+            blocks.extend((0..shape.heads).step_by(step).map(|head| (*s, head, first)));
+        }
+    }
+    let (out, lse) = (Shared::new(out), Shared::new(lse));
+    tasks(blocks.len(), |t| {
+        let (s, head, first) = blocks[t];
+        block(q, k, v, &s, shape, head, first, out, lse);
+    });
+}
+
+/// Queries `first..` of one segment and head (or, with one query, of all heads that share its keys).
+#[allow(clippy::too_many_arguments)] // the operands of attention
+fn block<T: Real>(
+    q: &[T],
+    k: &[T],
+    v: &[T],
+    s: &Segment,
+    shape: &Shape,
+    head: usize,
+    first: usize,
+    out: Shared<T>,
+    lse: Shared<T>,
+) {
+    let d = shape.head_dim;
+    let (wide, narrow) = (shape.heads * d, shape.kv_heads * d);
+    let single = s.q_len == 1;
+    // Rows of the block, how far apart they lie in q and out, and in lse.
+    let (rows, stride, lse_stride) = if single {
+        (shape.group(), d, 1)
+    } else {
+        (QUERIES.min(s.q_len - first), wide, shape.heads)
+    };
+    let span = if single { 0..1 } else { first..first + rows };
+    let keys = shape.visible_to_any(s, span);
+    if keys.is_empty() {
+        return;
+    }
+    let q_at = (s.q_start + first) * wide + head * d;
+    let kv_at = |j: usize| (s.k_start + j) * narrow + head / shape.group() * d;
+    let mut scores = vec![T::ZERO; rows * KEYS.min(keys.len())];
+    let mut sums = vec![T::ZERO; rows];
+    let mut tops = vec![T::NEG_INFINITY; rows];
+    let mut acc = vec![T::ZERO; rows * d];
+    for start in keys.clone().step_by(KEYS) {
+        let n = KEYS.min(keys.end - start);
+        // SAFETY: all rows and columns lie within q, k, v by the check of `forward`; scratch is ours.
+        unsafe {
+            let queries = Strided::new(q.as_ptr().add(q_at), stride, 1);
+            let block = Strided::new(k.as_ptr().add(kv_at(start)), 1, narrow);
+            let to = Strided::new(scores.as_mut_ptr(), n, 1);
+            product(
+                (rows, n, d),
+                T::from_f64(shape.scale),
+                queries,
+                block,
+                false,
+                to,
+            );
+        }
+        for r in 0..rows {
+            let seen = shape.visible(s, if single { 0 } else { first + r });
+            let (lo, hi) = (
+                seen.start.clamp(start, start + n) - start,
+                seen.end.clamp(start, start + n) - start,
+            );
+            let row = &mut scores[r * n..(r + 1) * n];
+            row[..lo].fill(T::ZERO);
+            row[hi.max(lo)..].fill(T::ZERO);
+            if lo >= hi {
+                continue;
+            }
+            let shrink = softmax_block(&mut row[lo..hi], &mut tops[r], &mut sums[r]);
+            if start != keys.start {
+                scale(&mut acc[r * d..(r + 1) * d], shrink);
+            }
+        }
+        // SAFETY: as above.
+        unsafe {
+            let p = Strided::new(scores.as_ptr(), n, 1);
+            let values = Strided::new(v.as_ptr().add(kv_at(start)), narrow, 1);
+            product(
+                (rows, d, n),
+                T::ONE,
+                p,
+                values,
+                start != keys.start,
+                Strided::new(acc.as_mut_ptr(), d, 1),
+            );
+        }
+    }
+    for r in 0..rows {
+        if sums[r] == T::ZERO {
+            continue; // sees nothing
+        }
+        let lse_at = (s.q_start + first) * shape.heads + head + r * lse_stride;
+        // SAFETY: these rows of this head belong to this task.
+        let (to, log) = unsafe { (out.slice(q_at + r * stride, d), &mut *lse.at(lse_at)) };
+        divide(&acc[r * d..(r + 1) * d], sums[r], to);
+        *log = tops[r] + sums[r].ln();
+    }
+}
+
+wide! {
+    /// Turns scores into exp(score − top) with the new running top, updates the running sum and returns
+    /// the factor by which what was summed before shrinks.
+    fn softmax_block[T: Real](row: &mut [T], top: &mut T, sum: &mut T) -> T {
+        let (chunks, rest) = row.as_chunks_mut::<16>();
+        let mut most = [T::NEG_INFINITY; 16];
+        for c in chunks.iter() {
+            for l in 0..16 {
+                most[l] = most[l].max(c[l]);
+            }
+        }
+        let new = most.iter().chain(rest.iter()).fold(*top, |a, x| a.max(*x));
+        // All −∞ so far: shift by 0, so that exp gives 0 and not NaN.
+        let shift = if new == T::NEG_INFINITY { T::ZERO } else { new };
+        let mut acc = [T::ZERO; 16];
+        for c in chunks {
+            for l in 0..16 {
+                c[l] = (c[l] - shift).exp();
+                acc[l] += c[l];
+            }
+        }
+        let mut total = T::ZERO;
+        for a in acc {
+            total += a;
+        }
+        for x in rest {
+            *x = (*x - shift).exp();
+            total += *x;
+        }
+        let shrink = (*top - shift).exp();
+        *sum = *sum * shrink + total;
+        *top = new;
+        shrink
+    }
+
+    fn scale[T: Real](x: &mut [T], s: T) {
+        for x in x {
+            *x *= s;
+        }
+    }
+
+    fn divide[T: Real](x: &[T], by: T, y: &mut [T]) {
+        let f = T::ONE / by;
+        for (y, x) in y.iter_mut().zip(x) {
+            *y = *x * f;
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! Softmax attention over packed segments, block by block, never the whole score matrix.
+//!
+//! s_ij = scale · q_i·k_j,   p_ij = exp(s_ij − L_i),   L_i = log Σ_j exp(s_ij),   o_i = Σ_j p_ij v_j
+//! D_i = g_i·o_i,  dv_j = Σ_i p_ij g_i,  ds_ij = p_ij (g_i·v_j − D_i),  dq_i = scale Σ_j ds_ij k_j,
+//! dk_j = scale Σ_i ds_ij q_i
+//!
+//! Query i of a segment stands at key position i + k_len − q_len and sees keys up to there (causal), and
+//! with a window of w none before the last w. Query head h reads key head h / (heads / kv_heads).
+//! A query that sees no key has o = 0, L = −∞ and no gradient; so have rows outside all segments.
+//!
+//! Cost: 4·head_dim operations a visible pair forward, 10 backward; scratch of one
+//! [`QUERIES`]×[`KEYS`] block a task. Source: Dao et al. 2022, arXiv:2205.14135 (the tiling only).
+
+mod backward;
+mod forward;
+pub mod reference;
+#[cfg(test)]
+mod tests;
+
+pub use backward::backward;
+pub use forward::forward;
+
+use std::ops::Range;
+
+/// Queries of one block.
+pub const QUERIES: usize = 64;
+/// Keys of one block.
+pub const KEYS: usize = 256;
+
+/// Queries and the keys that they may look at, as row ranges; segments do not overlap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// First query row.
+    pub q_start: usize,
+    /// Number of query rows.
+    pub q_len: usize,
+    /// First key row.
+    pub k_start: usize,
+    /// Number of key rows; more than `q_len` where a cache holds earlier ones.
+    pub k_len: usize,
+}
+
+/// Sizes and rules shared by all segments.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Shape {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Factor of the scores, commonly 1/√head_dim.
+    pub scale: f64,
+    /// With `Some(w)` a query sees at most the last w keys up to its own place.
+    pub window: Option<usize>,
+    /// Whether a query sees no key after its own place.
+    pub causal: bool,
+}
+
+impl Shape {
+    /// Query heads that share a key head.
+    fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// Keys of the segment that its query i sees; empty where there are none.
+    fn visible(&self, s: &Segment, i: usize) -> Range<usize> {
+        let end = i + 1 + s.k_len; // one past its own place, shifted by q_len to stay positive
+        let hi = if self.causal {
+            end.saturating_sub(s.q_len).min(s.k_len)
+        } else {
+            s.k_len
+        };
+        let lo = self
+            .window
+            .map_or(0, |w| end.saturating_sub(s.q_len).saturating_sub(w));
+        lo.min(hi)..hi
+    }
+
+    /// Keys that any of the queries `rows` sees.
+    fn visible_to_any(&self, s: &Segment, rows: Range<usize>) -> Range<usize> {
+        if rows.is_empty() {
+            return 0..0;
+        }
+        let (first, last) = (self.visible(s, rows.start), self.visible(s, rows.end - 1));
+        first.start.min(last.end)..last.end
+    }
+
+    fn check(&self, segments: &[Segment], q: usize, k: usize, v: usize) {
+        assert!(
+            self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads),
+            "kv_heads must divide heads"
+        );
+        assert!(self.head_dim > 0, "head_dim must be at least 1");
+        let (wide, narrow) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        assert!(q.is_multiple_of(wide), "`q` must be rows of {wide}");
+        assert!(
+            k.is_multiple_of(narrow) && k == v,
+            "`k` and `v` must be equally many rows of {narrow}"
+        );
+        for s in segments {
+            assert!((s.q_start + s.q_len) * wide <= q, "{s:?} reaches past `q`");
+            assert!(
+                (s.k_start + s.k_len) * narrow <= k,
+                "{s:?} reaches past `k`"
+            );
+        }
+    }
+}

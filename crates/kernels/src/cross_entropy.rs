@@ -1,0 +1,168 @@
+//! Cross-entropy of rows of logits against labels, with its gradient in place.
+//!
+//! p = softmax(z),  nll = −log p_y,  u = −(1/V) Σ_v log p_v
+//! loss = ω · [(1 − ε)·nll + ε·u]        ∂loss/∂z_v = ω · [p_v − (1 − ε)·1{v = y} − ε/V]
+//!
+//! ω = 1, or p_y without gradient for the DFT loss. A row labelled [`IGNORED`] has loss and gradient 0.
+//! Sources: label smoothing as in transformers' `LabelSmoother`; DFT: Wu et al. 2025, arXiv:2508.05629.
+
+use rayon::prelude::*;
+
+use crate::Real;
+use crate::split::rows_per_task;
+use crate::wide::wide;
+
+/// The label of a row that takes no part.
+pub const IGNORED: i64 = -100;
+
+/// Which loss.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Options {
+    /// ε: weight of the uniform part, 0 for plain cross-entropy.
+    pub label_smoothing: f64,
+    /// Weigh each row by the probability of its label, without gradient.
+    pub dft: bool,
+}
+
+/// The loss of each row and, with `grad_scale = Some(s)`, `logits` overwritten by s times the gradient
+/// of the sum of losses.
+///
+/// # Panics
+/// If `logits` is not `labels.len()` rows of `vocab`, `losses` not one entry a row, or a label neither
+/// [`IGNORED`] nor in `0..vocab`.
+pub fn forward_backward<T: Real>(
+    logits: &mut [T],
+    vocab: usize,
+    labels: &[i64],
+    o: &Options,
+    grad_scale: Option<T>,
+    losses: &mut [T],
+) {
+    assert_eq!(
+        logits.len(),
+        labels.len() * vocab,
+        "`logits` must hold {} rows of {vocab}",
+        labels.len()
+    );
+    assert_eq!(
+        losses.len(),
+        labels.len(),
+        "`losses` must hold one entry a row"
+    );
+    if vocab == 0 {
+        return losses.fill(T::ZERO);
+    }
+    let rows = rows_per_task(vocab);
+    let row = |((z, label), loss): ((&mut [T], &i64), &mut T)| {
+        if *label == IGNORED {
+            *loss = T::ZERO;
+            if grad_scale.is_some() {
+                z.fill(T::ZERO);
+            }
+            return;
+        }
+        let y = usize::try_from(*label).ok().filter(|y| *y < vocab);
+        let y = y.unwrap_or_else(|| panic!("label {label} with a vocabulary of {vocab}"));
+        *loss = one_row(z, y, T::from_f64(o.label_smoothing), o.dft, grad_scale);
+    };
+    if labels.len() <= rows {
+        return logits
+            .chunks_exact_mut(vocab)
+            .zip(labels)
+            .zip(losses)
+            .for_each(row);
+    }
+    logits
+        .par_chunks_mut(rows * vocab)
+        .zip(labels.par_chunks(rows))
+        .zip(losses.par_chunks_mut(rows))
+        .for_each(|((z, y), l)| z.chunks_exact_mut(vocab).zip(y).zip(l).for_each(row));
+}
+
+/// −∞ shifts nothing: a row of −∞ must give NaN by its own arithmetic, not by ∞ − ∞ elsewhere.
+fn one_row<T: Real>(z: &mut [T], y: usize, eps: T, dft: bool, grad_scale: Option<T>) -> T {
+    let top = maximum(z);
+    let zy = z[y];
+    let sum_exp = sum_exp(z, top);
+    let log_sum = sum_exp.ln() + top;
+    let nll = log_sum - zy;
+    let mut loss = nll;
+    let v = T::from_f64(z.len() as f64);
+    if eps != T::ZERO {
+        loss = (T::ONE - eps) * nll
+            + eps * (log_sum - T::from_f64(crate::elementwise::sum_chunk(z)) / v);
+    }
+    let weight = if dft { (-nll).exp() } else { T::ONE };
+    if let Some(s) = grad_scale {
+        let s = s * weight;
+        soften(z, top, s / sum_exp, s * eps / v);
+        z[y] -= s * (T::ONE - eps);
+    }
+    loss * weight
+}
+
+wide! {
+    fn maximum[T: Real](z: &[T]) -> T {
+        let (chunks, rest) = z.as_chunks::<32>();
+        let mut acc = [T::NEG_INFINITY; 32];
+        for c in chunks {
+            for l in 0..32 {
+                acc[l] = acc[l].max(c[l]);
+            }
+        }
+        acc.iter().chain(rest).fold(T::NEG_INFINITY, |a, x| a.max(*x))
+    }
+
+    fn sum_exp[T: Real](z: &[T], top: T) -> T {
+        let (chunks, rest) = z.as_chunks::<32>();
+        let mut acc = [T::ZERO; 32];
+        for c in chunks {
+            for l in 0..32 {
+                acc[l] += (c[l] - top).exp();
+            }
+        }
+        let mut sum = T::ZERO;
+        for a in acc {
+            sum += a;
+        }
+        for x in rest {
+            sum += (*x - top).exp();
+        }
+        sum
+    }
+
+    /// z ← s · exp(z − top) − less
+    fn soften[T: Real](z: &mut [T], top: T, s: T, less: T) {
+        for z in z {
+            *z = (*z - top).exp() * s - less;
+        }
+    }
+}
+
+/// The same written down directly.
+pub mod reference {
+    use super::{IGNORED, Options};
+    use crate::Real;
+
+    /// Loss of one row and its gradient.
+    pub fn row<T: Real>(z: &[T], label: i64, o: &Options) -> (T, Vec<T>) {
+        if label == IGNORED {
+            return (T::ZERO, vec![T::ZERO; z.len()]);
+        }
+        let y = label as usize;
+        let eps = T::from_f64(o.label_smoothing);
+        let v = T::from_f64(z.len() as f64);
+        let top = z.iter().fold(T::NEG_INFINITY, |a, x| a.max(*x));
+        let total: T = z.iter().map(|x| (*x - top).exp()).sum();
+        let log_p = |x: T| x - top - total.ln();
+        let uniform = -z.iter().map(|x| log_p(*x)).sum::<T>() / v;
+        let weight = if o.dft { log_p(z[y]).exp() } else { T::ONE };
+        let loss = weight * ((T::ONE - eps) * -log_p(z[y]) + eps * uniform);
+        let hot = |i: usize| if i == y { T::ONE - eps } else { T::ZERO };
+        let grad = z
+            .iter()
+            .enumerate()
+            .map(|(i, x)| weight * (log_p(*x).exp() - hot(i) - eps / v));
+        (loss, grad.collect())
+    }
+}

@@ -1,0 +1,256 @@
+//! Elementwise arithmetic, sums over rows, columns and everything, and dropout.
+//!
+//! Sums over a whole slice are taken in f64 over fixed chunks whose results meet in order, so that a
+//! gradient norm has the same bits on any number of threads.
+
+use rayon::prelude::*;
+
+use crate::Real;
+use crate::philox::Stream;
+use crate::split::{CHUNK, partials, rows_per_task};
+use crate::wide::wide;
+
+/// Rows whose column sums are one task.
+const SUM_ROWS: usize = 64;
+
+fn same(a: usize, b: usize) {
+    assert_eq!(a, b, "slices must be equally long");
+}
+
+/// Calls `f` with matching chunks of two slices, in parallel where there is more than one.
+fn zip2<T: Real>(x: &[T], y: &mut [T], f: impl Fn(&[T], &mut [T]) + Sync + Send) {
+    same(x.len(), y.len());
+    if y.len() <= CHUNK {
+        return f(x, y);
+    }
+    y.par_chunks_mut(CHUNK)
+        .zip(x.par_chunks(CHUNK))
+        .for_each(|(y, x)| f(x, y));
+}
+
+/// As [`zip2`] with two inputs.
+fn zip3<T: Real>(a: &[T], b: &[T], y: &mut [T], f: impl Fn(&[T], &[T], &mut [T]) + Sync + Send) {
+    same(a.len(), y.len());
+    same(b.len(), y.len());
+    if y.len() <= CHUNK {
+        return f(a, b, y);
+    }
+    y.par_chunks_mut(CHUNK)
+        .zip(a.par_chunks(CHUNK))
+        .zip(b.par_chunks(CHUNK))
+        .for_each(|((y, a), b)| f(a, b, y));
+}
+
+/// `y = a + b`
+///
+/// # Panics
+/// If the slices differ in length; so do all functions of this module that take several.
+pub fn add<T: Real>(a: &[T], b: &[T], y: &mut [T]) {
+    zip3(a, b, y, add_chunk);
+}
+
+/// `y += x`
+pub fn add_assign<T: Real>(y: &mut [T], x: &[T]) {
+    zip2(x, y, add_assign_chunk);
+}
+
+/// `y += s · x`
+pub fn add_scaled<T: Real>(y: &mut [T], s: T, x: &[T]) {
+    zip2(x, y, |x, y| add_scaled_chunk(s, x, y));
+}
+
+/// `y = s · x`
+pub fn scale<T: Real>(x: &[T], s: T, y: &mut [T]) {
+    zip2(x, y, |x, y| scale_chunk(s, x, y));
+}
+
+/// `y *= s`
+pub fn scale_assign<T: Real>(y: &mut [T], s: T) {
+    if y.len() <= CHUNK {
+        return scale_assign_chunk(y, s);
+    }
+    y.par_chunks_mut(CHUNK)
+        .for_each(|y| scale_assign_chunk(y, s));
+}
+
+/// `y = a · b`, entry by entry.
+pub fn mul<T: Real>(a: &[T], b: &[T], y: &mut [T]) {
+    zip3(a, b, y, mul_chunk);
+}
+
+/// Adds `bias` to every row of `y`, rows as long as `bias`.
+///
+/// # Panics
+/// If `y` is not whole rows.
+pub fn add_bias<T: Real>(y: &mut [T], bias: &[T]) {
+    let n = bias.len();
+    if n == 0 {
+        return same(y.len(), 0);
+    }
+    assert_eq!(y.len() % n, 0, "`y` must be rows of {n}");
+    let rows = rows_per_task(n);
+    if y.len() <= rows * n {
+        return y
+            .chunks_exact_mut(n)
+            .for_each(|row| add_assign_chunk(bias, row));
+    }
+    y.par_chunks_mut(rows * n).for_each(|y| {
+        y.chunks_exact_mut(n)
+            .for_each(|row| add_assign_chunk(bias, row))
+    });
+}
+
+/// `out += Σ_rows g`, rows of `n`: the gradient of a bias.
+///
+/// # Panics
+/// If `g` is not whole rows of `n` or `out` not `n` long.
+pub fn column_sums<T: Real>(g: &[T], n: usize, out: &mut [T]) {
+    same(out.len(), n);
+    if n == 0 {
+        return;
+    }
+    assert_eq!(g.len() % n, 0, "`g` must be rows of {n}");
+    let span = SUM_ROWS * n;
+    let sums = partials(g.len().div_ceil(span), |t| {
+        let mut sum = vec![T::ZERO; n];
+        g[t * span..g.len().min((t + 1) * span)]
+            .chunks_exact(n)
+            .for_each(|row| add_assign_chunk(row, &mut sum));
+        sum
+    });
+    for sum in sums {
+        add_assign_chunk(&sum, out);
+    }
+}
+
+/// Σ x in f64; the same bits for any number of threads.
+pub fn sum<T: Real>(x: &[T]) -> f64 {
+    partials(x.len().div_ceil(CHUNK), |t| {
+        sum_chunk(&x[t * CHUNK..x.len().min((t + 1) * CHUNK)])
+    })
+    .iter()
+    .sum()
+}
+
+/// Σ x² in f64; the same bits for any number of threads.
+pub fn sum_of_squares<T: Real>(x: &[T]) -> f64 {
+    partials(x.len().div_ceil(CHUNK), |t| {
+        squares_chunk(&x[t * CHUNK..x.len().min((t + 1) * CHUNK)])
+    })
+    .iter()
+    .sum()
+}
+
+/// Whether no entry is infinite or NaN.
+pub fn all_finite<T: Real>(x: &[T]) -> bool {
+    if x.len() <= CHUNK {
+        return finite_chunk(x);
+    }
+    x.par_chunks(CHUNK).all(finite_chunk)
+}
+
+/// Inverted dropout: entry i is `x[i] / (1 − p)` if `stream.uniform_at(first + i) ≥ p`, else 0.
+///
+/// The mask is a pure function of the stream and the index, so the backward is this same function on
+/// the gradient, and a recomputed forward drops the same entries. `p = 0` copies, `p ≥ 1` zeroes.
+pub fn dropout<T: Real>(x: &[T], p: f64, stream: &Stream, first: u64, y: &mut [T]) {
+    same(x.len(), y.len());
+    if p <= 0.0 {
+        return y.copy_from_slice(x);
+    }
+    if p >= 1.0 {
+        return y.fill(T::ZERO);
+    }
+    let keep = T::from_f64(1.0 / (1.0 - p));
+    // uniform = bits / 2³², so `uniform ≥ p` is `bits ≥ p·2³²`, rounded up.
+    let least = (p * 4_294_967_296.0).ceil() as u64;
+    y.par_chunks_mut(CHUNK)
+        .zip(x.par_chunks(CHUNK))
+        .enumerate()
+        .for_each(|(c, (y, x))| {
+            let mut bits = [0u32; 256];
+            for (b, (y, x)) in y.chunks_mut(256).zip(x.chunks(256)).enumerate() {
+                let at = first.wrapping_add((c * CHUNK + b * 256) as u64);
+                stream.fill_u32(at, &mut bits[..x.len()]);
+                for ((y, x), bits) in y.iter_mut().zip(x).zip(&bits) {
+                    *y = if *bits as u64 >= least {
+                        *x * keep
+                    } else {
+                        T::ZERO
+                    };
+                }
+            }
+        });
+}
+
+wide! {
+    fn add_chunk[T: Real](a: &[T], b: &[T], y: &mut [T]) {
+        for ((y, a), b) in y.iter_mut().zip(a).zip(b) {
+            *y = *a + *b;
+        }
+    }
+
+    fn mul_chunk[T: Real](a: &[T], b: &[T], y: &mut [T]) {
+        for ((y, a), b) in y.iter_mut().zip(a).zip(b) {
+            *y = *a * *b;
+        }
+    }
+
+    fn add_assign_chunk[T: Real](x: &[T], y: &mut [T]) {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y += *x;
+        }
+    }
+
+    pub(crate) fn add_scaled_chunk[T: Real](s: T, x: &[T], y: &mut [T]) {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y += s * *x;
+        }
+    }
+
+    fn scale_chunk[T: Real](s: T, x: &[T], y: &mut [T]) {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y = s * *x;
+        }
+    }
+
+    fn scale_assign_chunk[T: Real](y: &mut [T], s: T) {
+        for y in y {
+            *y *= s;
+        }
+    }
+
+    fn finite_chunk[T: Real](x: &[T]) -> bool {
+        // x·0 is 0 for every finite x and NaN otherwise; a sum of zeros vectorises where `all` cannot.
+        let (chunks, rest) = x.as_chunks::<16>();
+        let mut acc = [T::ZERO; 16];
+        for c in chunks {
+            for l in 0..16 {
+                acc[l] += c[l] * T::ZERO;
+            }
+        }
+        acc.iter().all(|a| *a == T::ZERO) && rest.iter().all(|x| x.is_finite())
+    }
+
+    pub(crate) fn sum_chunk[T: Real](x: &[T]) -> f64 {
+        let (chunks, rest) = x.as_chunks::<16>();
+        let mut acc = [0.0f64; 16];
+        for c in chunks {
+            for l in 0..16 {
+                acc[l] += c[l].to_f64();
+            }
+        }
+        acc.iter().sum::<f64>() + rest.iter().map(|x| x.to_f64()).sum::<f64>()
+    }
+
+    fn squares_chunk[T: Real](x: &[T]) -> f64 {
+        let (chunks, rest) = x.as_chunks::<16>();
+        let mut acc = [0.0f64; 16];
+        for c in chunks {
+            for l in 0..16 {
+                acc[l] += c[l].to_f64() * c[l].to_f64();
+            }
+        }
+        acc.iter().sum::<f64>() + rest.iter().map(|x| x.to_f64() * x.to_f64()).sum::<f64>()
+    }
+}

@@ -1,0 +1,164 @@
+//! Products with a frozen weight in any storage, tile by tile, never the dense weight.
+//!
+//! forward:         y[m×n] = x[m×k] · wᵀ + b         w: n×k = out×in, known only through its rows
+//! backward_input:  gx[m×k] (+)= g[m×n] · w
+//!
+//! A packed weight is unpacked [`TILE_ROWS`] rows at a time into scratch of the task, used and dropped.
+//! A weight that has its dense values at hand ([`WeightRows::as_dense`]) is multiplied in place.
+//! Up to [`FEW_ROWS`](crate::matmul::FEW_ROWS) rows (decoding), the forward is a path of dot products in
+//! which a row's result does not depend on how many rows come with it.
+
+use rayon::prelude::*;
+
+use crate::matmul::{self, FEW_ROWS, Strided, few_rows, product};
+use crate::split::{Shared, partials, tasks};
+use crate::{Real, elementwise};
+
+/// A frozen `out×in` weight whose rows can be read as numbers.
+pub trait WeightRows<T>: Sync {
+    /// Rows of the weight: outputs of the layer.
+    fn out_features(&self) -> usize;
+    /// Columns of the weight: inputs of the layer.
+    fn in_features(&self) -> usize;
+    /// Fills `out` with the `out.len() / in_features` rows that start at row `first`.
+    fn rows(&self, first: usize, out: &mut [T]);
+    /// The whole weight, row-major, where it is stored that way.
+    fn as_dense(&self) -> Option<&[T]> {
+        None
+    }
+}
+
+/// Rows of the weight that one task holds unpacked at a time.
+pub const TILE_ROWS: usize = 64;
+
+/// Rows of the gradient that make one task of [`backward_input`].
+const GRADIENT_ROWS: usize = 256;
+
+/// `y[m×n] = x[m×k] · wᵀ (+ bias)`
+///
+/// # Panics
+/// If a slice's length is not its shape.
+pub fn forward<T: Real>(x: &[T], m: usize, w: &dyn WeightRows<T>, bias: Option<&[T]>, y: &mut [T]) {
+    let (n, k) = (w.out_features(), w.in_features());
+    assert_eq!(x.len(), m * k, "`x` must hold {m}×{k} values");
+    assert_eq!(y.len(), m * n, "`y` must hold {m}×{n} values");
+    if let Some(dense) = w.as_dense() {
+        matmul::nt(m, n, k, T::ONE, x, dense, false, y);
+    } else if m > 0 {
+        let out = Shared::new(y);
+        tasks(n.div_ceil(TILE_ROWS), |t| {
+            let first = t * TILE_ROWS;
+            let rows = TILE_ROWS.min(n - first);
+            let mut tile = vec![T::ZERO; rows * k];
+            w.rows(first, &mut tile);
+            // SAFETY: each task owns columns first..first+rows of every row of y.
+            unsafe {
+                if m <= FEW_ROWS {
+                    few_rows(m, k, T::ONE, x, &tile, false, out, (first, rows), n);
+                } else {
+                    let x = Strided::new(x.as_ptr(), k, 1);
+                    let tile = Strided::new(tile.as_ptr(), 1, k);
+                    let y = Strided::new(out.at(first), n, 1);
+                    product((m, rows, k), T::ONE, x, tile, false, y);
+                }
+            }
+        });
+    }
+    if let Some(bias) = bias {
+        elementwise::add_bias(y, bias);
+    }
+}
+
+/// `gx[m×k] (+)= g[m×n] · w`
+///
+/// # Panics
+/// If a slice's length is not its shape.
+pub fn backward_input<T: Real>(
+    g: &[T],
+    m: usize,
+    w: &dyn WeightRows<T>,
+    accumulate: bool,
+    gx: &mut [T],
+) {
+    let (n, k) = (w.out_features(), w.in_features());
+    assert_eq!(g.len(), m * n, "`g` must hold {m}×{n} values");
+    assert_eq!(gx.len(), m * k, "`gx` must hold {m}×{k} values");
+    if let Some(dense) = w.as_dense() {
+        return matmul::nn(m, n, k, T::ONE, g, dense, accumulate, gx);
+    }
+    if m == 0 || k == 0 {
+        return;
+    }
+    if !accumulate {
+        gx.fill(T::ZERO);
+    }
+    if m < GRADIENT_ROWS / 2 {
+        return few_gradient_rows(g, m, w, gx);
+    }
+    // Each row chunk unpacks the weight for itself: 256 rows make that a few per cent of the product.
+    let chunk = if m >= 4 * GRADIENT_ROWS {
+        GRADIENT_ROWS
+    } else {
+        m.div_ceil(4).max(64).next_multiple_of(16)
+    };
+    gx.par_chunks_mut(chunk * k)
+        .zip(g.par_chunks(chunk * n))
+        .with_max_len(1)
+        .for_each(|(gx, g)| {
+            let mut tile = vec![T::ZERO; TILE_ROWS.min(n) * k];
+            accumulate_tiles(g, g.len() / n.max(1), w, 0..n, &mut tile, gx);
+        });
+}
+
+/// gx += g[:, range] · w[range, :], one tile of rows after the other.
+fn accumulate_tiles<T: Real>(
+    g: &[T],
+    m: usize,
+    w: &dyn WeightRows<T>,
+    range: std::ops::Range<usize>,
+    tile: &mut [T],
+    gx: &mut [T],
+) {
+    let (n, k) = (w.out_features(), w.in_features());
+    for first in range.clone().step_by(TILE_ROWS) {
+        let rows = TILE_ROWS.min(range.end - first);
+        let tile = &mut tile[..rows * k];
+        w.rows(first, tile);
+        // SAFETY: g holds m rows of n, of which columns first..first+rows are read; gx holds m×k.
+        unsafe {
+            let g = Strided::new(g.as_ptr().add(first), n, 1);
+            let tile = Strided::new(tile.as_ptr(), k, 1);
+            product(
+                (m, k, rows),
+                T::ONE,
+                g,
+                tile,
+                true,
+                Strided::new(gx.as_mut_ptr(), k, 1),
+            );
+        }
+    }
+}
+
+/// Too few rows to share out: the outputs are shared out instead, in at most eight parts that are
+/// added up in order.
+fn few_gradient_rows<T: Real>(g: &[T], m: usize, w: &dyn WeightRows<T>, gx: &mut [T]) {
+    let (n, k) = (w.out_features(), w.in_features());
+    let part = n.div_ceil(8).next_multiple_of(TILE_ROWS);
+    let sums = partials(n.div_ceil(part), |p| {
+        let mut sum = vec![T::ZERO; m * k];
+        let mut tile = vec![T::ZERO; TILE_ROWS.min(n) * k];
+        accumulate_tiles(
+            g,
+            m,
+            w,
+            p * part..n.min((p + 1) * part),
+            &mut tile,
+            &mut sum,
+        );
+        sum
+    });
+    for sum in sums {
+        elementwise::add_assign(gx, &sum);
+    }
+}

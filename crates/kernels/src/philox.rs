@@ -1,0 +1,208 @@
+//! Random numbers by address: Philox4x32-10, a keyed bijection of 128-bit counters.
+//!
+//! A number is a pure function of (key, stream id, index). Order, threads and what was drawn before
+//! cannot change it, so a mask replays from its address and needs no storage.
+//!
+//! Source: Salmon, Moraes, Dror & Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3".
+
+use std::f64::consts::TAU;
+
+use rayon::prelude::*;
+
+use crate::Real;
+use crate::split::CHUNK;
+use crate::wide::wide;
+
+const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
+const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
+const ROUNDS: usize = 10;
+
+/// The four words that Philox4x32-10 makes of a counter under a key.
+#[inline(always)]
+pub fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
+    let [mut a, mut b, mut c, mut d] = counter;
+    let [mut k0, mut k1] = key;
+    for _ in 0..ROUNDS {
+        let p = MULTIPLIERS[0] as u64 * a as u64;
+        let q = MULTIPLIERS[1] as u64 * c as u64;
+        (a, b, c, d) = (
+            (q >> 32) as u32 ^ b ^ k0,
+            q as u32,
+            (p >> 32) as u32 ^ d ^ k1,
+            p as u32,
+        );
+        k0 = k0.wrapping_add(WEYL[0]);
+        k1 = k1.wrapping_add(WEYL[1]);
+    }
+    [a, b, c, d]
+}
+
+/// A sequence of random numbers addressed by index; streams with different ids are independent.
+///
+/// All views read the same underlying words: [`u32_at`](Stream::u32_at)`(i)` is word i,
+/// [`u64_at`](Stream::u64_at)`(i)` is words 2i and 2i + 1. Use one view of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stream {
+    key: [u32; 2],
+    id: u64,
+}
+
+impl Stream {
+    /// The stream `id` under `key`.
+    pub fn new(key: u64, id: u64) -> Self {
+        Stream {
+            key: [key as u32, (key >> 32) as u32],
+            id,
+        }
+    }
+
+    #[inline(always)]
+    fn block(&self, block: u64) -> [u32; 4] {
+        philox4x32(
+            [
+                block as u32,
+                (block >> 32) as u32,
+                self.id as u32,
+                (self.id >> 32) as u32,
+            ],
+            self.key,
+        )
+    }
+
+    /// Word `index`: 32 random bits.
+    pub fn u32_at(&self, index: u64) -> u32 {
+        self.block(index / 4)[(index % 4) as usize]
+    }
+
+    /// Words 2·`index` and 2·`index` + 1: 64 random bits.
+    pub fn u64_at(&self, index: u64) -> u64 {
+        let block = self.block(index / 2);
+        let at = (index % 2 * 2) as usize;
+        block[at] as u64 | (block[at + 1] as u64) << 32
+    }
+
+    /// Uniform in [0, 1) with 32 bits: [`u32_at`](Stream::u32_at) / 2³².
+    pub fn uniform_at(&self, index: u64) -> f64 {
+        self.u32_at(index) as f64 * (1.0 / 4_294_967_296.0)
+    }
+
+    /// Standard normal by Box–Muller: entries 2j and 2j + 1 come from words 2j and 2j + 1. |x| < 6.77.
+    pub fn normal_at(&self, index: u64) -> f64 {
+        let block = self.block(index / 4);
+        let at = (index % 4 / 2 * 2) as usize;
+        let pair = normals(block[at], block[at + 1]);
+        if index.is_multiple_of(2) {
+            pair.0
+        } else {
+            pair.1
+        }
+    }
+
+    /// Words `first`, `first` + 1, … as by [`u32_at`](Stream::u32_at), on the calling thread.
+    pub fn fill_u32(&self, first: u64, out: &mut [u32]) {
+        fill_words(self, first, out);
+    }
+
+    /// `out[i] = lo + (hi − lo) · uniform_at(first + i)`
+    pub fn fill_uniform<T: Real>(&self, first: u64, lo: f64, hi: f64, out: &mut [T]) {
+        self.fill(first, out, |words, out| {
+            for (o, w) in out.iter_mut().zip(words) {
+                *o = T::from_f64(lo + (hi - lo) * (*w as f64 * (1.0 / 4_294_967_296.0)));
+            }
+        });
+    }
+
+    /// `out[i] = std · normal_at(first + i)`
+    pub fn fill_normal<T: Real>(&self, first: u64, std: f64, out: &mut [T]) {
+        // An odd start or end cuts a pair; those entries are made one at a time.
+        let head = ((first % 2) as usize).min(out.len());
+        let (odd, out) = out.split_at_mut(head);
+        let pairs = out.len() / 2 * 2;
+        let (even, tail) = out.split_at_mut(pairs);
+        for (o, at) in odd.iter_mut().zip(first..) {
+            *o = T::from_f64(std * self.normal_at(at));
+        }
+        let first = first.wrapping_add(head as u64);
+        self.fill(first, even, |words, out| {
+            for (o, w) in out.chunks_exact_mut(2).zip(words.chunks_exact(2)) {
+                let pair = normals(w[0], w[1]);
+                (o[0], o[1]) = (T::from_f64(std * pair.0), T::from_f64(std * pair.1));
+            }
+        });
+        for (o, at) in tail.iter_mut().zip(first.wrapping_add(pairs as u64)..) {
+            *o = T::from_f64(std * self.normal_at(at));
+        }
+    }
+
+    /// Hands out words in even pieces with the slice that they are to fill.
+    fn fill<T: Real>(&self, first: u64, out: &mut [T], f: impl Fn(&[u32], &mut [T]) + Sync) {
+        const PIECE: usize = 256;
+        let chunk = |c: usize, out: &mut [T]| {
+            let mut words = [0u32; PIECE];
+            for (p, out) in out.chunks_mut(PIECE).enumerate() {
+                let words = &mut words[..out.len()];
+                self.fill_u32(first.wrapping_add((c * CHUNK + p * PIECE) as u64), words);
+                f(words, out);
+            }
+        };
+        if out.len() <= CHUNK {
+            return chunk(0, out);
+        }
+        out.par_chunks_mut(CHUNK)
+            .enumerate()
+            .for_each(|(c, out)| chunk(c, out));
+    }
+}
+
+/// Box–Muller on two words. The first is shifted off zero, so that its logarithm is finite.
+fn normals(a: u32, b: u32) -> (f64, f64) {
+    let radius = (-2.0 * ((a as f64 + 0.5) * (1.0 / 4_294_967_296.0)).ln()).sqrt();
+    let (sin, cos) = (b as f64 * (TAU / 4_294_967_296.0)).sin_cos();
+    (radius * cos, radius * sin)
+}
+
+wide! {
+    fn fill_words[](stream: &Stream, first: u64, out: &mut [u32]) {
+        let skip = (first % 4) as usize;
+        let mut block = first / 4;
+        let mut out = out;
+        if skip > 0 && !out.is_empty() {
+            let n = (4 - skip).min(out.len());
+            let (head, rest) = out.split_at_mut(n);
+            head.copy_from_slice(&stream.block(block)[skip..skip + n]);
+            block = block.wrapping_add(1);
+            out = rest;
+        }
+        // Sixteen counters side by side, so that the rounds vectorise across them.
+        const WIDE: usize = 16;
+        let (batches, rest) = out.as_chunks_mut::<{ 4 * WIDE }>();
+        for batch in batches {
+            let counter: [u64; WIDE] = std::array::from_fn(|l| block.wrapping_add(l as u64));
+            let id = [stream.id as u32, (stream.id >> 32) as u32];
+            let mut words =
+                [counter.map(|c| c as u32), counter.map(|c| (c >> 32) as u32), [id[0]; WIDE], [id[1]; WIDE]];
+            let [mut k0, mut k1] = stream.key;
+            for _ in 0..ROUNDS {
+                let [a, b, c, d] = words;
+                for l in 0..WIDE {
+                    let p = MULTIPLIERS[0] as u64 * a[l] as u64;
+                    let q = MULTIPLIERS[1] as u64 * c[l] as u64;
+                    words[0][l] = (q >> 32) as u32 ^ b[l] ^ k0;
+                    words[1][l] = q as u32;
+                    words[2][l] = (p >> 32) as u32 ^ d[l] ^ k1;
+                    words[3][l] = p as u32;
+                }
+                k0 = k0.wrapping_add(WEYL[0]);
+                k1 = k1.wrapping_add(WEYL[1]);
+            }
+            for (l, four) in batch.chunks_exact_mut(4).enumerate() {
+                four.copy_from_slice(&[words[0][l], words[1][l], words[2][l], words[3][l]]);
+            }
+            block = block.wrapping_add(WIDE as u64);
+        }
+        for piece in rest.chunks_mut(4) {
+            piece.copy_from_slice(&stream.block(block)[..piece.len()]);
+            block = block.wrapping_add(1);
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! Root-mean-square norm over rows of width d.
+//!
+//! y = x · s · w      s = 1 / √(mean x² + ε), one a row
+//! gx = s·(g⊙w) − x · s³/d · Σ(g⊙w⊙x)      gw += Σ_rows g ⊙ x · s
+//!
+//! Source: Zhang & Sennrich 2019, arXiv:1910.07467.
+
+use rayon::prelude::*;
+
+use crate::Real;
+use crate::split::{partials, rows_per_task};
+use crate::wide::wide;
+
+/// Rows whose weight gradients are added up in one task.
+const GRADIENT_ROWS: usize = 64;
+
+/// `y = x · rsqrt(mean(x²) + eps) · w` for each row of width `d`; keeps the factor of each row in
+/// `inv_rms` for the backward.
+///
+/// # Panics
+/// If `x` and `y` are not rows of `d`, `w` not `d` long, or `inv_rms` not one entry a row.
+pub fn forward<T: Real>(x: &[T], d: usize, w: &[T], eps: f64, y: &mut [T], inv_rms: &mut [T]) {
+    check(x.len(), d, w.len(), inv_rms.len());
+    assert_eq!(x.len(), y.len(), "`y` must be as long as `x`");
+    let rows = rows_per_task(d);
+    y.par_chunks_mut(rows * d.max(1))
+        .zip(x.par_chunks(rows * d.max(1)))
+        .zip(inv_rms.par_chunks_mut(rows))
+        .for_each(|((y, x), s)| forward_rows(x, w, T::from_f64(eps), y, s));
+}
+
+/// Gradients of [`forward`]: `gx` is overwritten, `gw` is added to.
+///
+/// # Panics
+/// If a slice's length is not its shape.
+pub fn backward<T: Real>(
+    g: &[T],
+    x: &[T],
+    w: &[T],
+    inv_rms: &[T],
+    d: usize,
+    gx: Option<&mut [T]>,
+    gw: Option<&mut [T]>,
+) {
+    check(x.len(), d, w.len(), inv_rms.len());
+    assert_eq!(g.len(), x.len(), "`g` must be as long as `x`");
+    if d == 0 {
+        return;
+    }
+    if let Some(gx) = gx {
+        assert_eq!(gx.len(), x.len(), "`gx` must be as long as `x`");
+        let rows = rows_per_task(d);
+        gx.par_chunks_mut(rows * d)
+            .zip(g.par_chunks(rows * d))
+            .zip(x.par_chunks(rows * d))
+            .zip(inv_rms.par_chunks(rows))
+            .for_each(|(((gx, g), x), s)| backward_rows(g, x, w, s, gx));
+    }
+    if let Some(gw) = gw {
+        assert_eq!(gw.len(), d, "`gw` must hold {d} values");
+        let sums = partials(inv_rms.len().div_ceil(GRADIENT_ROWS), |t| {
+            let rows = t * GRADIENT_ROWS..inv_rms.len().min((t + 1) * GRADIENT_ROWS);
+            let mut sum = vec![T::ZERO; d];
+            let span = rows.start * d..rows.end * d;
+            weight_rows(&g[span.clone()], &x[span], &inv_rms[rows], &mut sum);
+            sum
+        });
+        for sum in sums {
+            for (w, s) in gw.iter_mut().zip(sum) {
+                *w += s;
+            }
+        }
+    }
+}
+
+fn check(x: usize, d: usize, w: usize, rows: usize) {
+    assert_eq!(w, d, "`w` must hold {d} values");
+    assert_eq!(x, rows * d, "`x` must hold {rows} rows of {d}");
+}
+
+wide! {
+    /// Σ a·b in 32 interleaved partial sums.
+    pub(crate) fn sum_of_products[T: Real](a: &[T], b: &[T]) -> T {
+        const LANES: usize = 32;
+        let mut acc = [T::ZERO; LANES];
+        let (a, a_rest) = a.as_chunks::<LANES>();
+        let (b, b_rest) = b.as_chunks::<LANES>();
+        for (a, b) in a.iter().zip(b) {
+            for l in 0..LANES {
+                acc[l] += a[l] * b[l];
+            }
+        }
+        let mut width = LANES / 2;
+        while width > 0 {
+            for l in 0..width {
+                acc[l] += acc[l + width];
+            }
+            width /= 2;
+        }
+        let mut sum = acc[0];
+        for (a, b) in a_rest.iter().zip(b_rest) {
+            sum += *a * *b;
+        }
+        sum
+    }
+
+    fn forward_rows[T: Real](x: &[T], w: &[T], eps: T, y: &mut [T], inv_rms: &mut [T]) {
+        let d = w.len();
+        let width = T::from_f64(d as f64);
+        for (r, s) in inv_rms.iter_mut().enumerate() {
+            let x = &x[r * d..(r + 1) * d];
+            let f = T::ONE / (sum_of_products(x, x) / width + eps).sqrt();
+            *s = f;
+            for ((y, x), w) in y[r * d..(r + 1) * d].iter_mut().zip(x).zip(w) {
+                *y = *x * f * *w;
+            }
+        }
+    }
+
+    fn backward_rows[T: Real](g: &[T], x: &[T], w: &[T], inv_rms: &[T], gx: &mut [T]) {
+        let d = w.len();
+        let width = T::from_f64(d as f64);
+        for (r, &s) in inv_rms.iter().enumerate() {
+            let row = r * d..(r + 1) * d;
+            let (g, x, gx) = (&g[row.clone()], &x[row.clone()], &mut gx[row]);
+            for ((gx, g), w) in gx.iter_mut().zip(g).zip(w) {
+                *gx = *g * *w;
+            }
+            let f = s * s * s / width * sum_of_products(gx, x);
+            for (gx, x) in gx.iter_mut().zip(x) {
+                *gx = *gx * s - *x * f;
+            }
+        }
+    }
+
+    fn weight_rows[T: Real](g: &[T], x: &[T], inv_rms: &[T], gw: &mut [T]) {
+        let d = gw.len();
+        for (r, &s) in inv_rms.iter().enumerate() {
+            let row = r * d..(r + 1) * d;
+            for ((w, g), x) in gw.iter_mut().zip(&g[row.clone()]).zip(&x[row]) {
+                *w += *g * *x * s;
+            }
+        }
+    }
+}

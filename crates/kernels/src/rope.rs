@@ -1,0 +1,86 @@
+//! Rotary position embedding, the form that pairs the two halves of a head.
+//!
+//! q' = q ⊙ cos + rot(q) ⊙ sin      rot([a, b]) = [−b, a],  angle = position · inv_freq, same for both halves
+//!
+//! The backward is the rotation by the opposite angle. Source: Su et al. 2021, arXiv:2104.09864;
+//! halves instead of neighbours as in transformers' llama.
+
+use rayon::prelude::*;
+
+use crate::Real;
+use crate::split::rows_per_task;
+use crate::wide::wide;
+
+/// Rotates `x` (rows×heads×head_dim) in place by each row's position; `inverse` rotates back.
+///
+/// Angles are computed in the type of `x`: in f32 as transformers does.
+///
+/// # Panics
+/// If `head_dim` is not twice `inv_freq.len()` or `x` not `positions.len()`×`heads`×`head_dim`.
+pub fn apply<T: Real>(
+    x: &mut [T],
+    heads: usize,
+    head_dim: usize,
+    positions: &[u32],
+    inv_freq: &[f32],
+    inverse: bool,
+) {
+    let half = inv_freq.len();
+    let width = heads * head_dim;
+    assert_eq!(head_dim, 2 * half, "`inv_freq` must hold half of head_dim");
+    assert_eq!(
+        x.len(),
+        positions.len() * width,
+        "`x` must hold {}×{heads}×{head_dim} values",
+        positions.len()
+    );
+    if width == 0 {
+        return;
+    }
+    // Packed rows repeat their positions: then a table by position is shorter than one by row.
+    let top = positions.iter().max().map_or(0, |p| *p as usize + 1);
+    let by_position = top <= positions.len();
+    let entries = if by_position { top } else { positions.len() };
+    let sign = if inverse { -T::ONE } else { T::ONE };
+    let mut table = vec![T::ZERO; entries * head_dim];
+    table
+        .par_chunks_mut(64 * head_dim)
+        .enumerate()
+        .for_each(|(c, table)| {
+            for (e, row) in table.chunks_exact_mut(head_dim).enumerate() {
+                let e = c * 64 + e;
+                let position = if by_position { e as u32 } else { positions[e] };
+                let (cos, sin) = row.split_at_mut(half);
+                for ((c, s), f) in cos.iter_mut().zip(sin).zip(inv_freq) {
+                    let angle = T::from_f64(position as f64) * T::from_f32(*f);
+                    (*c, *s) = (angle.cos(), angle.sin() * sign);
+                }
+            }
+        });
+    let rows = rows_per_task(width);
+    x.par_chunks_mut(rows * width)
+        .zip(positions.par_chunks(rows))
+        .enumerate()
+        .for_each(|(c, (x, p))| {
+            for (r, (x, p)) in x.chunks_exact_mut(width).zip(p).enumerate() {
+                let e = if by_position {
+                    *p as usize
+                } else {
+                    c * rows + r
+                };
+                rotate(x, &table[e * head_dim..(e + 1) * head_dim]);
+            }
+        });
+}
+
+wide! {
+    fn rotate[T: Real](x: &mut [T], table: &[T]) {
+        let (cos, sin) = table.split_at(table.len() / 2);
+        for head in x.chunks_exact_mut(table.len()) {
+            let (a, b) = head.split_at_mut(cos.len());
+            for (((a, b), c), s) in a.iter_mut().zip(b).zip(cos).zip(sin) {
+                (*a, *b) = (*a * *c - *b * *s, *b * *c + *a * *s);
+            }
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! How work is cut: by shape alone, so that results do not depend on the number of threads.
+
+use rayon::prelude::*;
+
+/// Elements of one task of a cheap elementwise loop: long enough to pay for the hand-over.
+pub(crate) const CHUNK: usize = 16 * 1024;
+
+/// Runs `task(0) … task(n − 1)`, on the pool when there is more than one.
+pub(crate) fn tasks(n: usize, task: impl Fn(usize) + Send + Sync) {
+    match n {
+        0 => {}
+        1 => task(0), // waking the pool for one task costs more than many a task
+        _ => (0..n).into_par_iter().with_max_len(1).for_each(task),
+    }
+}
+
+/// Partial results of `task(0) … task(n − 1)`, in order.
+pub(crate) fn partials<R: Send>(n: usize, task: impl Fn(usize) -> R + Send + Sync) -> Vec<R> {
+    match n {
+        0 => Vec::new(),
+        1 => vec![task(0)],
+        _ => (0..n).into_par_iter().with_max_len(1).map(task).collect(),
+    }
+}
+
+/// Rows of width `d` that make one task of a cheap loop.
+pub(crate) fn rows_per_task(d: usize) -> usize {
+    (CHUNK / d.max(1)).max(1)
+}
+
+/// A slice that several tasks write to in places that do not overlap.
+#[derive(Clone, Copy)]
+pub(crate) struct Shared<T> {
+    start: *mut T,
+    len: usize,
+}
+
+// SAFETY: the only access is through `at`, whose callers promise not to overlap.
+unsafe impl<T: Send> Send for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    /// Shares `slice` for as long as the caller keeps it borrowed.
+    pub(crate) fn new(slice: &mut [T]) -> Self {
+        Shared {
+            start: slice.as_mut_ptr(),
+            len: slice.len(),
+        }
+    }
+
+    /// Pointer to element `index`.
+    ///
+    /// # Safety
+    /// The slice is still borrowed, and what is reached through the pointer belongs to this task alone.
+    pub(crate) unsafe fn at(&self, index: usize) -> *mut T {
+        assert!(
+            index <= self.len,
+            "index {index} in a slice of {}",
+            self.len
+        );
+        // SAFETY: within the slice, or one past its end.
+        unsafe { self.start.add(index) }
+    }
+
+    /// The `len` elements from `index` on.
+    ///
+    /// # Safety
+    /// As for [`Shared::at`].
+    #[allow(clippy::mut_from_ref)] // the caller promises that no two tasks ask for the same elements
+    pub(crate) unsafe fn slice(&self, index: usize, len: usize) -> &mut [T] {
+        assert!(
+            index + len <= self.len,
+            "{index}+{len} in a slice of {}",
+            self.len
+        );
+        // SAFETY: within the slice; not aliased by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(index), len) }
+    }
+}
