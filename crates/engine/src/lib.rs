@@ -1,1 +1,29 @@
-//! The stage loop: training step, generation, merge, evaluation and resume.
+//! The stage loop: a recipe's stages, one after the other, into a run folder.
+//!
+//! | module | does |
+//! |---|---|
+//! | [`run`] | the stages in order, what one leaves to the next, resuming |
+//! | [`assembly`] | a model with its quantizer, adapters and tokenizer, real or shape-only |
+//! | [`step`] | forward, loss, backward, update |
+//! | [`bill`] | the same step on shapes: the plan |
+//! | [`audit`] | what is checked before step 1 |
+//! | [`generation`] | prompts to tokens with a cache |
+//! | [`stages`] | train, generate, merge, eval, logits |
+//!
+//! Nothing below this crate knows a recipe.
+
+pub mod assembly;
+pub mod audit;
+pub mod bill;
+pub mod checkpoint;
+pub mod builtin;
+pub mod generation;
+mod inputs;
+pub mod parts;
+pub mod record;
+pub mod run;
+pub mod source;
+pub mod stages;
+pub mod step;
+
+pub use run::{Options, RunOutcome, run};

@@ -1,1 +1,125 @@
-//! The bill: memory by category, traffic, disk, and the choice under a budget.
+//! The bill: what a stage will hold, by category, before anything is loaded.
+//!
+//! A bill is filled by running the stage's own code on shape-only arrays (the
+//! engine does that); this crate holds the figures, shows them, and says what
+//! does not fit.
+
+use std::fmt::Write as _;
+
+use ramekin_core::units::{bytes, count};
+use ramekin_core::{Category, Unfit, Usage};
+use serde::{Deserialize, Serialize};
+
+/// What a stage costs.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Bill {
+    /// Number and kind of the stage: `0-train`.
+    pub stage: String,
+    /// Numbers in the model and what is attached to it.
+    pub parameters: u64,
+    /// Numbers that train.
+    pub trainable: u64,
+    /// Linears with an adapter, by recipe path of the adapter.
+    pub sites: Vec<(String, usize)>,
+    /// Tokens of the largest micro-batch, and whether the data was read to know it.
+    pub tokens: usize,
+    /// Whether `tokens` is exact or the upper bound that the recipe sets.
+    pub tokens_exact: bool,
+    /// Live bytes at the moment of the largest total.
+    pub at_peak: Usage,
+    /// The largest total, in bytes.
+    pub peak: u64,
+    /// The largest total while loading.
+    pub load_peak: u64,
+    /// Bytes read from disk to load the model.
+    pub read: u64,
+    /// Bytes of one checkpoint.
+    pub checkpoint: u64,
+    /// Floating-point operations of one optimizer step.
+    pub step_flops: f64,
+    /// What the planner changed to fit the budget.
+    pub changes: Vec<String>,
+}
+
+impl Bill {
+    /// The larger of loading and stepping.
+    pub fn total(&self) -> u64 {
+        self.peak.max(self.load_peak)
+    }
+
+    /// The bill as a table for a terminal.
+    pub fn table(&self) -> String {
+        let mut out = String::new();
+        let _ = writeln!(out, "stage {}", self.stage);
+        let _ = writeln!(
+            out,
+            "  parameters   {} ({} trainable, {:.2} %)",
+            count(self.parameters),
+            count(self.trainable),
+            100.0 * self.trainable as f64 / self.parameters.max(1) as f64
+        );
+        for (part, n) in &self.sites {
+            let _ = writeln!(out, "  {part:<12} {n} linears");
+        }
+        let exact = if self.tokens_exact { "longest micro-batch" } else { "upper bound" };
+        let _ = writeln!(out, "  tokens       {} ({exact})", count(self.tokens as u64));
+        for c in Category::ALL {
+            let n = self.at_peak.get(c);
+            if n > 0 {
+                let _ = writeln!(out, "  {:<12} {:>11}", c.name(), bytes(n));
+            }
+        }
+        let _ = writeln!(out, "  {:<12} {:>11}   (while loading {})", "peak", bytes(self.peak), bytes(self.load_peak));
+        let _ = writeln!(out, "  disk         {} read, {} a checkpoint", bytes(self.read), bytes(self.checkpoint));
+        for c in &self.changes {
+            let _ = writeln!(out, "  changed to fit: {c}");
+        }
+        out
+    }
+
+    /// Refuses a bill beyond the budget; `nearest` names the smallest change that fits, if one does.
+    pub fn check(&self, budget: u64, nearest: Option<&str>) -> Result<(), Unfit> {
+        if self.total() <= budget {
+            return Ok(());
+        }
+        let mut message = format!(
+            "stage {} needs {} and the budget is {}",
+            self.stage,
+            bytes(self.total()),
+            bytes(budget)
+        );
+        match nearest {
+            Some(change) => {
+                let _ = write!(message, "\n  help: {change}");
+            }
+            None => {
+                let largest = Category::ALL.into_iter().max_by_key(|c| self.at_peak.get(*c));
+                if let Some(c) = largest {
+                    let _ = write!(
+                        message,
+                        "\n  help: the largest part is {} with {}; nothing that the recipe allows makes it fit",
+                        c.name(),
+                        bytes(self.at_peak.get(c))
+                    );
+                }
+            }
+        }
+        Err(Unfit(message))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refuses_and_names_the_way_out() {
+        let bill = Bill { stage: "0-train".into(), peak: 3 << 20, ..Default::default() };
+        assert!(bill.check(4 << 20, None).is_ok());
+        let e = bill.check(2 << 20, Some("`activation = { kind = \"checkpoint\" }` needs 1.0 MiB")).unwrap_err();
+        assert_eq!(
+            e.to_string(),
+            "stage 0-train needs 3.0 MiB and the budget is 2.0 MiB\n  help: `activation = { kind = \"checkpoint\" }` needs 1.0 MiB"
+        );
+    }
+}

@@ -1,0 +1,301 @@
+//! A model with all that a stage attaches to it.
+
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use ramekin_core::{DType, Ledger, Param, Rng, UserError};
+use ramekin_data::Tokenizer;
+use ramekin_recipe::{Adapter as AdapterChoice, Dtype, Model as ModelChoice, Part};
+use ramekin_registry::{AnyPart, Slot, load_adapter};
+use ramekin_slots::{
+    Adapter, AttachContext, LoadOptions, Loader, Model, ModelFacts, ModelFamily, RandomSource, ShapeSource, Sites,
+    WeightSource,
+};
+use serde_json::Value as Json;
+
+use crate::inputs::{self, Origin};
+use crate::parts;
+use crate::source::{FileSource, MemorySource};
+
+/// What a stage wants to stand on.
+#[derive(Clone)]
+pub struct Blueprint {
+    /// The model.
+    pub model: ModelChoice,
+    /// How its frozen linears are stored.
+    pub quantizer: Option<Part>,
+    /// What is attached, in order.
+    pub adapters: Vec<AdapterChoice>,
+    /// Folder that relative paths start from.
+    pub base_dir: PathBuf,
+    /// The run's seed.
+    pub seed: u64,
+    /// Everything trains: dense parameters are held in f32.
+    pub full_training: bool,
+}
+
+/// An adapter in place.
+pub struct Attached {
+    /// Its place in the recipe.
+    pub owner: String,
+    /// The adapter.
+    pub adapter: Box<dyn Adapter>,
+    /// Paths of the linears it sits at.
+    pub sites: Vec<String>,
+}
+
+/// A model, ready to run.
+pub struct Assembly {
+    /// The blocks.
+    pub model: Rc<dyn Model>,
+    /// Its linears and parameters.
+    pub sites: Rc<Sites>,
+    /// Every tensor.
+    pub ledger: RefCell<Ledger>,
+    /// Attached adapters, in order.
+    pub adapters: Vec<Attached>,
+    /// Its tokenizer, where the source has one.
+    pub tokenizer: Option<Arc<Tokenizer>>,
+    /// `config.json`.
+    pub config: Json,
+    /// How the model is called: for `base_model_name_or_path`.
+    pub label: String,
+    /// Bytes that loading reads.
+    pub read: u64,
+    /// Tensors of the source that the model has no use for.
+    pub unused: Vec<String>,
+    /// The other files of the model's folder, to travel with copies of it.
+    pub origin: Origin,
+}
+
+impl Blueprint {
+    /// Reads `config.json`.
+    pub fn config(&self) -> Result<(Origin, Json)> {
+        let origin = Origin::find(&self.model, &self.base_dir)?;
+        let config = origin.config(&self.model, &self.base_dir)?;
+        Ok((origin, config))
+    }
+
+    /// Loads everything; shape-only reads configs and headers alone.
+    ///
+    /// # Errors
+    /// What is missing or wrong in the model's files, the quantizer's or the adapters' settings.
+    pub fn assemble(&self, shape_only: bool) -> Result<Assembly> {
+        let (origin, mut config) = self.config()?;
+        let tokenizer = inputs::tokenizer(&self.model, &origin, &self.base_dir)?;
+        if let Origin::Init = origin
+            && let Some(map) = config.as_object_mut()
+        {
+            let tokens = tokenizer.as_ref().map(|t| t.vocab_size());
+            if let (false, Some(n)) = (map.contains_key("vocab_size"), tokens) {
+                map.insert("vocab_size".to_owned(), n.into());
+            }
+        }
+        let family = family(&config)?;
+        let facts = family.facts(&config)?;
+        check_tokenizer(tokenizer.as_deref(), &facts)?;
+        let mut source = self.source(&origin, &config)?;
+        let read = source.bytes;
+        let mut shapes;
+        let source: &mut dyn WeightSource = if shape_only {
+            shapes = ShapeSource(Some(&*source.weights));
+            &mut shapes
+        } else {
+            &mut *source.weights
+        };
+        let quantizer = self.quantizer.as_ref().map(parts::quantizer).transpose()?;
+        let options = LoadOptions { dtype: self.dtype(source)?, quantizer: quantizer.as_deref() };
+        let mut loader = Loader::new(source, options);
+        let model = family.build(&config, &mut loader)?;
+        let finished = loader.finish();
+        let (ledger, sites, unused) = match &self.quantizer {
+            Some(part) => parts::placed(part, finished)?,
+            None => finished?,
+        };
+        let mut assembly = Assembly {
+            model,
+            sites: Rc::new(sites),
+            ledger: RefCell::new(ledger),
+            adapters: Vec::new(),
+            tokenizer,
+            config,
+            label: origin.label(&self.model),
+            read,
+            unused,
+            origin,
+        };
+        for (index, choice) in self.adapters.iter().enumerate() {
+            assembly.attach(self, index, choice, shape_only)?;
+        }
+        if self.full_training {
+            assembly.train_everything()?;
+        }
+        Ok(assembly)
+    }
+
+    fn dtype(&self, source: &dyn WeightSource) -> Result<DType> {
+        if self.full_training {
+            return Ok(DType::F32);
+        }
+        Ok(match self.model.dtype {
+            Some(Dtype::F32) => DType::F32,
+            Some(Dtype::Bf16) => DType::BF16,
+            Some(Dtype::F16) => DType::F16,
+            None => {
+                let stored = source.names().iter().find_map(|n| source.info(n)).map(|i| i.dtype);
+                stored.filter(|d| matches!(d, DType::BF16 | DType::F16)).unwrap_or(DType::F32)
+            }
+        })
+    }
+
+    fn source(&self, origin: &Origin, config: &Json) -> Result<Opened> {
+        Ok(match origin {
+            Origin::Init => Opened {
+                weights: Box::new(RandomSource {
+                    rng: Rng::new(self.seed),
+                    std: config["initializer_range"].as_f64().unwrap_or(0.02),
+                }),
+                bytes: 0,
+            },
+            Origin::Folder(folder) => {
+                let file = FileSource::open(folder)?;
+                Opened { bytes: file.bytes(), weights: Box::new(file) }
+            }
+            Origin::Builtin(builtin) => {
+                let bytes = builtin.file("model.safetensors").context("a built-in model without weights")?;
+                let memory = MemorySource::from_bytes(bytes, &format!("builtin:{}", builtin.name))?;
+                Opened { bytes: memory.bytes(), weights: Box::new(memory) }
+            }
+        })
+    }
+}
+
+struct Opened {
+    weights: Box<dyn WeightSource>,
+    bytes: u64,
+}
+
+/// The family that `model_type` names.
+pub fn family(config: &Json) -> Result<Box<dyn ModelFamily>> {
+    let Some(kind) = config["model_type"].as_str() else {
+        return Err(UserError::new("config.json: `model_type` is missing").into());
+    };
+    match ramekin_registry::build(Slot::Model, kind, Json::Object(serde_json::Map::new()))? {
+        AnyPart::Model(family) => Ok(family),
+        _ => unreachable_slot(kind),
+    }
+}
+
+fn unreachable_slot<T>(kind: &str) -> Result<T> {
+    anyhow::bail!("`{kind}` is registered under the wrong slot")
+}
+
+fn check_tokenizer(tokenizer: Option<&Tokenizer>, facts: &ModelFacts) -> Result<()> {
+    if let Some(t) = tokenizer
+        && t.vocab_size() > facts.vocab_size
+    {
+        return Err(UserError::new(format!(
+            "the tokenizer has {} tokens and the model's vocabulary {}",
+            t.vocab_size(),
+            facts.vocab_size
+        ))
+        .help("tokenizer and model do not belong together")
+        .into());
+    }
+    Ok(())
+}
+
+impl Assembly {
+    fn attach(&mut self, plan: &Blueprint, index: usize, choice: &AdapterChoice, shape_only: bool) -> Result<()> {
+        let (mut adapter, owner, saved) = match choice {
+            AdapterChoice::New(part) => (parts::adapter(part)?, part.path.clone(), None),
+            AdapterChoice::Saved { folder, path } => {
+                let folder = plan.base_dir.join(folder);
+                (saved_adapter(&folder)?, path.clone(), Some(folder))
+            }
+        };
+        let owner = if owner.is_empty() { format!("adapter.{index}") } else { owner };
+        let mut ledger = self.ledger.borrow_mut();
+        let mut cx = AttachContext {
+            sites: self.sites.clone(),
+            ledger: &mut ledger,
+            facts: self.model.facts(),
+            rng: Rng::new(plan.seed),
+            owner: owner.clone(),
+            index,
+            shape_only,
+        };
+        let attached = adapter.attach(&mut cx);
+        let sites = match choice {
+            AdapterChoice::New(part) => parts::placed(part, attached)?,
+            AdapterChoice::Saved { folder, .. } => attached.with_context(|| format!("the adapter in `{folder}`"))?,
+        };
+        drop(ledger);
+        if let Some(folder) = saved
+            && !shape_only
+        {
+            adapter.load(&mut FileSource::open(folder.join("adapter_model.safetensors"))?)?;
+        }
+        self.adapters.push(Attached { owner, adapter, sites });
+        Ok(())
+    }
+
+    /// Makes every dense parameter of the base trainable.
+    fn train_everything(&self) -> Result<()> {
+        let ledger = self.ledger.borrow();
+        for entry in ledger.entries() {
+            let param = entry.param.as_ref().with_context(|| format!("`{}` is packed and cannot train", entry.name))?;
+            param.set_trainable(true);
+        }
+        Ok(())
+    }
+
+    /// The parameters that train, in the ledger's order.
+    pub fn trainable(&self) -> Vec<Arc<Param>> {
+        self.ledger.borrow().trainable()
+    }
+
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// If the model came without one.
+    pub fn tokenizer(&self) -> Result<&Arc<Tokenizer>> {
+        self.tokenizer.as_ref().ok_or_else(|| {
+            UserError::new(format!("the model `{}` has no tokenizer.json, and this stage handles text", self.label)).into()
+        })
+    }
+
+    /// Ids at which generation ends.
+    pub fn eos_ids(&self) -> Vec<u32> {
+        if let Some(t) = &self.tokenizer {
+            return t.eos_ids().to_vec();
+        }
+        match &self.config["eos_token_id"] {
+            Json::Number(n) => n.as_u64().map(|n| n as u32).into_iter().collect(),
+            Json::Array(ids) => ids.iter().filter_map(Json::as_u64).map(|n| n as u32).collect(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// The adapter that a folder's `adapter_config.json` describes, not attached.
+fn saved_adapter(folder: &Path) -> Result<Box<dyn Adapter>> {
+    let file = folder.join("adapter_config.json");
+    let text = std::fs::read_to_string(&file)
+        .map_err(|e| UserError::new(format!("cannot read the adapter's config: {e}")).in_file(&file))?;
+    let config: Json = serde_json::from_str(&text)
+        .map_err(|e| UserError::new(format!("is no JSON: {e}")).at_line(&file, e.line()))?;
+    match load_adapter(&config)? {
+        AnyPart::Adapter(a) => Ok(a),
+        _ => unreachable_slot("adapter"),
+    }
+}
+
+/// Refuses an assembly in which nothing trains.
+pub fn ensure_trainable(assembly: &Assembly) -> Result<()> {
+    ensure!(!assembly.trainable().is_empty(), "nothing in this stage trains");
+    Ok(())
+}

@@ -1,0 +1,167 @@
+//! What is checked before step 1, in seconds: a run that would train nonsense
+//! stops here.
+//!
+//! * masks and BOS/EOS counts of real rows (the data crate's audit);
+//! * leak probe: another token in one segment must leave every other segment's
+//!   hidden states bit-identical;
+//! * accumulation: two micro-batches must give the gradient of the one big batch;
+//! * every trainable tensor must receive a gradient that is not zero.
+
+use std::rc::Rc;
+
+use anyhow::{Result, bail};
+use ramekin_core::Array;
+use ramekin_slots::{FlatBatch, Forward, Mode};
+use ramekin_tape::{GradStore, Tape};
+use serde::Serialize;
+
+use crate::assembly::Assembly;
+use crate::step::{LabelledBatch, Trainer, hidden};
+
+/// One check with its outcome.
+#[derive(Clone, Debug, Serialize)]
+pub struct Check {
+    /// What was checked.
+    pub name: String,
+    /// What was seen.
+    pub result: String,
+}
+
+/// Segments are cut to this length: a check needs no more.
+const PROBE_TOKENS: usize = 48;
+
+/// Runs the checks on the first segments of a real micro-batch.
+///
+/// # Errors
+/// The check that failed, with what it means.
+pub fn run(assembly: &Assembly, trainer: &Trainer, batch: &LabelledBatch) -> Result<Vec<Check>> {
+    let parts = probes(batch);
+    if parts.is_empty() {
+        bail!("audit: the first micro-batch has no segment with a target");
+    }
+    let mut checks = Vec::new();
+    if parts.len() > 1 {
+        leak(assembly, trainer, &parts)?;
+        checks.push(Check {
+            name: "leak probe".to_owned(),
+            result: format!("{} segments do not see each other", parts.len()),
+        });
+        let difference = accumulation(assembly, trainer, &parts)?;
+        checks.push(Check {
+            name: "accumulation".to_owned(),
+            result: format!("1×{0} and {0}×1 agree within {difference:.1e}", parts.len()),
+        });
+    }
+    let tensors = gradients(assembly, trainer, &parts)?;
+    checks.push(Check { name: "gradients".to_owned(), result: format!("all {tensors} trainable tensors receive one") });
+    Ok(checks)
+}
+
+/// Up to four short segments with a target each.
+fn probes(batch: &LabelledBatch) -> Vec<LabelledBatch> {
+    let mut found = Vec::new();
+    for segment in batch.flat.segments.iter() {
+        // The end of a segment holds the answer; positions may start anywhere.
+        let from = segment.end.saturating_sub(PROBE_TOKENS).max(segment.start);
+        let labels = batch.labels[from..segment.end].to_vec();
+        if labels.iter().all(|l| *l == -100) {
+            continue;
+        }
+        let flat = FlatBatch::new(&[batch.flat.ids[from..segment.end].to_vec()]);
+        found.push(LabelledBatch { flat, labels });
+        if found.len() == 4 {
+            break;
+        }
+    }
+    found
+}
+
+fn joined(parts: &[LabelledBatch]) -> LabelledBatch {
+    let sequences: Vec<Vec<u32>> = parts.iter().map(|p| p.flat.ids.to_vec()).collect();
+    LabelledBatch {
+        flat: FlatBatch::new(&sequences),
+        labels: parts.iter().flat_map(|p| p.labels.iter().copied()).collect(),
+    }
+}
+
+fn states(assembly: &Assembly, trainer: &Trainer, flat: FlatBatch) -> Result<Vec<f32>> {
+    let mode = Mode { rng: trainer.rng, ..Mode::inference() };
+    let fx = Forward::new(Tape::off(), assembly.sites.clone(), flat, mode);
+    hidden(&assembly.model, &fx, Some(&*trainer.activation))?.array().to_f32()
+}
+
+fn leak(assembly: &Assembly, trainer: &Trainer, parts: &[LabelledBatch]) -> Result<()> {
+    let all = joined(parts);
+    let before = states(assembly, trainer, all.flat.clone())?;
+    let first = all.flat.segments[0].clone();
+    let mut ids = all.flat.ids.to_vec();
+    ids[first.start] = (ids[first.start] + 1) % assembly.model.facts().vocab_size as u32;
+    let changed = FlatBatch { ids: Rc::new(ids), ..all.flat.clone() };
+    let after = states(assembly, trainer, changed)?;
+    let from = first.end * assembly.model.facts().hidden_size;
+    if before[from..] != after[from..] {
+        bail!("audit: a token of one packed document changes the states of another: segments leak");
+    }
+    if before[..from] == after[..from] {
+        bail!("audit: another token leaves the model's states as they were: the model ignores its input");
+    }
+    Ok(())
+}
+
+fn grads_of(assembly: &Assembly, trainer: &Trainer, batches: &[LabelledBatch]) -> Result<GradStore> {
+    let active = batches.iter().map(LabelledBatch::active).sum();
+    let mut store = GradStore::new();
+    for batch in batches {
+        trainer.micro_batch(assembly, batch, active, 0, false, &mut store)?;
+    }
+    Ok(store)
+}
+
+fn accumulation(assembly: &Assembly, trainer: &Trainer, parts: &[LabelledBatch]) -> Result<f64> {
+    let whole = grads_of(assembly, trainer, &[joined(parts)])?;
+    let summed = grads_of(assembly, trainer, parts)?;
+    let (mut difference, mut norm) = (0.0f64, 0.0f64);
+    for (param, a) in whole.iter() {
+        let Some(b) = summed.get(param.id()) else { bail!("audit: `{}` has no gradient when accumulated", param.name()) };
+        for (x, y) in a.to_f32()?.iter().zip(b.to_f32()?) {
+            difference += f64::from(x - y).powi(2);
+            norm += f64::from(*x).powi(2);
+        }
+    }
+    let relative = (difference / norm.max(f64::MIN_POSITIVE)).sqrt();
+    if relative > 1e-3 && norm > 0.0 {
+        bail!("audit: accumulated micro-batches give another gradient than the whole batch (off by {relative:.1e})");
+    }
+    Ok(if norm > 0.0 { relative } else { 0.0 })
+}
+
+/// Tensors that begin at zero hide each other's gradients (LoRA's A behind B):
+/// they are nudged for this check and put back, bit for bit.
+fn gradients(assembly: &Assembly, trainer: &Trainer, parts: &[LabelledBatch]) -> Result<usize> {
+    let trainable = assembly.trainable();
+    let mut zeros = Vec::new();
+    for param in &trainable {
+        let value = param.value();
+        if value.to_f32()?.iter().all(|x| *x == 0.0) {
+            let stream = trainer.rng.named("audit", param.name());
+            value.update(|x: &mut [f32]| stream.fill_normal(0, 1e-2, x))?;
+            zeros.push(value);
+        }
+    }
+    let store = grads_of(assembly, trainer, &[joined(parts)]);
+    for value in zeros {
+        value.update(|x: &mut [f32]| x.fill(0.0))?;
+    }
+    let store = store?;
+    for param in &trainable {
+        let grad: Option<&Array> = store.get(param.id());
+        let flows = match grad {
+            Some(g) => g.to_f32()?.iter().any(|x| *x != 0.0),
+            None => false,
+        };
+        if !flows {
+            bail!("audit: `{}` is set to train and receives no gradient", param.name());
+        }
+    }
+    Ok(trainable.len())
+}

@@ -1,0 +1,56 @@
+//! From a recipe's parts to live ones.
+
+use anyhow::{Context, Result, bail};
+use ramekin_core::BadSetting;
+use ramekin_recipe::Part;
+use ramekin_registry::{AnyPart, Slot, build};
+use ramekin_slots::{
+    ActivationPolicy, Adapter, Decoder, GradientTransform, KvPolicy, Objective, Optimizer, Quantizer, Schedule,
+};
+use serde_json::Value as Json;
+
+/// Puts the part's place in the recipe into a refusal of one of its settings.
+pub fn placed<T>(part: &Part, result: Result<T>) -> Result<T> {
+    result.map_err(|e| match e.downcast::<BadSetting>() {
+        Ok(bad) => bad.of(part.path.clone()).into(),
+        Err(e) => e,
+    })
+}
+
+fn any(slot: Slot, part: &Part) -> Result<AnyPart> {
+    placed(part, build(slot, &part.kind, Json::Object(part.settings.clone())))
+        .with_context(|| format!("{}/{}", slot.name(), part.kind))
+}
+
+macro_rules! makers {
+    ($($(#[$doc:meta])* $name:ident: $slot:ident => $trait:ident;)*) => {$(
+        $(#[$doc])*
+        pub fn $name(part: &Part) -> Result<Box<dyn $trait>> {
+            match any(Slot::$slot, part)? {
+                AnyPart::$slot(p) => Ok(p),
+                _ => bail!("`{}` is registered under the wrong slot", part.kind),
+            }
+        }
+    )*};
+}
+
+makers! {
+    /// A quantizer.
+    quantizer: Quantizer => Quantizer;
+    /// An adapter, not attached.
+    adapter: Adapter => Adapter;
+    /// A gradient transform.
+    gradient: Gradient => GradientTransform;
+    /// An optimizer without state.
+    optimizer: Optimizer => Optimizer;
+    /// A schedule.
+    schedule: Schedule => Schedule;
+    /// An objective.
+    objective: Objective => Objective;
+    /// An activation policy.
+    activation: Activation => ActivationPolicy;
+    /// A cache policy.
+    kv: Kv => KvPolicy;
+    /// A decoder.
+    decoder: Decode => Decoder;
+}

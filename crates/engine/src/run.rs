@@ -1,0 +1,244 @@
+//! A recipe's stages in order, what one leaves to the next, and resuming.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::{Context, Result};
+use ramekin_core::UserError;
+use ramekin_plan::Bill;
+use ramekin_recipe::{Adapter, Model, Part, Recipe, Stage};
+use ramekin_store::write_atomic;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value as Json, json};
+
+use crate::assembly::Blueprint;
+use crate::stages;
+
+/// How a recipe is run.
+#[derive(Clone)]
+pub struct Options {
+    /// The run folder.
+    pub out: PathBuf,
+    /// Folder that the recipe's relative paths start from.
+    pub base_dir: PathBuf,
+    /// Goes on from what is in the run folder.
+    pub resume: bool,
+    /// Set when the user wants to stop; the run saves its state and leaves.
+    pub stop: Arc<AtomicBool>,
+    /// The resolved recipe's text, for the run folder.
+    pub resolved: String,
+}
+
+/// What a run left.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct RunOutcome {
+    /// Figures of each stage, under `K-KIND`.
+    pub stages: Map<String, Json>,
+}
+
+/// What a stage leaves to the next.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Carry {
+    model: Option<Model>,
+    quantizer: Option<Part>,
+    /// Folders of saved adapters, absolute.
+    adapters: Vec<String>,
+    done: usize,
+    stages: Map<String, Json>,
+    /// Hashes of what was made.
+    hashes: Map<String, Json>,
+}
+
+impl Carry {
+    /// The next stage stands on this model, alone.
+    pub fn leave_model(&mut self, folder: &Path) {
+        self.model = Some(plain_model(&folder.display().to_string()));
+        self.quantizer = None;
+        self.adapters.clear();
+    }
+
+    /// The next stage stands on the same base with these adapters.
+    pub fn leave_adapters(&mut self, blueprint: &Blueprint, folders: Vec<String>) {
+        self.model = Some(blueprint.model.clone());
+        self.quantizer.clone_from(&blueprint.quantizer);
+        self.adapters = folders;
+    }
+
+    /// Notes the hash of an artifact.
+    pub fn note_hash(&mut self, what: &str, hash: String) {
+        self.hashes.insert(what.to_owned(), Json::String(hash));
+    }
+}
+
+/// A model choice without any option.
+pub fn plain_model(source: &str) -> Model {
+    Model { source: source.to_owned(), dtype: None, revision: None, config: None, tokenizer: None }
+}
+
+/// What every stage is given.
+pub struct StageContext<'a> {
+    /// The recipe.
+    pub recipe: &'a Recipe,
+    /// Number of the stage.
+    pub index: usize,
+    /// The stage's own folder.
+    pub dir: PathBuf,
+    /// How the run is run.
+    pub options: &'a Options,
+    /// From the stage before, to the stage after.
+    pub carry: Carry,
+    /// Whether this very stage had begun before.
+    pub resumed: bool,
+}
+
+impl StageContext<'_> {
+    /// `K-KIND`.
+    pub fn name(&self) -> String {
+        stage_name(self.recipe, self.index)
+    }
+
+    /// What this stage stands on: its own choices, else what the stage before it left.
+    pub fn blueprint(&self, stage: &Stage, quantizer: Option<&Part>) -> Result<Blueprint> {
+        blueprint(self.recipe, stage, quantizer, &self.carry, &self.options.base_dir)
+    }
+}
+
+fn stage_name(recipe: &Recipe, index: usize) -> String {
+    format!("{index}-{}", recipe.stage[index].kind())
+}
+
+fn blueprint(
+    recipe: &Recipe,
+    stage: &Stage,
+    quantizer: Option<&Part>,
+    carry: &Carry,
+    base_dir: &Path,
+) -> Result<Blueprint> {
+    let own = stage.model();
+    let model = own.or(carry.model.as_ref()).or(recipe.model.as_ref()).cloned().ok_or_else(|| {
+        UserError::new("no model is named").help("set `[model] source`, for example to \"builtin:tiny\"")
+    })?;
+    let inherits = own.is_none();
+    let quantizer = quantizer.cloned().or_else(|| carry.quantizer.clone().filter(|_| inherits));
+    let mut adapters: Vec<Adapter> = Vec::new();
+    if inherits {
+        let saved = carry.adapters.iter();
+        adapters.extend(saved.map(|f| Adapter::Saved { folder: f.clone(), path: String::new() }));
+    }
+    adapters.extend(stage.adapters().iter().cloned());
+    let full_training = matches!(stage, Stage::Train(_)) && adapters.is_empty();
+    Ok(Blueprint { model, quantizer, adapters, base_dir: base_dir.to_owned(), seed: recipe.seed, full_training })
+}
+
+/// The bills of all stages, as far as they can be known before any has run.
+///
+/// # Errors
+/// What is wrong with a model's config or headers, or with a part's settings.
+pub fn plan(recipe: &Recipe, base_dir: &Path) -> Result<Vec<Bill>> {
+    let mut carry = Carry::default();
+    let mut bills = Vec::new();
+    for (index, stage) in recipe.stage.iter().enumerate() {
+        let name = stage_name(recipe, index);
+        let quantizer = stage_quantizer(stage);
+        let plan = blueprint(recipe, stage, quantizer, &carry, base_dir)?;
+        bills.push(stages::bill(&name, recipe, stage, &plan)?);
+        if matches!(stage, Stage::Train(_)) && !plan.full_training {
+            // The adapter does not exist yet; the next stage is billed on the bare base it will sit on.
+            carry.leave_adapters(&plan, Vec::new());
+        }
+    }
+    Ok(bills)
+}
+
+fn stage_quantizer(stage: &Stage) -> Option<&Part> {
+    match stage {
+        Stage::Train(s) => s.quantizer.as_ref(),
+        Stage::Generate(s) => s.quantizer.as_ref(),
+        Stage::Eval(s) => s.quantizer.as_ref(),
+        Stage::Logits(s) => s.quantizer.as_ref(),
+        Stage::Merge(_) => None,
+    }
+}
+
+/// Runs a recipe.
+///
+/// # Errors
+/// A user's mistake, [`ramekin_core::Unfit`], [`ramekin_core::Interrupted`], or a fault of the run.
+pub fn run(recipe: &Recipe, options: &Options) -> Result<RunOutcome> {
+    let out = &options.out;
+    std::fs::create_dir_all(out).with_context(|| format!("cannot make the run folder `{}`", out.display()))?;
+    ramekin_store::recover(out)?;
+    let state_file = out.join("state.json");
+    let mut carry = Carry::default();
+    if options.resume {
+        check_same(out, &options.resolved)?;
+        if let Ok(text) = std::fs::read(&state_file) {
+            carry = serde_json::from_slice(&text).with_context(|| format!("`{}` is damaged", state_file.display()))?;
+        }
+    } else {
+        clear(out)?;
+    }
+    write_atomic(out.join("recipe.toml"), options.resolved.as_bytes())?;
+    let had_begun = carry.done;
+    for (index, stage) in recipe.stage.iter().enumerate().skip(carry.done) {
+        let dir = if recipe.stage.len() == 1 { out.clone() } else { out.join("stages").join(stage_name(recipe, index)) };
+        std::fs::create_dir_all(&dir)?;
+        let mut cx =
+            StageContext { recipe, index, dir, options, carry, resumed: options.resume && index == had_begun };
+        let quantizer = stage_quantizer(stage);
+        let plan = cx.blueprint(stage, quantizer)?;
+        let figures = stages::run(&mut cx, stage, &plan).with_context(|| format!("stage {}", cx.name()))?;
+        let name = cx.name();
+        carry = cx.carry;
+        carry.stages.insert(name, figures);
+        carry.done = index + 1;
+        write_atomic(&state_file, &serde_json::to_vec_pretty(&carry)?)?;
+    }
+    let summary = json!({ "name": recipe.name, "stages": carry.stages, "sha256": carry.hashes });
+    write_atomic(out.join("summary.json"), &serde_json::to_vec_pretty(&summary)?)?;
+    Ok(RunOutcome { stages: carry.stages })
+}
+
+/// A run goes on only with the recipe it began with.
+fn check_same(out: &Path, resolved: &str) -> Result<()> {
+    let file = out.join("recipe.toml");
+    match std::fs::read_to_string(&file) {
+        Ok(before) if before != resolved => Err(UserError::new("the recipe is not the one this run began with")
+            .in_file(&file)
+            .help("run without `--resume`, or into another folder with `--out`")
+            .into()),
+        _ => Ok(()),
+    }
+}
+
+/// What an earlier run of the same name left would be mistaken for this one's.
+fn clear(out: &Path) -> Result<()> {
+    const OURS: [&str; 16] = [
+        "recipe.toml",
+        "plan.json",
+        "metrics.jsonl",
+        "report.html",
+        "checkpoints",
+        "adapter",
+        "model",
+        "samples.jsonl",
+        "summary.json",
+        "state.json",
+        "stages",
+        "logits.safetensors",
+        "generated.safetensors",
+        "certificate.json",
+        "audit.json",
+        "report.json",
+    ];
+    for entry in std::fs::read_dir(out)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if OURS.contains(&name.as_str()) || name.starts_with("events.out.tfevents.") {
+            if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) }
+                .with_context(|| format!("cannot remove `{}`", path.display()))?;
+        }
+    }
+    Ok(())
+}

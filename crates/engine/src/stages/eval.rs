@@ -1,0 +1,142 @@
+//! `kind = "eval"`, and the evaluation inside training.
+
+use std::io::Write as _;
+
+use anyhow::Result;
+use ramekin_core::Rng;
+use ramekin_data::{Batch, Dataset};
+use ramekin_eval::Metrics;
+use ramekin_recipe::{EvalStage, Metric, Part};
+use ramekin_slots::{Decoder, Forward, KvPolicy, Mode};
+use ramekin_store::write_atomic;
+use ramekin_tape::Tape;
+use serde::Serialize;
+use serde_json::{Map, Value as Json, json};
+
+use super::train::load_data;
+use crate::assembly::{Assembly, Blueprint};
+use crate::generation::{Generator, Limits};
+use crate::parts;
+use crate::run::StageContext;
+use crate::step::{LabelledBatch, hidden};
+
+/// What an evaluation needs.
+pub struct Evaluation<'a> {
+    /// Names of the metrics.
+    pub metrics: Vec<&'static str>,
+    /// For answers.
+    pub decoder: &'a dyn Decoder,
+    /// For answers.
+    pub kv: &'a dyn KvPolicy,
+    /// Rows at most.
+    pub max_rows: Option<usize>,
+    /// Tokens of an answer at most.
+    pub max_new_tokens: usize,
+    /// Rows whose loss is taken together.
+    pub rows: usize,
+}
+
+/// An answer beside what was expected.
+#[derive(Clone, Debug, Serialize)]
+#[allow(missing_docs)]
+pub struct Answer {
+    pub prompt: String,
+    pub completion: String,
+    pub expected: String,
+    pub right: bool,
+}
+
+/// Metric names as the eval crate knows them.
+pub fn names(metrics: &[Metric]) -> Vec<&'static str> {
+    metrics
+        .iter()
+        .map(|m| match m {
+            Metric::Loss => "loss",
+            Metric::Perplexity => "perplexity",
+            Metric::ExactMatch => "exact_match",
+        })
+        .collect()
+}
+
+/// Evaluates a data set.
+///
+/// # Errors
+/// Exact match over rows without an expected answer.
+pub fn evaluate(assembly: &Assembly, data: &Dataset, e: &Evaluation<'_>) -> Result<(Map<String, Json>, Vec<Answer>)> {
+    let mut metrics = Metrics::new(&e.metrics)?;
+    if metrics.needs_loss() {
+        let objective = parts::objective(&Part::of("sft"))?;
+        let rows = &data.rows[..e.max_rows.unwrap_or(usize::MAX).min(data.rows.len())];
+        for chunk in rows.chunks(e.rows.max(1)) {
+            let batch = LabelledBatch::new(Batch::of_rows(data, chunk));
+            let fx = Forward::new(Tape::off(), assembly.sites.clone(), batch.flat.clone(), Mode::inference());
+            let h = hidden(&assembly.model, &fx, None)?;
+            let loss = objective.loss(&fx, &assembly.model, &h, &batch.labels, 1.0)?;
+            metrics.add_loss(loss.array().scalar()?, batch.active() as u64);
+        }
+    }
+    let mut answers = Vec::new();
+    if metrics.needs_answers() {
+        answers = answer(assembly, data, e, &mut metrics)?;
+    }
+    Ok((metrics.finish(), answers))
+}
+
+/// Sequences answered together.
+const TOGETHER: usize = 32;
+
+fn answer(assembly: &Assembly, data: &Dataset, e: &Evaluation<'_>, metrics: &mut Metrics) -> Result<Vec<Answer>> {
+    let tokenizer = assembly.tokenizer()?;
+    let references: Vec<_> = data.examples.iter().filter_map(|x| x.reference.as_ref()).collect();
+    if references.is_empty() {
+        return Err(ramekin_core::UserError::new("exact match needs rows with a prompt and a completion")
+            .in_file(&data.name)
+            .into());
+    }
+    let references = &references[..e.max_rows.unwrap_or(usize::MAX).min(references.len())];
+    let eos = assembly.eos_ids();
+    let limits = Limits { max_new_tokens: e.max_new_tokens, eos: &eos };
+    let generator =
+        Generator { assembly, decoder: e.decoder, kv: Some(e.kv), rng: Rng::new(0), adapters: true };
+    let mut answers = Vec::new();
+    for group in references.chunks(TOGETHER) {
+        let prompts = group.iter().map(|r| r.prompt_ids(tokenizer)).collect::<Result<Vec<_>>>()?;
+        let results = generator.run(&prompts, &limits, &mut |_, _| {})?;
+        for ((reference, prompt), ids) in group.iter().zip(&prompts).zip(results) {
+            let completion = tokenizer.decode(&ids[prompt.len()..], true)?;
+            let right = metrics.add_answer(&completion, &reference.completion)?;
+            answers.push(Answer {
+                prompt: reference.prompt.clone(),
+                completion,
+                expected: reference.completion.clone(),
+                right,
+            });
+        }
+    }
+    Ok(answers)
+}
+
+/// Runs the stage.
+pub fn run(cx: &mut StageContext<'_>, s: &EvalStage, plan: &Blueprint) -> Result<Json> {
+    let assembly = plan.assemble(false)?;
+    let data = load_data(&assembly, &s.data, &plan.base_dir, None)?;
+    let (decoder, kv) = (parts::decoder(&s.decode)?, parts::kv(&s.kv)?);
+    let evaluation = Evaluation {
+        metrics: names(&s.metrics),
+        decoder: &*decoder,
+        kv: &*kv,
+        max_rows: s.max_rows.map(|n| n as usize),
+        max_new_tokens: s.max_new_tokens as usize,
+        rows: 8,
+    };
+    let (figures, answers) = evaluate(&assembly, &data, &evaluation)?;
+    let mut lines = Vec::new();
+    for a in &answers {
+        writeln!(lines, "{}", json!(a))?;
+    }
+    if !answers.is_empty() {
+        write_atomic(cx.dir.join("samples.jsonl"), &lines)?;
+    }
+    eprintln!("  {}", Json::Object(figures.clone()));
+    Ok(Json::Object(figures))
+}

@@ -1,0 +1,102 @@
+//! `kind = "generate"`: prompts or a file's batch to tokens and text.
+
+use std::io::Write as _;
+
+use anyhow::Result;
+use candle_core::{Device, Tensor};
+use ramekin_core::{Rng, UserError};
+use ramekin_recipe::GenerateStage;
+use ramekin_store::{write_atomic, write_safetensors};
+use serde_json::{Value as Json, json};
+
+use super::tokens::TokenFile;
+use crate::assembly::{Assembly, Blueprint};
+use crate::generation::{Generator, Limits};
+use crate::parts;
+use crate::run::StageContext;
+
+/// Runs the stage.
+pub fn run(cx: &mut StageContext<'_>, s: &GenerateStage, plan: &Blueprint) -> Result<Json> {
+    let assembly = plan.assemble(false)?;
+    let prompts = prompts(s, plan, &assembly)?;
+    let decoder = parts::decoder(&s.decode)?;
+    let kv = parts::kv(&s.kv)?;
+    let generator = Generator {
+        assembly: &assembly,
+        decoder: &*decoder,
+        kv: Some(&*kv),
+        rng: Rng::new(cx.recipe.seed),
+        adapters: true,
+    };
+    let eos = assembly.eos_ids();
+    let limits = Limits { max_new_tokens: s.max_new_tokens as usize, eos: &eos };
+    let results = generator.run(&prompts, &limits, &mut |_, _| {})?;
+    write_ids(cx, &results, &assembly)?;
+    let mut lines = Vec::new();
+    for (prompt, ids) in prompts.iter().zip(&results) {
+        let mut line = json!({ "prompt_ids": prompt, "ids": ids });
+        if let Some(t) = &assembly.tokenizer {
+            let mut text = t.decode(&ids[prompt.len()..], true)?;
+            if let Some(at) = s.stop.iter().filter_map(|stop| text.find(stop)).min() {
+                text.truncate(at);
+            }
+            let prompt = t.decode(prompt, true)?;
+            println_quiet(&prompt, &text);
+            line["prompt"] = json!(prompt);
+            line["completion"] = json!(text);
+        }
+        writeln!(lines, "{line}")?;
+    }
+    write_atomic(cx.dir.join("samples.jsonl"), &lines)?;
+    let new: usize = results.iter().zip(&prompts).map(|(r, p)| r.len() - p.len()).sum();
+    Ok(json!({ "sequences": results.len(), "new_tokens": new }))
+}
+
+/// Samples are for a person to read while the run goes on: standard error, like all progress.
+fn println_quiet(prompt: &str, completion: &str) {
+    eprintln!("  {} ▸ {}", prompt.trim_end(), completion.trim());
+}
+
+fn prompts(s: &GenerateStage, plan: &Blueprint, assembly: &Assembly) -> Result<Vec<Vec<u32>>> {
+    if let Some(input) = &s.input {
+        let file = TokenFile::read(&plan.base_dir.join(input))?;
+        let spans = file.spans()?;
+        return Ok(file.ids.iter().zip(spans).map(|(row, span)| row[span].to_vec()).collect());
+    }
+    let texts: Vec<&String> = s.prompt.iter().chain(s.prompts.iter().flatten()).collect();
+    if texts.is_empty() {
+        return Err(UserError::new("a `generate` stage needs `prompt`, `prompts` or `input`").into());
+    }
+    let tokenizer = assembly.tokenizer()?;
+    texts
+        .into_iter()
+        .map(|text| {
+            if s.chat {
+                let template = tokenizer.chat_template()?.ok_or_else(|| {
+                    UserError::new("`chat` is set and the tokenizer has no chat template").help("leave `chat` out")
+                })?;
+                let rendered = template.render(&[json!({ "role": "user", "content": text })], None, true)?;
+                tokenizer.encode(&rendered, false)
+            } else {
+                Ok(tokenizer.encode_with_offsets(text, true)?.without_closing_specials())
+            }
+        })
+        .collect()
+}
+
+fn write_ids(cx: &StageContext<'_>, results: &[Vec<u32>], assembly: &Assembly) -> Result<()> {
+    let width = results.iter().map(Vec::len).max().unwrap_or(0);
+    let pad = assembly
+        .tokenizer
+        .as_ref()
+        .and_then(|t| t.pad_id())
+        .or_else(|| assembly.config["pad_token_id"].as_u64().map(|n| n as u32))
+        .unwrap_or(0);
+    let mut all = Vec::with_capacity(results.len() * width);
+    for ids in results {
+        all.extend(ids.iter().map(|id| i64::from(*id)));
+        all.extend(std::iter::repeat_n(i64::from(pad), width - ids.len()));
+    }
+    let tensor = Tensor::from_vec(all, (results.len(), width), &Device::Cpu)?;
+    write_safetensors(cx.dir.join("generated.safetensors"), &[("ids".to_owned(), tensor.into())], &[])
+}

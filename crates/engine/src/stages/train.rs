@@ -1,0 +1,350 @@
+//! `kind = "train"`.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use ramekin_core::{Interrupted, Rng, UserError, meter, units};
+use ramekin_data::{DataSettings, Dataset, Sampler};
+use ramekin_plan::Bill;
+use ramekin_recipe::{Part, Recipe, TrainStage};
+use ramekin_store::write_atomic;
+use serde_json::{Map, Value as Json, json};
+
+use super::eval::{Answer, Evaluation, evaluate, names};
+use super::save;
+use super::tokens::TokenFile;
+use crate::assembly::{Assembly, Blueprint, ensure_trainable};
+use crate::bill::StepShape;
+use crate::checkpoint;
+use crate::parts;
+use crate::record::Recorder;
+use crate::run::StageContext;
+use crate::step::{LabelledBatch, StepReport, Trainer};
+use crate::{audit, bill};
+
+/// The parts of a stage's step.
+pub fn trainer(s: &TrainStage, seed: u64, total_steps: u64) -> Result<Trainer> {
+    let mut gradient = s.gradient.iter().map(parts::gradient).collect::<Result<Vec<_>>>()?;
+    if s.max_grad_norm > 0.0 {
+        let mut clip = Part::of("clip");
+        clip.settings.insert("max_norm".to_owned(), json!(s.max_grad_norm));
+        gradient.push(parts::gradient(&clip)?);
+    }
+    Ok(Trainer {
+        objective: parts::objective(&s.objective)?,
+        activation: parts::activation(&s.activation)?,
+        optimizer: parts::optimizer(&s.optimizer)?,
+        schedule: parts::schedule(&s.schedule)?,
+        gradient,
+        groups: Vec::new(),
+        total_steps,
+        rng: Rng::new(seed),
+    })
+}
+
+/// A data part's rows; `like` lends its settings to a bare path.
+pub fn load_data(assembly: &Assembly, part: &Part, base_dir: &Path, like: Option<&Part>) -> Result<Dataset> {
+    let settings = data_settings(part, like)?;
+    if let DataSettings::Tokens(t) = &settings {
+        let path = base_dir.join(&t.path);
+        let file = TokenFile::read(&path)?;
+        return Dataset::from_token_rows(path.display().to_string(), file.ids, file.mask, file.labels);
+    }
+    settings.load(assembly.tokenizer()?, base_dir)
+}
+
+fn data_settings(part: &Part, like: Option<&Part>) -> Result<DataSettings> {
+    if !part.kind.is_empty() {
+        return parts::placed(part, DataSettings::from_json(&part.kind, Json::Object(part.settings.clone())));
+    }
+    let path = part.settings.get("path").and_then(Json::as_str).unwrap_or_default();
+    let bare = DataSettings::from_path(Path::new(path))?;
+    match like.filter(|l| l.kind == bare.kind()) {
+        Some(like) => {
+            let mut settings = like.settings.clone();
+            settings.insert("path".to_owned(), json!(path));
+            for key in ["max_rows", "skip_rows", "split"] {
+                settings.remove(key);
+            }
+            parts::placed(part, DataSettings::from_json(&like.kind, Json::Object(settings)))
+        }
+        None => Ok(bare),
+    }
+}
+
+/// Rows a micro-batch and micro-batches a step.
+fn batch_sizes(s: &TrainStage, data: &Dataset) -> (usize, usize) {
+    let tokens_file = s.data.kind == "tokens";
+    let rows = if tokens_file { data.rows.len() } else { s.batch.micro_batch_size as usize };
+    let micros = match (s.batch.gradient_accumulation_steps, s.batch.tokens) {
+        (Some(n), _) => n as usize,
+        (None, Some(tokens)) => (tokens as f64 / (rows as f64 * data.mean_row())).round().max(1.0) as usize,
+        (None, None) => 1,
+    };
+    (rows.max(1), micros.max(1))
+}
+
+fn total_steps(s: &TrainStage, sampler: &Sampler) -> u64 {
+    s.steps.unwrap_or_else(|| sampler.steps_for(s.epochs.unwrap_or(3.0)) as u64).max(1)
+}
+
+fn shape_of(sampler: &Sampler) -> StepShape {
+    let longest = sampler.longest_batch();
+    StepShape {
+        segments: longest.segments.iter().map(|s| s.len()).collect(),
+        active: longest.active_tokens(),
+        micro_batches: sampler.micros_per_step(),
+        exact: true,
+    }
+}
+
+/// Text larger than this is not tokenised for a plan; its upper bound is billed.
+const READ_FOR_PLAN: u64 = 4 << 20;
+
+/// The stage's bill before anything is loaded.
+pub fn bill(name: &str, recipe: &Recipe, s: &TrainStage, plan: &Blueprint) -> Result<Bill> {
+    let mut trainer = trainer(s, recipe.seed, 100)?;
+    let settings = data_settings(&s.data, None)?;
+    let small = settings
+        .paths()
+        .iter()
+        .map(|p| std::fs::metadata(plan.base_dir.join(p)).map_or(u64::MAX, |m| m.len()))
+        .fold(0u64, u64::saturating_add)
+        <= READ_FOR_PLAN;
+    let shape = if small && !matches!(settings, DataSettings::Builtin(_)) {
+        let assembly = {
+            let _scope = meter::scope(ramekin_core::Meter::new());
+            plan.assemble(true)?
+        };
+        let data = load_data(&assembly, &s.data, &plan.base_dir, None)?;
+        let (rows, micros) = batch_sizes(s, &data);
+        shape_of(&Sampler::new(Arc::new(data), recipe.seed, rows, micros))
+    } else {
+        let length = settings.preparation().map_or(1024, |p| p.max_length).max(2);
+        let rows = s.batch.micro_batch_size as usize;
+        let segments = vec![length; rows];
+        StepShape { active: length * rows, segments, micro_batches: 2, exact: false }
+    };
+    bill::train(name, plan, &mut trainer, &shape)
+}
+
+struct Evaluator<'a> {
+    data: Dataset,
+    settings: Evaluation<'a>,
+    every: u64,
+}
+
+/// Runs the stage.
+pub fn run(cx: &mut StageContext<'_>, s: &TrainStage, plan: &Blueprint) -> Result<Json> {
+    let stage = cx.name();
+    let started = Instant::now();
+    let assembly = plan.assemble(false)?;
+    ensure_trainable(&assembly)?;
+    let mut data = load_data(&assembly, &s.data, &plan.base_dir, None)?;
+    for note in &data.report.notes {
+        eprintln!("  data: {note}");
+    }
+    let held_out = data.dev.take();
+    let (rows, micros) = batch_sizes(s, &data);
+    let data = Arc::new(data);
+    let sampler = Sampler::new(data.clone(), cx.recipe.seed, rows, micros);
+    let total = total_steps(s, &sampler);
+    let mut trainer = trainer(s, cx.recipe.seed, total)?;
+
+    let bill = bill::train(&stage, plan, &mut trainer, &shape_of(&sampler))?;
+    trainer = self::trainer(s, cx.recipe.seed, total)?;
+    eprint!("{}", bill.table());
+    if let Some(budget) = cx.recipe.memory.budget {
+        bill.check(budget.get(), None)?;
+    }
+    write_atomic(cx.dir.join("plan.json"), &serde_json::to_vec_pretty(&bill)?)?;
+    trainer.groups = assembly.adapters.iter().flat_map(|a| a.adapter.groups()).collect();
+
+    let (decoder, kv) = (parts::decoder(&Part::of("greedy"))?, parts::kv(&Part::of("full"))?);
+    let evaluator = s
+        .eval
+        .as_ref()
+        .map(|e| -> Result<Evaluator<'_>> {
+            let settings = Evaluation {
+                metrics: names(&e.metrics),
+                decoder: &*decoder,
+                kv: &*kv,
+                max_rows: e.max_rows.map(|n| n as usize),
+                max_new_tokens: e.max_new_tokens as usize,
+                rows,
+            };
+            let data = match &held_out {
+                Some(dev) if e.data.kind == "split" => (**dev).clone(),
+                _ => load_data(&assembly, &e.data, &plan.base_dir, Some(&s.data))?,
+            };
+            Ok(Evaluator { data, settings, every: e.every.unwrap_or(u64::MAX) })
+        })
+        .transpose()?;
+
+    let checkpoints = checkpoint::open(&cx.dir, s.checkpoint.keep as usize)?;
+    let mut step = 0;
+    if cx.resumed
+        && let Some(at) = checkpoint::restore(&checkpoints, &assembly, &mut trainer)?
+    {
+        step = at;
+        eprintln!("  resuming after step {step} of {total}");
+    }
+    let mut recorder = Recorder::open(&cx.options.out.join("metrics.jsonl"), &stage, step)?;
+
+    let mut figures = Map::new();
+    let mut samples = Vec::new();
+    if step == 0 {
+        if s.audit {
+            let audit_started = Instant::now();
+            let first = LabelledBatch::new(sampler.batch(0, 0));
+            let mut checks = audit::run(&assembly, &trainer, &first).context("the audit before step 1")?;
+            checks.extend(text_audit(&assembly, &data)?);
+            for c in &checks {
+                eprintln!("  audit: {}: {}", c.name, c.result);
+            }
+            write_atomic(cx.dir.join("audit.json"), &serde_json::to_vec_pretty(&checks)?)?;
+            eprintln!("  audit took {:.1} s", audit_started.elapsed().as_secs_f64());
+        }
+        if let Some(e) = &evaluator {
+            let (found, answers) = evaluate(&assembly, &e.data, &e.settings)?;
+            recorder.line(&json!({ "stage": stage, "step": 0, "eval": found }))?;
+            eprintln!("  before: {}", Json::Object(found.clone()));
+            write_atomic(cx.dir.join("before.json"), &serde_json::to_vec(&json!({ "eval": found, "answers": answers }))?)?;
+        }
+    }
+    let meter = meter::current();
+    let training_started = Instant::now();
+    let mut seen = 0usize;
+    let mut measured_peak = 0;
+    let mut measured = ramekin_core::Usage::default();
+    let mut last = None;
+    while step < total {
+        let begun = Instant::now();
+        meter.reset_peak();
+        let batches: Vec<LabelledBatch> = sampler.step(step as usize).into_iter().map(LabelledBatch::new).collect();
+        let report = trainer.step(&assembly, &batches, step)?;
+        drop(batches);
+        step += 1;
+        seen += report.tokens;
+        if meter.peak() > measured_peak {
+            measured_peak = meter.peak();
+            measured = meter.at_peak();
+        }
+        recorder.line(&step_line(&stage, step, &report, begun.elapsed().as_secs_f64()))?;
+        if step.is_multiple_of(s.log_every) && (step.is_multiple_of((total / 20).max(1)) || step == total) {
+            let rate = seen as f64 / training_started.elapsed().as_secs_f64();
+            eprintln!("  step {step}/{total}  loss {:.4}  lr {:.2e}  {rate:.0} tokens/s", report.loss, report.lr);
+        }
+        last = Some(report);
+        if let Some(e) = evaluator.as_ref().filter(|e| step.is_multiple_of(e.every) && step < total) {
+            let (found, _) = evaluate(&assembly, &e.data, &e.settings)?;
+            eprintln!("  step {step}: {}", Json::Object(found.clone()));
+            recorder.line(&json!({ "stage": stage, "step": step, "eval": found }))?;
+        }
+        let stop = cx.options.stop.load(Ordering::SeqCst);
+        let due = s.checkpoint.every.is_some_and(|n| step.is_multiple_of(n)) || step == total;
+        if due || stop {
+            checkpoint::save(&checkpoints, step, sampler.epoch_at(step as usize), &assembly, &trainer)?;
+        }
+        if stop && step < total {
+            let out = cx.options.out.display();
+            let message = format!("stopped after step {step} of {total}; the state is in `{out}`, go on with --resume");
+            return Err(Interrupted(message).into());
+        }
+    }
+    let train_seconds = training_started.elapsed().as_secs_f64();
+    if let Some(report) = last {
+        figures.insert("loss".to_owned(), json!(report.loss));
+        figures.insert("tokens_per_s".to_owned(), json!(seen as f64 / train_seconds));
+    }
+    if let Some(e) = &evaluator {
+        let (found, answers) = evaluate(&assembly, &e.data, &e.settings)?;
+        recorder.line(&json!({ "stage": stage, "step": total, "eval": found }))?;
+        eprintln!("  after:  {}", Json::Object(found.clone()));
+        figures.insert("eval".to_owned(), json!(found));
+        samples = answers;
+    }
+    leave(cx, plan, &assembly)?;
+    let before: Json = std::fs::read(cx.dir.join("before.json"))
+        .ok()
+        .and_then(|b| serde_json::from_slice(&b).ok())
+        .unwrap_or(Json::Null);
+    if let Some(found) = before.get("eval") {
+        figures.insert("eval_before".to_owned(), found.clone());
+    }
+    write_samples(cx, &before, &samples)?;
+    figures.insert("steps".to_owned(), json!(total));
+    figures.insert("trainable".to_owned(), json!(bill.trainable));
+    figures.insert("planned_peak".to_owned(), json!(bill.peak));
+    figures.insert("measured_peak".to_owned(), json!(measured_peak));
+    figures.insert("planned".to_owned(), json!(bill.at_peak));
+    figures.insert("measured".to_owned(), json!(measured));
+    figures.insert("peak_rss".to_owned(), json!(meter::resident().1));
+    figures.insert("seconds".to_owned(), json!(started.elapsed().as_secs_f64()));
+    eprintln!(
+        "  peak: planned {}, measured {}, resident {}",
+        units::bytes(bill.peak),
+        units::bytes(measured_peak),
+        units::bytes(meter::resident().1)
+    );
+    Ok(Json::Object(figures))
+}
+
+fn step_line(stage: &str, step: u64, r: &StepReport, seconds: f64) -> Json {
+    let meter = meter::current();
+    let mut mem = serde_json::to_value(meter.at_peak()).unwrap_or_default();
+    mem["peak"] = json!(meter.peak());
+    mem["rss"] = json!(meter::resident().0);
+    json!({
+        "stage": stage, "step": step, "loss": r.loss, "lr": r.lr, "grad_norm": r.grad_norm,
+        "tokens": r.tokens, "tokens_per_s": r.tokens as f64 / seconds.max(1e-9), "mem": mem,
+    })
+}
+
+/// Looks at real rows: BOS, EOS, masks.
+fn text_audit(assembly: &Assembly, data: &Dataset) -> Result<Vec<audit::Check>> {
+    let Some(tokenizer) = &assembly.tokenizer else { return Ok(Vec::new()) };
+    let found = ramekin_data::audit::audit(data, tokenizer, assembly.model.facts().vocab_size, 200, 1, false);
+    if let Some(error) = found.errors.first() {
+        return Err(UserError::new(format!("audit: {error}")).in_file(&data.name).into());
+    }
+    Ok(found.lines().into_iter().map(|l| audit::Check { name: "rows".to_owned(), result: l }).collect())
+}
+
+/// Saves what was trained and leaves it to the next stage.
+fn leave(cx: &mut StageContext<'_>, plan: &Blueprint, assembly: &Assembly) -> Result<()> {
+    let out = &cx.options.out;
+    if plan.full_training {
+        let folder = out.join("model");
+        save::model(assembly, &folder, save::dtype(plan.model.dtype), 5_000_000_000)?;
+        let folder = folder.canonicalize()?;
+        cx.carry.leave_model(&folder);
+        return Ok(());
+    }
+    let folder = out.join("adapter");
+    let made = save::adapters(assembly, &folder, cx.recipe.seed)?;
+    let file = folder.join("adapter_model.safetensors");
+    cx.carry.note_hash("adapter/adapter_model.safetensors", checkpoint::sha256(&file)?);
+    let made = made.iter().map(|f| Ok(f.canonicalize()?.display().to_string())).collect::<Result<Vec<_>>>()?;
+    cx.carry.leave_adapters(plan, made);
+    Ok(())
+}
+
+/// `samples.jsonl`: prompts with the answers before and after.
+fn write_samples(cx: &StageContext<'_>, before: &Json, after: &[Answer]) -> Result<()> {
+    if after.is_empty() {
+        return Ok(());
+    }
+    let mut text = String::new();
+    for (i, a) in after.iter().enumerate() {
+        let mut line = json!(a);
+        line["before"] = before["answers"][i]["completion"].clone();
+        text.push_str(&line.to_string());
+        text.push('\n');
+    }
+    write_atomic(cx.options.out.join("samples.jsonl"), text.as_bytes())?;
+    Ok(())
+}
