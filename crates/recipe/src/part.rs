@@ -1,0 +1,181 @@
+//! A part as a recipe names it: its kind, and its settings as they were written.
+
+use std::borrow::Cow;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::{DeserializeOwned, Error};
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::{Map, Value as Json};
+
+/// `{ kind = "…", settings … }`: a part by name. Whoever knows the parts decodes the settings.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Part {
+    /// The registered name.
+    pub kind: String,
+    /// Everything else in the table. The caller replaces it by the full settings before [`crate::resolved`].
+    pub settings: Map<String, Json>,
+    /// Where it stands in the recipe (`stage.0.adapter.0`); parts by default have the path they would have.
+    pub path: String,
+}
+
+impl Part {
+    /// A part of this kind with no setting written; its path is filled in by [`crate::Recipe::read`].
+    pub fn of(kind: &str) -> Part {
+        Part {
+            kind: kind.to_owned(),
+            settings: Map::new(),
+            path: String::new(),
+        }
+    }
+}
+
+impl Serialize for Part {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(1 + self.settings.len()))?;
+        map.serialize_entry("kind", &self.kind)?;
+        for (key, value) in self.settings.iter().filter(|(key, _)| *key != "kind") {
+            map.serialize_entry(key, value)?;
+        }
+        map.end()
+    }
+}
+
+impl<'de> Deserialize<'de> for Part {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut settings = Map::deserialize(deserializer)?;
+        match settings.shift_remove("kind") {
+            Some(Json::String(kind)) => Ok(Part {
+                kind,
+                settings,
+                path: String::new(),
+            }),
+            Some(_) => Err(D::Error::custom("`kind` must be a part's name in quotes")),
+            None => Err(D::Error::missing_field("kind")),
+        }
+    }
+}
+
+/// An entry of `adapter = […]`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Adapter {
+    /// A fresh one: `{ kind = "lora", … }`.
+    New(Part),
+    /// A saved one: `{ load = "FOLDER" }`; its kind comes from `adapter_config.json`.
+    Saved {
+        /// The folder as written; see [`crate::Doc::resolve_path`].
+        folder: String,
+        /// Where it stands in the recipe (`stage.0.adapter.0`).
+        path: String,
+    },
+}
+
+impl Serialize for Adapter {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Adapter::New(part) => part.serialize(serializer),
+            Adapter::Saved { folder, .. } => {
+                let mut map = serializer.serialize_map(Some(1))?;
+                map.serialize_entry("load", folder)?;
+                map.end()
+            }
+        }
+    }
+}
+
+/// `{ load = "FOLDER" }`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Load {
+    load: String,
+}
+
+impl<'de> Deserialize<'de> for Adapter {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let table = Map::deserialize(deserializer)?;
+        if table.contains_key("load") {
+            let Load { load } = Load::deserialize(Json::Object(table)).map_err(D::Error::custom)?;
+            return Ok(Adapter::Saved {
+                folder: load,
+                path: String::new(),
+            });
+        }
+        Part::deserialize(Json::Object(table))
+            .map(Adapter::New)
+            .map_err(D::Error::custom)
+    }
+}
+
+/// Reads a list, or one entry that stands for a list of one.
+///
+/// # Errors
+/// Those of the entries.
+pub fn one_or_many<'de, T: DeserializeOwned, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
+    match Json::deserialize(deserializer)? {
+        Json::Array(entries) => entries
+            .into_iter()
+            .map(T::deserialize)
+            .collect::<Result<_, _>>(),
+        one => T::deserialize(one).map(|entry| vec![entry]),
+    }
+    .map_err(D::Error::custom)
+}
+
+/// The name under which [`crate::schema`] later puts the parts of a slot.
+pub fn slot_definition(slot: &str) -> String {
+    format!("slot-{slot}")
+}
+
+/// Schema of a slot that takes one part.
+pub fn one<const SLOT: usize>(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "$ref": format!("#/$defs/{}", slot_definition(SLOTS[SLOT])) })
+}
+
+/// Schema of a slot that takes a list of parts, or one.
+pub fn many<const SLOT: usize>(_: &mut SchemaGenerator) -> Schema {
+    let part = json_schema!({ "$ref": format!("#/$defs/{}", slot_definition(SLOTS[SLOT])) });
+    json_schema!({ "anyOf": [{ "type": "array", "items": part }, part] })
+}
+
+/// The slots of a stage, in the order of the reference.
+pub const SLOTS: [&str; 11] = [
+    "quantizer",
+    "adapter",
+    "gradient",
+    "optimizer",
+    "schedule",
+    "objective",
+    "data",
+    "activation",
+    "kv",
+    "decode",
+    "track",
+];
+
+/// Places of [`SLOTS`], for `schema_with`.
+pub mod slot {
+    #![allow(missing_docs)]
+    pub const QUANTIZER: usize = 0;
+    pub const ADAPTER: usize = 1;
+    pub const GRADIENT: usize = 2;
+    pub const OPTIMIZER: usize = 3;
+    pub const SCHEDULE: usize = 4;
+    pub const OBJECTIVE: usize = 5;
+    pub const DATA: usize = 6;
+    pub const ACTIVATION: usize = 7;
+    pub const KV: usize = 8;
+    pub const DECODE: usize = 9;
+    pub const TRACK: usize = 10;
+}
+
+impl JsonSchema for Part {
+    fn schema_name() -> Cow<'static, str> {
+        "Part".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "object", "required": ["kind"], "properties": { "kind": { "type": "string" } } })
+    }
+}

@@ -1,0 +1,483 @@
+//! The stages of a recipe. Each struct lists exactly the keys that its stage reads.
+
+use schemars::JsonSchema;
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value as Json};
+
+use crate::bytes::Bytes;
+use crate::part::{Adapter, Part, many, one, one_or_many, slot};
+use crate::recipe::{Dtype, Model};
+
+/// One `[[stage]]`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+#[allow(clippy::large_enum_variant)] // a recipe has a handful of stages
+pub enum Stage {
+    /// Changes weights or adapters by gradient steps.
+    Train(TrainStage),
+    /// Continues prompts.
+    Generate(GenerateStage),
+    /// Folds the adapters in and writes a model.
+    Merge(MergeStage),
+    /// Measures on held data.
+    Eval(EvalStage),
+    /// Writes logits, loss and gradients of given inputs.
+    Logits(LogitsStage),
+}
+
+impl Stage {
+    /// The names of all kinds.
+    pub const KINDS: [&str; 5] = ["train", "generate", "merge", "eval", "logits"];
+
+    /// The `kind` as a recipe writes it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Stage::Train(_) => "train",
+            Stage::Generate(_) => "generate",
+            Stage::Merge(_) => "merge",
+            Stage::Eval(_) => "eval",
+            Stage::Logits(_) => "logits",
+        }
+    }
+
+    /// The stage's own model, if it names one.
+    pub fn model(&self) -> Option<&Model> {
+        match self {
+            Stage::Train(s) => s.model.as_ref(),
+            Stage::Generate(s) => s.model.as_ref(),
+            Stage::Merge(s) => s.model.as_ref(),
+            Stage::Eval(s) => s.model.as_ref(),
+            Stage::Logits(s) => s.model.as_ref(),
+        }
+    }
+
+    /// The adapters attached by the stage.
+    pub fn adapters(&self) -> &[Adapter] {
+        match self {
+            Stage::Train(s) => &s.adapter,
+            Stage::Generate(s) => &s.adapter,
+            Stage::Merge(s) => &s.adapter,
+            Stage::Eval(s) => &s.adapter,
+            Stage::Logits(s) => &s.adapter,
+        }
+    }
+}
+
+/// `kind = "train"`: without an adapter everything trains.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TrainStage {
+    /// A name for reports. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The model to begin with. Default: what the stage before left, or the recipe's `[model]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<Model>,
+    /// How frozen weights are stored. Default: as loaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "one::<{ slot::QUANTIZER }>")]
+    pub quantizer: Option<Part>,
+    /// Adapters to train, in order. Default: none, all weights train.
+    #[serde(default, deserialize_with = "one_or_many")]
+    #[schemars(schema_with = "many::<{ slot::ADAPTER }>")]
+    pub adapter: Vec<Adapter>,
+    /// Transforms between gradient and optimizer, in order. Default: none.
+    #[serde(default, deserialize_with = "one_or_many")]
+    #[schemars(schema_with = "many::<{ slot::GRADIENT }>")]
+    pub gradient: Vec<Part>,
+    /// The update rule. Default: `{ kind = "adamw" }`.
+    #[serde(default = "adamw")]
+    #[schemars(schema_with = "one::<{ slot::OPTIMIZER }>")]
+    pub optimizer: Part,
+    /// The learning rate by step. Default: `{ kind = "constant" }`.
+    #[serde(default = "constant")]
+    #[schemars(schema_with = "one::<{ slot::SCHEDULE }>")]
+    pub schedule: Part,
+    /// The loss. Default: `{ kind = "sft" }`.
+    #[serde(default = "sft")]
+    #[schemars(schema_with = "one::<{ slot::OBJECTIVE }>")]
+    pub objective: Part,
+    /// What survives from forward to backward. Default: `{ kind = "keep" }`.
+    #[serde(default = "keep")]
+    #[schemars(schema_with = "one::<{ slot::ACTIVATION }>")]
+    pub activation: Part,
+    /// The rows to learn from.
+    #[schemars(schema_with = "one::<{ slot::DATA }>")]
+    pub data: Part,
+    /// How rows make an optimizer step.
+    #[serde(default)]
+    pub batch: Batch,
+    /// Optimizer steps. One of `steps` and `epochs` is needed.
+    #[serde(default, alias = "max_steps", skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub steps: Option<u64>,
+    /// Passes over the data; may be a fraction.
+    #[serde(
+        default,
+        alias = "num_train_epochs",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub epochs: Option<f64>,
+    /// Gradients are scaled down to this global norm; 0 turns it off. Default: 1.
+    #[serde(default = "max_grad_norm")]
+    #[schemars(range(min = 0))]
+    pub max_grad_norm: f64,
+    /// Measuring on held data while training. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eval: Option<TrainEval>,
+    /// When to save the state, and how many to keep.
+    #[serde(default)]
+    pub checkpoint: Checkpoint,
+    /// Optimizer steps between lines of `metrics.jsonl`. Default: 1.
+    #[serde(default = "every_step", alias = "logging_steps")]
+    #[schemars(range(min = 1))]
+    pub log_every: u64,
+    /// Whether the stage checks masks, packing, accumulation and gradients before step 1. Default: true.
+    #[serde(default = "yes")]
+    pub audit: bool,
+    /// Texts written while training, before and after at least. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub samples: Option<Samples>,
+    /// Where figures go besides the run folder's own files. Default: nowhere.
+    #[serde(
+        default,
+        deserialize_with = "one_or_many",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    #[schemars(schema_with = "many::<{ slot::TRACK }>")]
+    pub track: Vec<Part>,
+}
+
+/// How rows make an optimizer step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Batch {
+    /// Tokens of an optimizer step, as nearly as whole micro-batches allow; sets the accumulation. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub tokens: Option<u64>,
+    /// Rows of one forward and backward. Default: 8.
+    #[serde(alias = "per_device_train_batch_size")]
+    #[schemars(range(min = 1))]
+    pub micro_batch_size: u64,
+    /// Micro-batches of an optimizer step. Default: 1, or what `tokens` asks for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub gradient_accumulation_steps: Option<u64>,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Batch {
+            tokens: None,
+            micro_batch_size: 8,
+            gradient_accumulation_steps: None,
+        }
+    }
+}
+
+/// Measuring on held data while training.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TrainEval {
+    /// Optimizer steps between measurements. Default: only before the first step and after the last.
+    #[serde(default, alias = "eval_steps", skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub every: Option<u64>,
+    /// The held rows: a part, or a path that is read the way the stage's own data is.
+    #[serde(deserialize_with = "data_or_path")]
+    #[schemars(schema_with = "data_or_path_schema")]
+    pub data: Part,
+    /// What is measured. Default: `["loss"]`.
+    #[serde(default = "loss")]
+    pub metrics: Vec<Metric>,
+    /// Rows used, from the start. Default: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub max_rows: Option<u64>,
+    /// The longest answer of metrics that generate, in tokens. Default: 64.
+    #[serde(default = "answer_length")]
+    #[schemars(range(min = 1))]
+    pub max_new_tokens: u64,
+}
+
+/// A figure of an evaluation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Metric {
+    /// Mean cross-entropy of the active tokens, in nats.
+    Loss,
+    /// The exponential of the loss.
+    Perplexity,
+    /// Share of rows whose generated answer equals the expected one.
+    ExactMatch,
+}
+
+/// When to save the state, and how many to keep.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Checkpoint {
+    /// Optimizer steps between checkpoints. Default: only when interrupted and at the end.
+    #[serde(alias = "save_steps", skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub every: Option<u64>,
+    /// Newest checkpoints that survive. Default: 2.
+    #[serde(alias = "save_total_limit")]
+    #[schemars(range(min = 1))]
+    pub keep: u64,
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Checkpoint {
+            every: None,
+            keep: 2,
+        }
+    }
+}
+
+/// Texts written while training.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Samples {
+    /// What is continued.
+    pub prompts: Vec<String>,
+    /// Optimizer steps between samples. Default: only before the first step and after the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub every: Option<u64>,
+    /// The longest answer, in tokens. Default: 64.
+    #[serde(default = "answer_length")]
+    #[schemars(range(min = 1))]
+    pub max_new_tokens: u64,
+    /// How tokens are chosen. Default: `{ kind = "greedy" }`.
+    #[serde(default = "greedy")]
+    #[schemars(schema_with = "one::<{ slot::DECODE }>")]
+    pub decode: Part,
+}
+
+/// `kind = "generate"`: one of `input`, `prompt` and `prompts` is needed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GenerateStage {
+    /// A name for reports. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The model to begin with. Default: what the stage before left, or the recipe's `[model]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<Model>,
+    /// How frozen weights are stored. Default: as loaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "one::<{ slot::QUANTIZER }>")]
+    pub quantizer: Option<Part>,
+    /// Adapters to attach, in order. Default: none besides those of the stage before.
+    #[serde(default, deserialize_with = "one_or_many")]
+    #[schemars(schema_with = "many::<{ slot::ADAPTER }>")]
+    pub adapter: Vec<Adapter>,
+    /// Prompts as tokens: a safetensors file with `input_ids` and perhaps `attention_mask`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input: Option<String>,
+    /// One prompt as text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<String>,
+    /// Several prompts as text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompts: Option<Vec<String>>,
+    /// The longest answer, in tokens. Default: 64.
+    #[serde(default = "answer_length")]
+    #[schemars(range(min = 1))]
+    pub max_new_tokens: u64,
+    /// How tokens are chosen. Default: `{ kind = "greedy" }`.
+    #[serde(default = "greedy")]
+    #[schemars(schema_with = "one::<{ slot::DECODE }>")]
+    pub decode: Part,
+    /// What the cache keeps. Default: `{ kind = "full" }`.
+    #[serde(default = "full")]
+    #[schemars(schema_with = "one::<{ slot::KV }>")]
+    pub kv: Part,
+    /// Texts that end an answer. Default: only the model's own end.
+    #[serde(default)]
+    pub stop: Vec<String>,
+    /// Whether prompts go through the chat template as a user's message. Default: false.
+    #[serde(default)]
+    pub chat: bool,
+}
+
+/// `kind = "merge"`: folds the adapters in and writes a model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MergeStage {
+    /// A name for reports. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The model to begin with. Default: what the stage before left, or the recipe's `[model]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<Model>,
+    /// Adapters to attach before merging. Default: none besides those of the stage before.
+    #[serde(default, deserialize_with = "one_or_many")]
+    #[schemars(schema_with = "many::<{ slot::ADAPTER }>")]
+    pub adapter: Vec<Adapter>,
+    /// The file format. Default: `safetensors`.
+    #[serde(default)]
+    #[schemars(default)]
+    pub format: MergeFormat,
+    /// The type of the written weights. Default: that of the model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<Dtype>,
+    /// The largest file: `5GB`, `2GiB`. Default: `5GB`.
+    #[serde(default = "shard")]
+    pub max_shard_size: Bytes,
+}
+
+/// What a merge writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum MergeFormat {
+    /// A Hugging Face model folder.
+    #[default]
+    Safetensors,
+}
+
+/// `kind = "eval"`: measures on held data.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EvalStage {
+    /// A name for reports. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The model to begin with. Default: what the stage before left, or the recipe's `[model]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<Model>,
+    /// How frozen weights are stored. Default: as loaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "one::<{ slot::QUANTIZER }>")]
+    pub quantizer: Option<Part>,
+    /// Adapters to attach, in order. Default: none besides those of the stage before.
+    #[serde(default, deserialize_with = "one_or_many")]
+    #[schemars(schema_with = "many::<{ slot::ADAPTER }>")]
+    pub adapter: Vec<Adapter>,
+    /// The held rows.
+    #[schemars(schema_with = "one::<{ slot::DATA }>")]
+    pub data: Part,
+    /// What is measured. Default: `["loss"]`.
+    #[serde(default = "loss")]
+    pub metrics: Vec<Metric>,
+    /// The longest answer of metrics that generate, in tokens. Default: 64.
+    #[serde(default = "answer_length")]
+    #[schemars(range(min = 1))]
+    pub max_new_tokens: u64,
+    /// How tokens are chosen by metrics that generate. Default: `{ kind = "greedy" }`.
+    #[serde(default = "greedy")]
+    #[schemars(schema_with = "one::<{ slot::DECODE }>")]
+    pub decode: Part,
+    /// What the cache keeps. Default: `{ kind = "full" }`.
+    #[serde(default = "full")]
+    #[schemars(schema_with = "one::<{ slot::KV }>")]
+    pub kv: Part,
+    /// Rows used, from the start. Default: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub max_rows: Option<u64>,
+}
+
+/// `kind = "logits"`: writes `logits.safetensors` for given inputs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LogitsStage {
+    /// A name for reports. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The model to begin with. Default: what the stage before left, or the recipe's `[model]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<Model>,
+    /// How frozen weights are stored. Default: as loaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "one::<{ slot::QUANTIZER }>")]
+    pub quantizer: Option<Part>,
+    /// Adapters to attach, in order. Default: none besides those of the stage before.
+    #[serde(default, deserialize_with = "one_or_many")]
+    #[schemars(schema_with = "many::<{ slot::ADAPTER }>")]
+    pub adapter: Vec<Adapter>,
+    /// A safetensors file with `input_ids` and perhaps `attention_mask` and `labels`.
+    pub input: String,
+    /// Whether gradients of the mean loss are written too. Default: false.
+    #[serde(default)]
+    pub gradients: bool,
+}
+
+/// Every other spelling that is read, by the table it belongs to and the canonical name.
+pub(crate) const ALIASES: [(&str, &str, &str); 7] = [
+    ("TrainStage", "steps", "max_steps"),
+    ("TrainStage", "epochs", "num_train_epochs"),
+    ("TrainStage", "log_every", "logging_steps"),
+    ("Batch", "micro_batch_size", "per_device_train_batch_size"),
+    ("TrainEval", "every", "eval_steps"),
+    ("Checkpoint", "every", "save_steps"),
+    ("Checkpoint", "keep", "save_total_limit"),
+];
+
+/// Reads a data part, or a path alone, which leaves `kind` empty for [`crate::Recipe::read`] to fill.
+fn data_or_path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Part, D::Error> {
+    match Json::deserialize(deserializer)? {
+        Json::String(path) => Ok(Part {
+            settings: Map::from_iter([("path".to_owned(), Json::String(path))]),
+            ..Part::of("")
+        }),
+        table => Part::deserialize(table).map_err(D::Error::custom),
+    }
+}
+
+fn data_or_path_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    let part = one::<{ slot::DATA }>(generator);
+    schemars::json_schema!({ "anyOf": [{ "type": "string" }, part] })
+}
+
+fn adamw() -> Part {
+    Part::of("adamw")
+}
+
+fn constant() -> Part {
+    Part::of("constant")
+}
+
+fn sft() -> Part {
+    Part::of("sft")
+}
+
+fn keep() -> Part {
+    Part::of("keep")
+}
+
+fn greedy() -> Part {
+    Part::of("greedy")
+}
+
+fn full() -> Part {
+    Part::of("full")
+}
+
+fn loss() -> Vec<Metric> {
+    vec![Metric::Loss]
+}
+
+fn max_grad_norm() -> f64 {
+    1.0
+}
+
+fn every_step() -> u64 {
+    1
+}
+
+fn answer_length() -> u64 {
+    64
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn shard() -> Bytes {
+    Bytes(5_000_000_000)
+}
