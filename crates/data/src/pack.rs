@@ -7,8 +7,8 @@
 //! | `wrapped` | everything is one stream, cut every row length | ignored: ordinary causal attention over the row |
 //!
 //! Best fit decreasing: examples by length, longest first (ties in file order),
-//! each into the open bin with the smallest free space that suffices, the
-//! oldest of equals, else into a new bin. Source: TRL's `pack_dataset`.
+//! each into the open bin with the smallest free space that suffices, of equals
+//! the one that has had that space longest, else into a new bin. Source: TRL's `pack_dataset`.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -36,7 +36,13 @@ pub struct Row {
 impl Row {
     /// One example from its first token to its last.
     pub fn whole(example: usize, len: usize) -> Self {
-        Row { pieces: vec![Piece { example, tokens: 0..len }], segments: vec![len] }
+        Row {
+            pieces: vec![Piece {
+                example,
+                tokens: 0..len,
+            }],
+            segments: vec![len],
+        }
     }
 
     /// Tokens in the row.
@@ -56,11 +62,22 @@ pub fn pack(lengths: &[usize], size: usize, strategy: Packing) -> Vec<Row> {
     let size = size.max(1);
     let whole = lengths.iter().enumerate();
     match strategy {
-        Packing::Bfd => best_fit(whole.map(|(e, n)| Piece { example: e, tokens: 0..(*n).min(size) }).collect(), size),
+        Packing::Bfd => best_fit(
+            whole
+                .map(|(e, n)| Piece {
+                    example: e,
+                    tokens: 0..(*n).min(size),
+                })
+                .collect(),
+            size,
+        ),
         Packing::BfdSplit => best_fit(
             whole
                 .flat_map(|(e, n)| {
-                    (0..*n).step_by(size).map(move |at| Piece { example: e, tokens: at..(at + size).min(*n) })
+                    (0..*n).step_by(size).map(move |at| Piece {
+                        example: e,
+                        tokens: at..(at + size).min(*n),
+                    })
                 })
                 .collect(),
             size,
@@ -73,8 +90,7 @@ fn best_fit(mut pieces: Vec<Piece>, size: usize) -> Vec<Row> {
     pieces.retain(|p| !p.tokens.is_empty());
     pieces.sort_by_key(|p| std::cmp::Reverse(p.tokens.len()));
     let mut rows: Vec<Row> = Vec::new();
-    // Free space to the bins that have it. Keyed by the row's index inside, so
-    // that the oldest bin comes first even when it got its space late.
+    // Free space to the bins that have it, first come first filled.
     let mut open: BTreeMap<usize, VecDeque<usize>> = BTreeMap::new();
     for piece in pieces {
         let len = piece.tokens.len();
@@ -91,15 +107,16 @@ fn best_fit(mut pieces: Vec<Piece>, size: usize) -> Vec<Row> {
             None => (None, size),
         };
         let bin = bin.unwrap_or_else(|| {
-            rows.push(Row { pieces: Vec::new(), segments: Vec::new() });
+            rows.push(Row {
+                pieces: Vec::new(),
+                segments: Vec::new(),
+            });
             rows.len() - 1
         });
         rows[bin].segments.push(len);
         rows[bin].pieces.push(piece);
         if free > len {
-            let bins = open.entry(free - len).or_default();
-            let at = bins.partition_point(|b| *b < bin);
-            bins.insert(at, bin);
+            open.entry(free - len).or_default().push_back(bin);
         }
     }
     rows
@@ -112,17 +129,26 @@ fn wrap(lengths: &[usize], size: usize) -> Vec<Row> {
         let mut at = 0;
         while at < *n {
             let take = (size - filled).min(n - at);
-            pieces.push(Piece { example, tokens: at..at + take });
+            pieces.push(Piece {
+                example,
+                tokens: at..at + take,
+            });
             at += take;
             filled += take;
             if filled == size {
-                rows.push(Row { pieces: std::mem::take(&mut pieces), segments: vec![size] });
+                rows.push(Row {
+                    pieces: std::mem::take(&mut pieces),
+                    segments: vec![size],
+                });
                 filled = 0;
             }
         }
     }
     if filled > 0 {
-        rows.push(Row { pieces, segments: vec![filled] });
+        rows.push(Row {
+            pieces,
+            segments: vec![filled],
+        });
     }
     rows
 }
@@ -133,14 +159,22 @@ mod tests {
     use proptest::prelude::*;
 
     fn lengths(rows: &[Row]) -> Vec<Vec<usize>> {
-        rows.iter().map(|r| r.pieces.iter().map(|p| p.tokens.len()).collect()).collect()
+        rows.iter()
+            .map(|r| r.pieces.iter().map(|p| p.tokens.len()).collect())
+            .collect()
     }
 
     #[test]
     fn sheet_example() {
         let rows = pack(&[5, 2, 3, 1], 4, Packing::Bfd);
         assert_eq!(lengths(&rows), [vec![4], vec![3, 1], vec![2]]);
-        assert_eq!(rows[1].pieces[0], Piece { example: 2, tokens: 0..3 });
+        assert_eq!(
+            rows[1].pieces[0],
+            Piece {
+                example: 2,
+                tokens: 0..3
+            }
+        );
         assert_eq!(rows[1].segments, [3, 1]);
     }
 
