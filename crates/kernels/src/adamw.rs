@@ -76,3 +76,71 @@ wide! {
         }
     }
 }
+
+/// The same written down directly, one entry at a time.
+pub mod reference {
+    use super::AdamW;
+
+    /// New `(p, m, v)`.
+    pub fn step(o: &AdamW, p: f64, g: f64, m: f64, v: f64) -> (f64, f64, f64) {
+        let p = p - o.lr * o.weight_decay * p;
+        let m = o.beta1 * m + (1.0 - o.beta1) * g;
+        let v = o.beta2 * v + (1.0 - o.beta2) * g * g;
+        let m_hat = m / (1.0 - o.beta1.powi(o.step as i32));
+        let v_hat = v / (1.0 - o.beta2.powi(o.step as i32));
+        (p - o.lr * m_hat / (v_hat.sqrt() + o.eps), m, v)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{assert_close, assert_same_for_threads, normal, wide};
+
+    const O: AdamW = AdamW {
+        lr: 1e-2,
+        beta1: 0.9,
+        beta2: 0.999,
+        eps: 1e-8,
+        weight_decay: 0.1,
+        step: 1,
+    };
+
+    #[test]
+    fn equals_the_reference_over_steps() {
+        for n in [0, 1, 17, 40_000] {
+            let mut p = normal::<f32>(1, n);
+            let (mut m, mut v) = (vec![0.0; n], vec![0.0; n]);
+            let mut want: Vec<_> = wide(&p).into_iter().map(|p| (p, 0.0, 0.0)).collect();
+            for t in 1..=5 {
+                let g = normal::<f32>(10 + t, n);
+                let o = AdamW { step: t, ..O };
+                step(&o, &mut p, &g, &mut m, &mut v);
+                for (w, g) in want.iter_mut().zip(&g) {
+                    *w = reference::step(&o, w.0, *g as f64, w.1, w.2);
+                }
+            }
+            assert_close(&p, &want.iter().map(|w| w.0).collect::<Vec<_>>(), 1e-6);
+            assert_close(&m, &want.iter().map(|w| w.1).collect::<Vec<_>>(), 1e-6);
+            assert_close(&v, &want.iter().map(|w| w.2).collect::<Vec<_>>(), 1e-6);
+        }
+    }
+
+    #[test]
+    fn the_first_step_moves_by_the_rate_against_the_sign() {
+        let (mut p, mut m, mut v) = (vec![0.0f64; 3], vec![0.0; 3], vec![0.0; 3]);
+        step(&O, &mut p, &[3.0, -0.5, 0.0], &mut m, &mut v);
+        assert_close(&p, &[-1e-2, 1e-2, 0.0], 1e-6);
+    }
+
+    #[test]
+    fn threads_do_not_change_a_bit() {
+        let n = 100_000;
+        let (g, start) = (normal::<f32>(1, n), normal::<f32>(2, n));
+        assert_same_for_threads(|| {
+            let (mut p, mut m, mut v) = (start.clone(), vec![0.0; n], vec![0.0; n]);
+            step(&O, &mut p, &g, &mut m, &mut v);
+            p
+        });
+    }
+}

@@ -166,3 +166,143 @@ pub mod reference {
         (loss, grad.collect())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::{assert_gradient, assert_same_for_threads, normal, wide};
+
+    fn run<T: Real>(z: &[T], vocab: usize, labels: &[i64], o: &Options) -> (Vec<T>, Vec<T>) {
+        let (mut grad, mut losses) = (z.to_vec(), vec![T::ZERO; labels.len()]);
+        forward_backward(&mut grad, vocab, labels, o, Some(T::ONE), &mut losses);
+        (losses, grad)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        #[test]
+        fn equals_the_reference(
+            rows in 0usize..30, vocab in 1usize..200, scale in 0.1f32..30.0, eps in 0.0f64..0.5, dft: bool,
+        ) {
+            let o = Options { label_smoothing: if eps < 0.1 { 0.0 } else { eps }, dft };
+            let z: Vec<f32> = normal::<f32>(1, rows * vocab).iter().map(|z| z * scale).collect();
+            let labels: Vec<i64> = (0..rows).map(|r| if r % 3 == 2 { IGNORED } else { (r * 7 % vocab) as i64 }).collect();
+            let (losses, grad) = run(&z, vocab, &labels, &o);
+            let want: Vec<_> = wide(&z).chunks(vocab).zip(&labels).map(|(z, y)| reference::row(z, *y, &o)).collect();
+            let rounding = 1e-6 * z.iter().fold(1.0f32, |a, z| a.max(z.abs())) as f64;
+            for (l, w) in losses.iter().zip(&want) {
+                prop_assert!((*l as f64 - w.0).abs() <= rounding, "loss {l}, not {}", w.0);
+            }
+            let want: Vec<f64> = want.into_iter().flat_map(|w| w.1).collect();
+            for (g, w) in grad.iter().zip(&want) {
+                prop_assert!((*g as f64 - w).abs() < 3e-6, "gradient {g}, not {w}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_gradient_is_the_gradient() {
+        let vocab = 17;
+        let z = normal::<f64>(1, 3 * vocab);
+        let labels = [4, IGNORED, 16];
+        for eps in [0.0, 0.2] {
+            let o = Options {
+                label_smoothing: eps,
+                dft: false,
+            };
+            let (_, grad) = run(&z, vocab, &labels, &o);
+            assert_gradient(&z, &grad, |z| run(z, vocab, &labels, &o).0.iter().sum());
+            // The weight of the DFT loss is held still.
+            let o = Options {
+                label_smoothing: eps,
+                dft: true,
+            };
+            let (_, grad) = run(&z, vocab, &labels, &o);
+            let (nll, _) = run(&z, vocab, &labels, &Options::default());
+            let plain = Options {
+                label_smoothing: eps,
+                dft: false,
+            };
+            assert_gradient(&z, &grad, |z| {
+                run(z, vocab, &labels, &plain)
+                    .0
+                    .iter()
+                    .zip(&nll)
+                    .map(|(l, n)| l * (-n).exp())
+                    .sum()
+            });
+        }
+    }
+
+    #[test]
+    fn ignored_rows_are_exactly_zero_even_when_bad() {
+        let mut z = vec![f32::NAN, f32::INFINITY, 1.0, 0.5, 0.5, 0.5];
+        let mut losses = [f32::NAN; 2];
+        forward_backward(
+            &mut z,
+            3,
+            &[IGNORED, 0],
+            &Options::default(),
+            Some(2.0),
+            &mut losses,
+        );
+        assert_eq!(losses[0], 0.0);
+        assert_eq!(z[..3], [0.0; 3]);
+        assert!((losses[1] - 3f32.ln()).abs() < 1e-6);
+        assert!((z[3] + 4.0 / 3.0).abs() < 1e-6); // scaled by 2
+    }
+
+    #[test]
+    fn without_a_scale_logits_stay() {
+        let z = normal::<f32>(1, 40);
+        let (mut same, mut losses) = (z.clone(), [0.0; 4]);
+        forward_backward(
+            &mut same,
+            10,
+            &[1, 2, 3, 4],
+            &Options::default(),
+            None,
+            &mut losses,
+        );
+        assert_eq!(same, z);
+        assert_eq!(
+            losses[..],
+            run(&z, 10, &[1, 2, 3, 4], &Options::default()).0[..]
+        );
+    }
+
+    #[test]
+    fn large_logits_do_not_overflow_and_masked_ones_get_nothing() {
+        let (losses, grad) = run(
+            &[1e4f32, 0.0, f32::NEG_INFINITY],
+            3,
+            &[0],
+            &Options::default(),
+        );
+        assert_eq!(losses, [0.0]);
+        assert_eq!(grad, [0.0; 3]);
+    }
+
+    #[test]
+    #[should_panic(expected = "label 3 with a vocabulary of 3")]
+    fn a_label_past_the_vocabulary_panics() {
+        run(&[0.0f32; 3], 3, &[3], &Options::default());
+    }
+
+    #[test]
+    fn threads_do_not_change_a_bit() {
+        let (rows, vocab) = (64, 1000);
+        let z = normal::<f32>(1, rows * vocab);
+        let labels: Vec<i64> = (0..rows as i64).collect();
+        let o = Options {
+            label_smoothing: 0.1,
+            dft: false,
+        };
+        assert_same_for_threads(|| {
+            let (losses, grad) = run(&z, vocab, &labels, &o);
+            [losses, grad].concat()
+        });
+    }
+}

@@ -254,3 +254,107 @@ wide! {
         acc.iter().sum::<f64>() + rest.iter().map(|x| x.to_f64() * x.to_f64()).sum::<f64>()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::{assert_close, assert_same_for_threads, normal};
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn equal_the_plain_loops(n in 0usize..40_000) {
+            let (a, b) = (normal::<f32>(1, n), normal::<f32>(2, n));
+            let map = |f: &dyn Fn(f32, f32) -> f32| a.iter().zip(&b).map(|(a, b)| f(*a, *b)).collect::<Vec<_>>();
+            let mut y = vec![f32::NAN; n];
+            add(&a, &b, &mut y);
+            prop_assert_eq!(&y, &map(&|a, b| a + b));
+            mul(&a, &b, &mut y);
+            prop_assert_eq!(&y, &map(&|a, b| a * b));
+            scale(&a, 3.0, &mut y);
+            prop_assert_eq!(&y, &map(&|a, _| 3.0 * a));
+            scale_assign(&mut y, 0.5);
+            prop_assert_eq!(&y, &map(&|a, _| 3.0 * a * 0.5));
+            y.copy_from_slice(&b);
+            add_assign(&mut y, &a);
+            prop_assert_eq!(&y, &map(&|a, b| b + a));
+            y.copy_from_slice(&b);
+            add_scaled(&mut y, 0.1, &a);
+            prop_assert_eq!(&y, &map(&|a, b| b + 0.1 * a));
+            let exact: f64 = a.iter().map(|a| *a as f64).sum();
+            prop_assert!((sum(&a) - exact).abs() < 1e-9);
+            let exact: f64 = a.iter().map(|a| (*a as f64).powi(2)).sum();
+            prop_assert!((sum_of_squares(&a) - exact).abs() <= 1e-12 * exact);
+            prop_assert!(all_finite(&a));
+        }
+
+        #[test]
+        fn bias_and_its_gradient(rows in 0usize..200, n in 0usize..50) {
+            let (y, bias) = (normal::<f64>(1, rows * n), normal::<f64>(2, n));
+            let mut with = y.clone();
+            add_bias(&mut with, &bias);
+            for (i, (w, y)) in with.iter().zip(&y).enumerate() {
+                prop_assert_eq!(*w, y + bias[i % n]);
+            }
+            let mut sums = bias.clone();
+            column_sums(&y, n, &mut sums);
+            let want: Vec<f64> = (0..n).map(|c| bias[c] + (0..rows).map(|r| y[r * n + c]).sum::<f64>()).collect();
+            assert_close(&sums, &want, 1e-12);
+        }
+    }
+
+    #[test]
+    fn one_bad_entry_is_seen_anywhere() {
+        for n in [1, 16, 17, 40_000] {
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                for at in [0, n / 2, n - 1] {
+                    let mut x = vec![f32::MAX; n];
+                    assert!(all_finite(&x));
+                    x[at] = bad;
+                    assert!(!all_finite(&x), "{bad} at {at} of {n}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn dropout_is_its_rule_and_keeps_the_mean() {
+        let (n, first, s) = (40_000, 77, Stream::new(5, 6));
+        let x = vec![1.0f64; n];
+        for p in [0.0, 0.1, 0.5, 1.0] {
+            let mut y = vec![f64::NAN; n];
+            dropout(&x, p, &s, first, &mut y);
+            for (i, y) in y.iter().enumerate() {
+                let kept = s.uniform_at(first + i as u64) >= p;
+                assert_eq!(*y, if kept { 1.0 / (1.0 - p) } else { 0.0 });
+            }
+            let mean = y.iter().sum::<f64>() / n as f64;
+            let error = if p < 1.0 {
+                (p / (1.0 - p) / n as f64).sqrt()
+            } else {
+                0.0
+            };
+            assert!((mean - if p < 1.0 { 1.0 } else { 0.0 }).abs() <= 5.0 * error);
+        }
+        // What is dropped at an address does not depend on where the slice starts.
+        let (mut all, mut part) = (vec![0.0; n], vec![0.0; 999]);
+        dropout(&x, 0.3, &s, first, &mut all);
+        dropout(&x[..999], 0.3, &s, first + 13, &mut part);
+        assert_eq!(all[13..13 + 999], part);
+    }
+
+    #[test]
+    fn threads_do_not_change_a_bit() {
+        let g = normal::<f32>(1, 100_000);
+        assert_same_for_threads(|| {
+            let mut sums = vec![0.0; 50];
+            column_sums(&g, 50, &mut sums);
+            let mut dropped = vec![0.0; g.len()];
+            dropout(&g, 0.3, &Stream::new(1, 1), 3, &mut dropped);
+            sums.extend([sum(&g) as f32, sum_of_squares(&g) as f32]);
+            [sums, dropped].concat()
+        });
+    }
+}

@@ -74,3 +74,58 @@ pub fn scatter_add<T: Real>(g: &[T], d: usize, ids: &[u32], gw: &mut [T]) {
         }
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::{assert_close, assert_same_for_threads, normal};
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        #[test]
+        fn gathers_and_scatters(ids in prop::collection::vec(0u32..30, 0..200), d in 1usize..20) {
+            let w = normal::<f64>(1, 30 * d);
+            let mut y = vec![f64::NAN; ids.len() * d];
+            gather(&w, d, &ids, &mut y);
+            let want: Vec<f64> = ids.iter().flat_map(|id| w[*id as usize * d..][..d].to_vec()).collect();
+            prop_assert_eq!(&y, &want);
+            // Linear: <g, gather(w)> = <scatter(g), w>, entry by entry against the plain loop.
+            let g = normal::<f64>(2, ids.len() * d);
+            let mut want = normal::<f64>(3, 30 * d);
+            let mut gw = want.clone();
+            scatter_add(&g, d, &ids, &mut gw);
+            for (i, id) in ids.iter().enumerate() {
+                for c in 0..d {
+                    want[*id as usize * d + c] += g[i * d + c];
+                }
+            }
+            prop_assert_eq!(gw, want);
+        }
+    }
+
+    #[test]
+    fn repeated_ids_add_up() {
+        let mut gw = vec![0.5f32; 6];
+        scatter_add(&[1.0, 2.0, 10.0, 20.0], 2, &[2, 2], &mut gw);
+        assert_close(&gw, &[0.5, 0.5, 0.5, 0.5, 11.5, 22.5], 0.0);
+    }
+
+    #[test]
+    #[should_panic(expected = "id 3 in a table of 3 rows")]
+    fn an_id_past_the_table_panics() {
+        scatter_add(&[1.0f32, 1.0], 2, &[3], &mut [0.0; 6]);
+    }
+
+    #[test]
+    fn threads_do_not_change_a_bit() {
+        let ids: Vec<u32> = (0..3000).map(|i| i * i % 500).collect();
+        let g = normal::<f32>(1, 3000 * 16);
+        assert_same_for_threads(|| {
+            let mut gw = vec![0.0; 500 * 16];
+            scatter_add(&g, 16, &ids, &mut gw);
+            gw
+        });
+    }
+}

@@ -28,6 +28,8 @@ pub mod rms_norm;
 pub mod rope;
 mod split;
 pub mod swiglu;
+#[cfg(test)]
+mod testing;
 mod wide;
 
 pub use real::Real;

@@ -162,3 +162,114 @@ fn few_gradient_rows<T: Real>(g: &[T], m: usize, w: &dyn WeightRows<T>, gx: &mut
         elementwise::add_assign(gx, &sum);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::matmul::reference;
+    use crate::testing::{assert_close, assert_same_for_threads, normal, wide};
+
+    /// A dense weight, shown or hidden behind its rows.
+    struct Dense<T>(Vec<T>, usize, usize, bool);
+
+    impl<T: Real> WeightRows<T> for Dense<T> {
+        fn out_features(&self) -> usize {
+            self.1
+        }
+        fn in_features(&self) -> usize {
+            self.2
+        }
+        fn rows(&self, first: usize, out: &mut [T]) {
+            out.copy_from_slice(&self.0[first * self.2..][..out.len()]);
+        }
+        fn as_dense(&self) -> Option<&[T]> {
+            self.3.then_some(&self.0)
+        }
+    }
+
+    fn check(m: usize, n: usize, k: usize) {
+        let (x, w, g) = (
+            normal::<f32>(1, m * k),
+            normal::<f32>(2, n * k),
+            normal::<f32>(3, m * n),
+        );
+        let bias = normal::<f32>(4, n);
+        let mut forward_want = reference::nt(m, n, k, &wide(&x), &wide(&w));
+        forward_want
+            .iter_mut()
+            .enumerate()
+            .for_each(|(i, y)| *y += bias[i % n] as f64);
+        let backward_want = reference::nn(m, n, k, &wide(&g), &wide(&w));
+        for shown in [false, true] {
+            let w = Dense(w.clone(), n, k, shown);
+            let mut y = vec![f32::NAN; m * n];
+            forward(&x, m, &w, Some(&bias), &mut y);
+            assert_close(&y, &forward_want, 1e-5);
+            let mut gx = vec![f32::NAN; m * k];
+            backward_input(&g, m, &w, false, &mut gx);
+            assert_close(&gx, &backward_want, 1e-5);
+            backward_input(&g, m, &w, true, &mut gx);
+            assert_close(
+                &gx,
+                &backward_want.iter().map(|g| 2.0 * g).collect::<Vec<_>>(),
+                1e-5,
+            );
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn equals_the_dense_product(m in 0usize..30, n in 1usize..200, k in 0usize..50) {
+            check(m, n, k);
+        }
+    }
+
+    #[test]
+    fn equals_the_dense_product_for_many_rows() {
+        check(130, 150, 40); // one chunk of gradient rows a quarter
+        check(1100, 65, 17); // chunks of full size
+    }
+
+    #[test]
+    fn backward_is_the_gradient_of_forward() {
+        // Linear in x: <g, W x> = <Wᵀ g, x> is the whole truth.
+        let (m, n, k) = (9, 70, 33);
+        let (x, g) = (normal::<f64>(1, m * k), normal::<f64>(3, m * n));
+        let w = Dense(normal::<f64>(2, n * k), n, k, false);
+        let (mut y, mut gx) = (vec![0.0; m * n], vec![0.0; m * k]);
+        forward(&x, m, &w, None, &mut y);
+        backward_input(&g, m, &w, false, &mut gx);
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        assert!((dot(&g, &y) - dot(&gx, &x)).abs() < 1e-10 * dot(&g, &g));
+    }
+
+    #[test]
+    fn a_decoded_row_does_not_depend_on_its_company() {
+        let (n, k) = (130, 64);
+        let w = Dense(normal::<f32>(2, n * k), n, k, false);
+        let x = normal::<f32>(1, FEW_ROWS * k);
+        let mut all = vec![0.0; FEW_ROWS * n];
+        forward(&x, FEW_ROWS, &w, None, &mut all);
+        let mut one = vec![0.0; n];
+        forward(&x[..k], 1, &w, None, &mut one);
+        assert_eq!(one, all[..n]);
+    }
+
+    #[test]
+    fn threads_do_not_change_a_bit() {
+        for m in [3, 60, 300] {
+            let (n, k) = (300, 70);
+            let w = Dense(normal::<f32>(2, n * k), n, k, false);
+            let (x, g) = (normal::<f32>(1, m * k), normal::<f32>(3, m * n));
+            assert_same_for_threads(|| {
+                let (mut y, mut gx) = (vec![0.0; m * n], vec![0.0; m * k]);
+                forward(&x, m, &w, None, &mut y);
+                backward_input(&g, m, &w, false, &mut gx);
+                [y, gx].concat()
+            });
+        }
+    }
+}

@@ -381,3 +381,112 @@ pub mod reference {
         (0..n * k).map(|e| at(e / k, e % k)).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::{assert_close, assert_same_for_threads, normal, wide};
+
+    /// All three forms in f32 against the reference in f64, overwriting and accumulating.
+    fn check(m: usize, n: usize, k: usize) {
+        let (x, w, g) = (
+            normal::<f32>(1, m * k),
+            normal::<f32>(2, n * k),
+            normal::<f32>(3, m * n),
+        );
+        let (xw, ww, gw) = (wide(&x), wide(&w), wide(&g));
+        for accumulate in [false, true] {
+            let plus = |want: Vec<f64>, start: &[f32]| -> Vec<f64> {
+                let start = start
+                    .iter()
+                    .map(|s| if accumulate { *s as f64 } else { 0.0 });
+                want.iter().zip(start).map(|(w, s)| 0.5 * w + s).collect()
+            };
+            let mut y = normal::<f32>(4, m * n);
+            let want = plus(reference::nt(m, n, k, &xw, &ww), &y);
+            nt(m, n, k, 0.5, &x, &w, accumulate, &mut y);
+            assert_close(&y, &want, 1e-5);
+            let mut gx = normal::<f32>(5, m * k);
+            let want = plus(reference::nn(m, n, k, &gw, &ww), &gx);
+            nn(m, n, k, 0.5, &g, &w, accumulate, &mut gx);
+            assert_close(&gx, &want, 1e-5);
+            let mut out = normal::<f32>(6, n * k);
+            let want = plus(reference::tn(m, n, k, &gw, &xw), &out);
+            tn(m, n, k, 0.5, &g, &x, accumulate, &mut out);
+            assert_close(&out, &want, 1e-5);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        #[test]
+        fn products_equal_the_reference(m in 0usize..40, n in 0usize..70, k in 0usize..70) {
+            check(m, n, k);
+        }
+    }
+
+    #[test]
+    fn products_of_many_tiles_equal_the_reference() {
+        check(300, 530, 67);
+        check(9, 700, 130);
+        check(600, 16, 300);
+    }
+
+    #[test]
+    fn double_precision_is_exact_to_double_precision() {
+        let (m, n, k) = (13, 37, 41);
+        let (x, w) = (normal::<f64>(1, m * k), normal::<f64>(2, n * k));
+        let mut y = vec![0.0; m * n];
+        nt(m, n, k, 1.0, &x, &w, false, &mut y);
+        assert_close(&y, &reference::nt(m, n, k, &x, &w), 1e-14);
+    }
+
+    #[test]
+    fn nan_stays_in_its_row() {
+        for m in [3, 40] {
+            let (n, k) = (50, 33);
+            let (mut x, w) = (normal::<f32>(1, m * k), normal::<f32>(2, n * k));
+            x[k + 5] = f32::NAN;
+            let mut y = vec![0.0; m * n];
+            nt(m, n, k, 1.0, &x, &w, false, &mut y);
+            for (i, row) in y.chunks(n).enumerate() {
+                assert!(row.iter().all(|y| y.is_nan() == (i == 1)), "row {i} of {m}");
+            }
+        }
+    }
+
+    #[test]
+    fn few_rows_do_not_depend_on_their_company() {
+        let (n, k) = (70, 100);
+        let (x, w) = (normal::<f32>(1, FEW_ROWS * k), normal::<f32>(2, n * k));
+        let mut all = vec![0.0; FEW_ROWS * n];
+        nt(FEW_ROWS, n, k, 1.0, &x, &w, false, &mut all);
+        for m in 1..FEW_ROWS {
+            let mut y = vec![0.0; m * n];
+            nt(m, n, k, 1.0, &x[..m * k], &w, false, &mut y);
+            assert_eq!(y, all[..m * n]);
+        }
+    }
+
+    #[test]
+    fn threads_do_not_change_a_bit() {
+        for m in [5, 300] {
+            let (n, k) = (500, 200);
+            let (x, w, g) = (
+                normal::<f32>(1, m * k),
+                normal::<f32>(2, n * k),
+                normal::<f32>(3, m * n),
+            );
+            assert_same_for_threads(|| {
+                let (mut y, mut gx, mut gw) =
+                    (vec![0.0; m * n], vec![0.0; m * k], vec![0.0; n * k]);
+                nt(m, n, k, 1.0, &x, &w, false, &mut y);
+                nn(m, n, k, 1.0, &g, &w, false, &mut gx);
+                tn(m, n, k, 1.0, &g, &x, false, &mut gw);
+                [y, gx, gw].concat()
+            });
+        }
+    }
+}

@@ -206,3 +206,93 @@ wide! {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Known answers of the Random123 distribution.
+    #[test]
+    fn known_answers() {
+        assert_eq!(
+            philox4x32([0; 4], [0; 2]),
+            [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]
+        );
+        assert_eq!(
+            philox4x32([!0; 4], [!0; 2]),
+            [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]
+        );
+        let pi = [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344];
+        assert_eq!(
+            philox4x32(pi, [0xa409_3822, 0x299f_31d0]),
+            [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]
+        );
+    }
+
+    #[test]
+    fn filling_equals_asking_one_at_a_time() {
+        let s = Stream::new(0x0123_4567_89ab_cdef, 42);
+        for first in [0, 1, 2, 3, 5, u64::from(u32::MAX) * 4 - 9] {
+            for n in [0, 1, 2, 3, 4, 63, 64, 65, 200] {
+                let mut words = vec![0; n];
+                s.fill_u32(first, &mut words);
+                let (mut uniform, mut normal) = (vec![0.0f64; n], vec![0.0f64; n]);
+                s.fill_uniform(first, 2.0, 5.0, &mut uniform);
+                s.fill_normal(first, 3.0, &mut normal);
+                for i in 0..n {
+                    let at = first + i as u64;
+                    assert_eq!(words[i], s.u32_at(at));
+                    assert_eq!(uniform[i], 2.0 + 3.0 * s.uniform_at(at));
+                    assert_eq!(normal[i], 3.0 * s.normal_at(at));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn words_pair_up() {
+        let s = Stream::new(7, 8);
+        for i in 0..10 {
+            assert_eq!(
+                s.u64_at(i),
+                s.u32_at(2 * i) as u64 | (s.u32_at(2 * i + 1) as u64) << 32
+            );
+        }
+    }
+
+    #[test]
+    fn keys_and_ids_separate_streams() {
+        let word = |key, id| Stream::new(key, id).u32_at(0);
+        let all = [
+            word(1, 1),
+            word(2, 1),
+            word(1, 2),
+            word(1 << 32, 1),
+            word(1, 1 << 32),
+        ];
+        for (i, a) in all.iter().enumerate() {
+            assert!(all[i + 1..].iter().all(|b| a != b));
+        }
+    }
+
+    #[test]
+    fn moments_are_right() {
+        let n = 1 << 20;
+        let (mut u, mut z) = (vec![0.0f64; n], vec![0.0f64; n]);
+        Stream::new(1, 2).fill_uniform(0, 0.0, 1.0, &mut u);
+        Stream::new(1, 3).fill_normal(0, 1.0, &mut z);
+        let mean = |x: &[f64], p: i32| x.iter().map(|x| x.powi(p)).sum::<f64>() / n as f64;
+        // Five standard errors each.
+        assert!((mean(&u, 1) - 0.5).abs() < 5.0 * 0.289 / 1024.0);
+        assert!((mean(&u, 2) - 1.0 / 3.0).abs() < 5.0 * 0.298 / 1024.0);
+        assert!(mean(&z, 1).abs() < 5.0 / 1024.0);
+        assert!((mean(&z, 2) - 1.0).abs() < 5.0 * 2f64.sqrt() / 1024.0);
+        assert!((mean(&z, 4) - 3.0).abs() < 5.0 * 96f64.sqrt() / 1024.0);
+        assert!(u.iter().all(|u| (0.0..1.0).contains(u)));
+        let pairs: f64 = z.chunks(2).map(|z| z[0] * z[1]).sum::<f64>() / (n / 2) as f64;
+        assert!(
+            pairs.abs() < 5.0 / (n as f64 / 2.0).sqrt(),
+            "the two of a pair are correlated"
+        );
+    }
+}

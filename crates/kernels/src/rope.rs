@@ -84,3 +84,89 @@ wide! {
         }
     }
 }
+
+/// The same written down directly.
+pub mod reference {
+    use crate::Real;
+
+    /// One head at one position.
+    pub fn head<T: Real>(x: &[T], position: u32, inv_freq: &[f32]) -> Vec<T> {
+        let half = inv_freq.len();
+        let angle = |i: usize| T::from_f64(position as f64) * T::from_f32(inv_freq[i % half]);
+        let turned = |i: usize| if i < half { -x[i + half] } else { x[i - half] };
+        (0..2 * half)
+            .map(|i| x[i] * angle(i).cos() + turned(i) * angle(i).sin())
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::{
+        assert_close, assert_gradient, assert_same_for_threads, normal, weighted, wide,
+    };
+
+    fn frequencies(half: usize) -> Vec<f32> {
+        (0..half)
+            .map(|i| 100f32.powf(-(i as f32) / half as f32))
+            .collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn equals_the_reference(
+            positions in prop::collection::vec(0u32..200, 0..50), heads in 1usize..4, half in 1usize..20,
+        ) {
+            let d = 2 * half;
+            let x = normal::<f32>(1, positions.len() * heads * d);
+            let f = frequencies(half);
+            let rows = wide(&x);
+            let want: Vec<f64> = rows
+                .chunks(d)
+                .enumerate()
+                .flat_map(|(i, x)| reference::head(x, positions[i / heads], &f))
+                .collect();
+            let mut y = x.clone();
+            apply(&mut y, heads, d, &positions, &f, false);
+            assert_close(&y, &want, 3e-5); // an angle of 200 has 8e-6 of rounding in f32
+            apply(&mut y, heads, d, &positions, &f, true);
+            assert_close(&y, &rows, 1e-6); // a rotation and back
+        }
+    }
+
+    #[test]
+    fn the_inverse_is_the_gradient() {
+        let (positions, f) = ([3u32, 0, 900, 3], frequencies(4));
+        let (x, g) = (normal::<f64>(1, 4 * 2 * 8), normal::<f64>(2, 4 * 2 * 8));
+        let mut gx = g.clone();
+        apply(&mut gx, 2, 8, &positions, &f, true);
+        assert_gradient(&x, &gx, |x| {
+            let mut y = x.to_vec();
+            apply(&mut y, 2, 8, &positions, &f, false);
+            weighted(&g, &y)
+        });
+    }
+
+    #[test]
+    fn position_zero_changes_nothing_and_far_positions_need_no_table() {
+        let x = normal::<f32>(1, 2 * 8);
+        let mut y = x.clone();
+        apply(&mut y, 1, 8, &[0, u32::MAX], &frequencies(4), false);
+        assert_eq!(y[..8], x[..8]);
+        assert!(y[8..] != x[8..] && y.iter().all(|y| y.is_finite()));
+    }
+
+    #[test]
+    fn threads_do_not_change_a_bit() {
+        let positions: Vec<u32> = (0..700).map(|p| p % 300).collect();
+        assert_same_for_threads(|| {
+            let mut x = normal::<f32>(1, 700 * 4 * 16);
+            apply(&mut x, 4, 16, &positions, &frequencies(8), false);
+            x
+        });
+    }
+}

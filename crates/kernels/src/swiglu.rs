@@ -60,3 +60,78 @@ wide! {
         }
     }
 }
+
+/// The same written down directly.
+pub mod reference {
+    use crate::Real;
+
+    /// `y` of [`forward`](super::forward).
+    pub fn forward<T: Real>(gate: &[T], up: &[T]) -> Vec<T> {
+        gate.iter()
+            .zip(up)
+            .map(|(a, u)| *a / (T::ONE + (-*a).exp()) * *u)
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::{
+        assert_close, assert_gradient, assert_same_for_threads, normal, weighted, wide,
+    };
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn equals_the_reference(n in 0usize..3000, scale in 0.1f32..60.0) {
+            let a: Vec<f32> = normal::<f32>(1, n).iter().map(|x| x * scale).collect();
+            let u = normal::<f32>(2, n);
+            let mut y = vec![f32::NAN; n];
+            forward(&a, &u, &mut y);
+            assert_close(&y, &reference::forward(&wide(&a), &wide(&u)), 1e-6);
+        }
+    }
+
+    #[test]
+    fn backward_is_the_gradient() {
+        let n = 50;
+        let (a, u, g) = (
+            normal::<f64>(1, n),
+            normal::<f64>(2, n),
+            normal::<f64>(3, n),
+        );
+        let (mut ga, mut gu) = (vec![0.0; n], vec![0.0; n]);
+        backward(&g, &a, &u, &mut ga, &mut gu);
+        assert_gradient(&a, &ga, |a| weighted(&g, &reference::forward(a, &u)));
+        assert_gradient(&u, &gu, |u| weighted(&g, &reference::forward(&a, u)));
+    }
+
+    #[test]
+    fn saturates_without_nan() {
+        let a = [-1e30f32, -200.0, 200.0, 1e30];
+        let (mut y, mut ga, mut gu) = ([f32::NAN; 4], [f32::NAN; 4], [f32::NAN; 4]);
+        forward(&a, &[1.0; 4], &mut y);
+        assert_eq!(y, [0.0, 0.0, 200.0, 1e30]);
+        backward(&[1.0; 4], &a, &[1.0; 4], &mut ga, &mut gu);
+        assert_eq!(ga, [0.0, 0.0, 1.0, 1.0]);
+    }
+
+    #[test]
+    fn threads_do_not_change_a_bit() {
+        let n = 70_000;
+        let (a, u, g) = (
+            normal::<f32>(1, n),
+            normal::<f32>(2, n),
+            normal::<f32>(3, n),
+        );
+        assert_same_for_threads(|| {
+            let (mut y, mut ga, mut gu) = (vec![0.0; n], vec![0.0; n], vec![0.0; n]);
+            forward(&a, &u, &mut y);
+            backward(&g, &a, &u, &mut ga, &mut gu);
+            [y, ga, gu].concat()
+        });
+    }
+}

@@ -7,6 +7,8 @@
 //! Query i of a segment stands at key position i + k_len − q_len and sees keys up to there (causal), and
 //! with a window of w none before the last w. Query head h reads key head h / (heads / kv_heads).
 //! A query that sees no key has o = 0, L = −∞ and no gradient; so have rows outside all segments.
+//! NaN in a row of q or k stays with the queries that see it; in a row of v it reaches, as 0 · NaN, the
+//! other queries of its block too, never another segment.
 //!
 //! Cost: 4·head_dim operations a visible pair forward, 10 backward; scratch of one
 //! [`QUERIES`]×[`KEYS`] block a task. Source: Dao et al. 2022, arXiv:2205.14135 (the tiling only).

@@ -1,1 +1,196 @@
+use proptest::prelude::*;
 
+use super::*;
+use crate::testing::{
+    assert_close, assert_gradient, assert_same_for_threads, normal, weighted, wide,
+};
+
+/// Segments laid one after the other, with a row of nobody before each.
+fn segments(lengths: &[(usize, usize)]) -> (Vec<Segment>, usize, usize) {
+    let (mut q, mut k) = (0, 0);
+    let place = |&(q_len, k_len): &(usize, usize)| {
+        let s = Segment {
+            q_start: q + 1,
+            q_len,
+            k_start: k + 1,
+            k_len,
+        };
+        (q, k) = (q + 1 + q_len, k + 1 + k_len);
+        s
+    };
+    let all = lengths.iter().map(place).collect();
+    (all, q, k)
+}
+
+fn shape(
+    heads: usize,
+    group: usize,
+    head_dim: usize,
+    window: Option<usize>,
+    causal: bool,
+) -> Shape {
+    Shape {
+        heads: heads * group,
+        kv_heads: heads,
+        head_dim,
+        scale: 0.3,
+        window,
+        causal,
+    }
+}
+
+fn check(lengths: &[(usize, usize)], o: &Shape) {
+    let (s, rows, keys) = segments(lengths);
+    let q = normal::<f32>(1, rows * o.heads * o.head_dim);
+    let k = normal::<f32>(2, keys * o.kv_heads * o.head_dim);
+    let v = normal::<f32>(3, k.len());
+    let (want, want_lse) = reference::forward(&wide(&q), &wide(&k), &wide(&v), &s, o);
+    let (mut out, mut lse) = (vec![f32::NAN; q.len()], vec![f32::NAN; rows * o.heads]);
+    forward(&q, &k, &v, &s, o, &mut out, &mut lse);
+    assert_close(&out, &want, 2e-6);
+    for (got, want) in lse.iter().zip(&want_lse) {
+        assert!(
+            (*got as f64 - want).abs() < 1e-5 || *got as f64 == *want,
+            "log-sum-exp {got}, not {want}"
+        );
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+    #[test]
+    fn equals_the_reference(
+        lengths in prop::collection::vec((0usize..90, 0usize..90), 0..4),
+        heads in 1usize..3, group in 1usize..4, head_dim in 1usize..20,
+        window in prop::option::of(1usize..40), causal: bool,
+    ) {
+        check(&lengths, &shape(heads, group, head_dim, window, causal));
+    }
+}
+
+#[test]
+fn equals_the_reference_over_many_blocks() {
+    check(
+        &[(150, 700), (600, 600), (1, 600)],
+        &shape(1, 2, 8, None, true),
+    );
+    check(
+        &[(150, 700), (400, 400), (1, 600)],
+        &shape(2, 1, 8, Some(300), true),
+    );
+    check(&[(70, 600)], &shape(1, 1, 16, Some(5), true));
+    check(&[(70, 600)], &shape(1, 1, 16, None, false));
+}
+
+#[test]
+fn backward_is_the_gradient() {
+    // (5, 9): a cache before the queries; (6, 3): queries that see nothing; (1, 4): decoding.
+    for (o, lengths) in [
+        (shape(2, 1, 3, None, true), vec![(5, 9), (6, 3), (1, 4)]),
+        (shape(1, 3, 4, Some(3), true), vec![(7, 7), (1, 4)]),
+        (shape(1, 2, 2, None, false), vec![(4, 6)]),
+        (shape(1, 2, 2, None, true), vec![(QUERIES + 3, KEYS + 5)]),
+    ] {
+        let (s, rows, keys) = segments(&lengths);
+        let q = normal::<f64>(1, rows * o.heads * o.head_dim);
+        let k = normal::<f64>(2, keys * o.kv_heads * o.head_dim);
+        let v = normal::<f64>(3, k.len());
+        let g = normal::<f64>(4, q.len());
+        let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; rows * o.heads]);
+        forward(&q, &k, &v, &s, &o, &mut out, &mut lse);
+        let (mut gq, mut gk, mut gv) = (
+            vec![f64::NAN; q.len()],
+            vec![f64::NAN; k.len()],
+            vec![f64::NAN; k.len()],
+        );
+        backward(
+            &g, &q, &k, &v, &out, &lse, &s, &o, &mut gq, &mut gk, &mut gv,
+        );
+        let loss =
+            |q: &[f64], k: &[f64], v: &[f64]| weighted(&g, &reference::forward(q, k, v, &s, &o).0);
+        assert_gradient(&q, &gq, |q| loss(q, &k, &v));
+        assert_gradient(&k, &gk, |k| loss(&q, k, &v));
+        assert_gradient(&v, &gv, |v| loss(&q, &k, v));
+    }
+}
+
+#[test]
+fn segments_do_not_see_each_other() {
+    let o = shape(1, 2, 8, None, true);
+    let (s, rows, keys) = segments(&[(70, 70), (40, 40)]);
+    let (q, mut k) = (normal::<f32>(1, rows * 16), normal::<f32>(2, keys * 8));
+    let v = normal::<f32>(3, keys * 8);
+    let run = |k: &[f32]| {
+        let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; rows * 2]);
+        forward(&q, k, &v, &s, &o, &mut out, &mut lse);
+        out
+    };
+    let before = run(&k);
+    k[s[0].k_start * 8] += 1.0;
+    let after = run(&k);
+    let second = s[1].q_start * 16;
+    assert!(before[..second] != after[..second]);
+    assert_eq!(before[second..], after[second..]);
+}
+
+#[test]
+fn nan_stays_in_its_query() {
+    let o = shape(2, 1, 8, None, true);
+    let (s, rows, keys) = segments(&[(30, 30)]);
+    let (mut q, k, v) = (
+        normal::<f32>(1, rows * 16),
+        normal::<f32>(2, keys * 16),
+        normal::<f32>(3, keys * 16),
+    );
+    q[7 * 16] = f32::NAN; // head 0 of row 7
+    let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; rows * 2]);
+    forward(&q, &k, &v, &s, &o, &mut out, &mut lse);
+    for (i, row) in out.chunks(8).enumerate() {
+        assert_eq!(
+            row.iter().any(|x| x.is_nan()),
+            i == 14,
+            "row {}, head {}",
+            i / 2,
+            i % 2
+        );
+    }
+}
+
+#[test]
+fn a_future_of_nan_is_not_read() {
+    let o = shape(1, 1, 8, None, true);
+    let (s, rows, keys) = segments(&[(40, 40)]);
+    let (q, mut k, mut v) = (
+        normal::<f32>(1, rows * 8),
+        normal::<f32>(2, keys * 8),
+        normal::<f32>(3, keys * 8),
+    );
+    k[38 * 8..39 * 8].fill(f32::NAN);
+    v[40 * 8..].fill(1e30);
+    let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; rows]);
+    forward(&q, &k, &v, &s, &o, &mut out, &mut lse);
+    assert!(out[..38 * 8].iter().all(|x| x.abs() < 100.0));
+    assert!(out[38 * 8..39 * 8].iter().all(|x| x.is_nan()));
+}
+
+#[test]
+fn threads_do_not_change_a_bit() {
+    for group in [1, 4] {
+        let o = shape(2, group, 16, Some(150), true);
+        let (s, rows, keys) = segments(&[(200, 300), (1, 50), (90, 90)]);
+        let (q, g) = (
+            normal::<f32>(1, rows * o.heads * 16),
+            normal::<f32>(4, rows * o.heads * 16),
+        );
+        let (k, v) = (normal::<f32>(2, keys * 32), normal::<f32>(3, keys * 32));
+        assert_same_for_threads(|| {
+            let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; rows * o.heads]);
+            forward(&q, &k, &v, &s, &o, &mut out, &mut lse);
+            let (mut gq, mut gk, mut gv) = (q.clone(), k.clone(), v.clone());
+            backward(
+                &g, &q, &k, &v, &out, &lse, &s, &o, &mut gq, &mut gk, &mut gv,
+            );
+            [out, gq, gk, gv].concat()
+        });
+    }
+}
