@@ -24,7 +24,11 @@ pub struct ExactMatch {
 impl ExactMatch {
     /// Nothing seen yet.
     pub fn new(compare: Compare) -> Self {
-        ExactMatch { compare, right: 0, seen: 0 }
+        ExactMatch {
+            compare,
+            right: 0,
+            seen: 0,
+        }
     }
 
     /// Counts one answer; tells whether it is right.
@@ -131,7 +135,11 @@ fn spell(minus: bool, whole: &str, part: &str) -> String {
 
 fn shorten(text: &str) -> String {
     let short: String = text.chars().take(60).collect();
-    if short.len() < text.len() { format!("{short}…") } else { short }
+    if short.len() < text.len() {
+        format!("{short}…")
+    } else {
+        short
+    }
 }
 
 #[cfg(test)]
@@ -175,11 +183,19 @@ mod tests {
         assert_eq!(text.finish(), Some(0.5));
 
         let mut number = ExactMatch::new(Compare::FinalNumber);
-        assert!(number.update("That makes 1,000 dollars.", "#### 1000").unwrap());
+        assert!(
+            number
+                .update("That makes 1,000 dollars.", "#### 1000")
+                .unwrap()
+        );
         assert!(!number.update("I do not know", "#### 1000").unwrap());
         let error = number.update("1", "none here").unwrap_err().to_string();
         assert_eq!(error, "the expected answer `none here` has no number");
-        assert_eq!(number.finish(), Some(0.5), "a row that cannot be judged is not counted");
+        assert_eq!(
+            number.finish(),
+            Some(0.5),
+            "a row that cannot be judged is not counted"
+        );
     }
 
     proptest! {

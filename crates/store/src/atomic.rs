@@ -68,14 +68,31 @@ impl fmt::Display for Damage {
         match self {
             Damage::NoChecksums(why) => write!(f, "`{CHECKSUMS}` {why}"),
             Damage::Missing { file } => write!(f, "`{file}` is missing"),
-            Damage::Size { file, expected, found } if found < expected => {
-                write!(f, "`{file}` is cut off: {found} of {expected} bytes are there")
+            Damage::Size {
+                file,
+                expected,
+                found,
+            } if found < expected => {
+                write!(
+                    f,
+                    "`{file}` is cut off: {found} of {expected} bytes are there"
+                )
             }
-            Damage::Size { file, expected, found } => {
-                write!(f, "`{file}` has {found} bytes where {expected} were written")
+            Damage::Size {
+                file,
+                expected,
+                found,
+            } => {
+                write!(
+                    f,
+                    "`{file}` has {found} bytes where {expected} were written"
+                )
             }
             Damage::Changed { file } => {
-                write!(f, "`{file}` has other bytes than were written (its SHA-256 differs)")
+                write!(
+                    f,
+                    "`{file}` has other bytes than were written (its SHA-256 differs)"
+                )
             }
             Damage::Unreadable { file, why } => write!(f, "`{file}` cannot be read: {why}"),
         }
@@ -103,15 +120,29 @@ pub fn verify(dir: &Path) -> Result<(), Damage> {
         let found = match fs::metadata(&path) {
             Ok(meta) => meta.len(),
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(Damage::Missing { file }),
-            Err(e) => return Err(Damage::Unreadable { file, why: e.to_string() }),
+            Err(e) => {
+                return Err(Damage::Unreadable {
+                    file,
+                    why: e.to_string(),
+                });
+            }
         };
         if found != expected.bytes {
-            return Err(Damage::Size { file, expected: expected.bytes, found });
+            return Err(Damage::Size {
+                file,
+                expected: expected.bytes,
+                found,
+            });
         }
         match Sum::of_file(&path) {
             Ok(sum) if sum == expected => {}
             Ok(_) => return Err(Damage::Changed { file }),
-            Err(e) => return Err(Damage::Unreadable { file, why: e.to_string() }),
+            Err(e) => {
+                return Err(Damage::Unreadable {
+                    file,
+                    why: e.to_string(),
+                });
+            }
         }
     }
     Ok(())
@@ -146,7 +177,13 @@ impl AtomicDir {
         restore(&disk, &target)?;
         disk.remove(&aside)?;
         disk.create_dir(&aside)?;
-        Ok(AtomicDir { disk, target, aside, sums: BTreeMap::new(), done: false })
+        Ok(AtomicDir {
+            disk,
+            target,
+            aside,
+            sums: BTreeMap::new(),
+            done: false,
+        })
     }
 
     /// Where files go until [`AtomicDir::commit`]; foreign code may write here directly.
@@ -197,7 +234,9 @@ impl AtomicDir {
                 self.sums.insert(name.clone(), sum);
             }
         }
-        let sums = Checksums { files: std::mem::take(&mut self.sums) };
+        let sums = Checksums {
+            files: std::mem::take(&mut self.sums),
+        };
         let text = serde_json::to_vec_pretty(&sums)?;
         let mut writer = self.disk.create(&self.aside.join(CHECKSUMS))?;
         writer.put(&text)?;
@@ -260,7 +299,9 @@ pub(crate) fn recover_on(disk: &Disk, parent: &Path) -> Result<()> {
         Err(e) => return Err(e).with_context(|| format!("cannot list `{}`", parent.display())),
     };
     for entry in entries {
-        let path = entry.with_context(|| format!("cannot list `{}`", parent.display()))?.path();
+        let path = entry
+            .with_context(|| format!("cannot list `{}`", parent.display()))?
+            .path();
         if strip(&path, WRITING).is_some() {
             disk.remove(&path)?;
         } else if let Some(target) = strip(&path, OLD) {
@@ -342,8 +383,13 @@ fn strip(path: &Path, suffix: &str) -> Option<PathBuf> {
 
 fn inside(name: &str) -> Result<&Path> {
     let path = Path::new(name);
-    let plain = path.components().all(|c| matches!(c, std::path::Component::Normal(_)));
-    ensure!(plain && !name.is_empty(), "`{name}` is no file name inside a folder");
+    let plain = path
+        .components()
+        .all(|c| matches!(c, std::path::Component::Normal(_)));
+    ensure!(
+        plain && !name.is_empty(),
+        "`{name}` is no file name inside a folder"
+    );
     Ok(path)
 }
 
@@ -360,9 +406,9 @@ fn contents(root: &Path) -> Result<(Vec<String>, Vec<PathBuf>)> {
                 folders.push(path);
             } else {
                 let name = path.strip_prefix(root)?;
-                let name = name.to_str().with_context(|| {
-                    format!("the file name `{}` is not UTF-8", path.display())
-                })?;
+                let name = name
+                    .to_str()
+                    .with_context(|| format!("the file name `{}` is not UTF-8", path.display()))?;
                 files.push(name.replace('\\', "/"));
             }
         }
