@@ -148,19 +148,33 @@ impl<'a> Subtree<'a> {
         }
     }
 
-    /// Decodes, and after each mistake decodes again without the entry at fault.
+    /// Decodes the value whole.
     pub fn run<T, E: Display>(
         &self,
         value: &Json,
         decode: &dyn Fn(Json) -> Result<T, E>,
     ) -> Result<T, Diagnostics> {
+        match self.salvage(value, decode) {
+            (Some(value), errors) => errors.into_result(value),
+            (None, errors) => Err(errors),
+        }
+    }
+
+    /// Decodes, and after each mistake decodes again without the entry at fault; what is left, and the mistakes.
+    ///
+    /// Without a value there is at least one mistake.
+    pub fn salvage<T, E: Display>(
+        &self,
+        value: &Json,
+        decode: &dyn Fn(Json) -> Result<T, E>,
+    ) -> (Option<T>, Diagnostics) {
         let mut tree = Tree::of(value);
         let mut errors = Diagnostics::new();
         let mut gone = Gone::default();
         let work = Cell::new(0);
         loop {
             let message = match decode(tree.to_json()) {
-                Ok(value) => return errors.into_result(value),
+                Ok(value) => return (Some(value), errors),
                 Err(e) => e.to_string(),
             };
             let fault = Fault::of(&message);
@@ -183,7 +197,7 @@ impl<'a> Subtree<'a> {
                 errors.push(self.diagnose(&tree, &at, &fault));
             }
             let Some((key, table)) = at.split_last() else {
-                return Err(errors);
+                return (None, errors);
             };
             if let Fault::UnknownKey(names) = &fault
                 && let Some(near) = suggest(key, names.iter().map(String::as_str))
@@ -192,7 +206,7 @@ impl<'a> Subtree<'a> {
             }
             gone.entries.push((table.to_vec(), key.clone()));
             if !tree.remove(&at) || errors.len() >= MAX_ERRORS || work.get() > MAX_WORK {
-                return Err(errors);
+                return (None, errors);
             }
         }
     }
@@ -261,7 +275,7 @@ impl<'a> Subtree<'a> {
             Fault::Value(expected) | Fault::Length(expected) => {
                 let found = match &value {
                     Json::Array(entries) if matches!(fault, Fault::Length(_)) => {
-                        format!("{}", entries.len())
+                        format!("one of {}", entries.len())
                     }
                     other => found(other),
                 };

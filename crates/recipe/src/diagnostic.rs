@@ -173,6 +173,15 @@ impl Diagnostics {
         }
     }
 
+    /// In the order of the file, those of the command line last.
+    pub(crate) fn sort(&mut self) {
+        self.list.sort_by_key(|d| {
+            d.labels
+                .first()
+                .map(|l| (!l.span.source().is_file(), l.span.range().start))
+        });
+    }
+
     /// `value` if there is no mistake.
     ///
     /// # Errors

@@ -72,6 +72,7 @@ impl Doc {
                 errors.extend(more);
             }
         }
+        errors.sort();
         errors.into_result(doc)
     }
 

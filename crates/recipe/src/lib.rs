@@ -12,6 +12,7 @@
 //! each mistake, which costs nothing on recipes that are right.
 
 mod bytes;
+mod check;
 mod decode;
 mod diagnostic;
 mod doc;

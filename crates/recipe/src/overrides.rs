@@ -7,6 +7,7 @@ use toml_edit::Document;
 
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::doc::{Doc, Place, Reader, syntax};
+use crate::part::DEFAULTS;
 use crate::path::{self, LISTS};
 use crate::source::{Source, Span};
 use crate::wording::{found, list};
@@ -190,7 +191,7 @@ fn walk<'a>(root: &'a mut Json, steps: &[String]) -> Result<Target<'a>, (String,
                 }
                 value = table
                     .entry(step.clone())
-                    .or_insert_with(|| Json::Object(Map::new()));
+                    .or_insert_with(|| Json::Object(fresh(steps, step)));
             }
             other => {
                 let what = found(other);
@@ -206,4 +207,14 @@ fn walk<'a>(root: &'a mut Json, steps: &[String]) -> Result<Target<'a>, (String,
         path: real,
         made,
     })
+}
+
+/// A table made on the way: a slot's says which part it holds where nothing was written.
+fn fresh(steps: &[String], name: &str) -> Map<String, Json> {
+    let kind = DEFAULTS
+        .iter()
+        .find(|(slot, _)| *slot == name && steps[0] == "stage");
+    kind.map(|(_, kind)| ("kind".to_owned(), Json::from(*kind)))
+        .into_iter()
+        .collect()
 }

@@ -8,6 +8,8 @@ use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value as Json};
 
+use crate::wording::found;
+
 /// `{ kind = "…", settings … }`: a part by name. Whoever knows the parts decodes the settings.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Part {
@@ -28,7 +30,31 @@ impl Part {
             path: String::new(),
         }
     }
+
+    /// A path where a part might stand: `data = "FILE"` of an evaluation, before its kind is known.
+    pub(crate) fn at_path(path: String) -> Part {
+        let settings = Map::from_iter([("path".to_owned(), Json::String(path))]);
+        Part {
+            settings,
+            ..Part::of("")
+        }
+    }
+
+    /// Whether this is a path where a part might stand.
+    pub(crate) fn is_path(&self) -> bool {
+        self.kind.is_empty() && self.settings.keys().eq(["path"])
+    }
 }
+
+/// What a slot of a stage holds where nothing was written.
+pub const DEFAULTS: [(&str, &str); 6] = [
+    ("optimizer", "adamw"),
+    ("schedule", "constant"),
+    ("objective", "sft"),
+    ("activation", "keep"),
+    ("decode", "greedy"),
+    ("kv", "full"),
+];
 
 impl Serialize for Part {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -43,8 +69,11 @@ impl Serialize for Part {
 
 impl<'de> Deserialize<'de> for Part {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut settings = Map::deserialize(deserializer)?;
+        let mut settings = table(Json::deserialize(deserializer)?)?;
         match settings.shift_remove("kind") {
+            Some(Json::String(kind)) if kind.is_empty() => {
+                Err(D::Error::custom("a part's `kind` is its name"))
+            }
             Some(Json::String(kind)) => Ok(Part {
                 kind,
                 settings,
@@ -92,7 +121,7 @@ struct Load {
 
 impl<'de> Deserialize<'de> for Adapter {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let table = Map::deserialize(deserializer)?;
+        let table = table(Json::deserialize(deserializer)?)?;
         if table.contains_key("load") {
             let Load { load } = Load::deserialize(Json::Object(table)).map_err(D::Error::custom)?;
             return Ok(Adapter::Saved {
@@ -100,9 +129,30 @@ impl<'de> Deserialize<'de> for Adapter {
                 path: String::new(),
             });
         }
+        if !table.contains_key("kind") {
+            return Err(D::Error::custom(
+                "needs `kind` of a fresh adapter, or `load` of a saved one",
+            ));
+        }
         Part::deserialize(Json::Object(table))
             .map(Adapter::New)
             .map_err(D::Error::custom)
+    }
+}
+
+/// The table that a part is.
+fn table<E: Error>(value: Json) -> Result<Map<String, Json>, E> {
+    match value {
+        Json::Object(table) => Ok(table),
+        // What people try first.
+        Json::String(kind) => Err(E::custom(format!(
+            "write `{{ kind = {} }}`",
+            Json::String(kind)
+        ))),
+        other => Err(E::custom(format!(
+            "expected a table with a `kind`, found {}",
+            found(&other)
+        ))),
     }
 }
 
@@ -137,6 +187,16 @@ pub fn one<const SLOT: usize>(_: &mut SchemaGenerator) -> Schema {
 pub fn many<const SLOT: usize>(_: &mut SchemaGenerator) -> Schema {
     let part = json_schema!({ "$ref": format!("#/$defs/{}", slot_definition(SLOTS[SLOT])) });
     json_schema!({ "anyOf": [{ "type": "array", "items": part }, part] })
+}
+
+/// The part of a slot where nothing was written.
+pub fn by_default<const SLOT: usize>() -> Part {
+    Part::of(
+        DEFAULTS
+            .iter()
+            .find(|(slot, _)| *slot == SLOTS[SLOT])
+            .map_or("", |(_, kind)| kind),
+    )
 }
 
 /// The slots of a stage, in the order of the reference.

@@ -3,16 +3,15 @@
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value as Json};
 
+use crate::check::Check;
 use crate::decode::Subtree;
-use crate::diagnostic::{Diagnostic, Diagnostics};
+use crate::diagnostic::Diagnostics;
 use crate::doc::Doc;
 use crate::part::{Adapter, Part};
 use crate::path::{self, join};
 use crate::recipe::{Memory, Model, Recipe, Top};
 use crate::schema::stages_with;
-use crate::stage::{
-    ALIASES, EvalStage, GenerateStage, LogitsStage, MergeStage, Metric, Stage, TrainStage,
-};
+use crate::stage::Stage;
 use crate::wording::{found, list, suggest};
 
 impl Recipe {
@@ -23,10 +22,25 @@ impl Recipe {
     /// # Errors
     /// Every mistake of the recipe that needs no knowledge of parts and models.
     pub fn read(doc: &Doc) -> Result<Recipe, Diagnostics> {
+        Recipe::read_with(doc, |_, part| Ok(part.settings.clone()))
+    }
+
+    /// As [`Recipe::read`], with the parts' settings completed, so that their mistakes are reported with the others.
+    ///
+    /// `complete` gets each part with its slot and returns its full settings; see [`Doc::complete`]
+    /// and [`Doc::unknown_part`] for the mistakes.
+    ///
+    /// # Errors
+    /// Every mistake of the recipe, and every one that `complete` finds.
+    pub fn read_with(
+        doc: &Doc,
+        mut complete: impl FnMut(&'static str, &Part) -> Result<Map<String, Json>, Diagnostics>,
+    ) -> Result<Recipe, Diagnostics> {
         let mut errors = Diagnostics::new();
-        let top: Option<Top> = errors.take(
-            Subtree::new(doc, "", "the recipe".into()).run(&doc.root, &serde_json::from_value),
-        );
+        let (top, mistakes) = Subtree::new(doc, "", "the recipe".into())
+            .salvage(&doc.root, &serde_json::from_value::<Top>);
+        errors.extend(mistakes);
+        let clear = errors.is_empty();
         let model = match doc.value("model") {
             Some(_) => read_model(doc, "model", &mut errors),
             None => None,
@@ -50,8 +64,11 @@ impl Recipe {
         if let Err(why) = check_name(&name) {
             errors.push(doc.error_at("name", format!("a run cannot be called `{name}`"), why));
         }
-        let begins = stage.first().is_none_or(|first| first.model().is_some());
-        if doc.value("model").is_none() && !begins && doc.value("stage.0.model").is_none() {
+        // A top that has mistakes may have the model under a misspelt name.
+        let begins = ["model", "stage.0.model"]
+            .iter()
+            .any(|path| doc.value(path).is_some());
+        if clear && doc.value("stage.0").is_some() && !begins {
             let title = "the first stage has no model to begin with";
             let help = "add `model = { source = \"…\" }` at the top of the recipe";
             errors.push(
@@ -60,13 +77,21 @@ impl Recipe {
             );
         }
         let seed = top.map_or(0, |top| top.seed);
-        errors.into_result(Recipe {
+        let memory = memory.unwrap_or_default();
+        let mut recipe = Recipe {
             name,
             seed,
             model,
-            memory: memory.unwrap_or_default(),
+            memory,
             stage,
-        })
+        };
+        for (slot, part) in recipe.parts_mut() {
+            if let Some(settings) = errors.take(complete(slot, part)) {
+                part.settings = settings;
+            }
+        }
+        errors.sort();
+        errors.into_result(recipe)
     }
 }
 
@@ -207,14 +232,13 @@ fn read_stage(doc: &Doc, at: &str, value: &Json, errors: &mut Diagnostics) -> Op
     if table.contains_key("model") && read_model(doc, &join(at, "model"), errors).is_none() {
         table.shift_remove("model");
     }
+    let mistakes = errors.len();
     let mut stage = match kind.as_str() {
         Some("train") => Stage::Train(decode(doc, at, "train", table, errors)?),
-        Some("generate") => {
-            Stage::Generate(decode::<GenerateStage>(doc, at, "generate", table, errors)?)
-        }
-        Some("merge") => Stage::Merge(decode::<MergeStage>(doc, at, "merge", table, errors)?),
-        Some("eval") => Stage::Eval(decode::<EvalStage>(doc, at, "eval", table, errors)?),
-        Some("logits") => Stage::Logits(decode::<LogitsStage>(doc, at, "logits", table, errors)?),
+        Some("generate") => Stage::Generate(decode(doc, at, "generate", table, errors)?),
+        Some("merge") => Stage::Merge(decode(doc, at, "merge", table, errors)?),
+        Some("eval") => Stage::Eval(decode(doc, at, "eval", table, errors)?),
+        Some("logits") => Stage::Logits(decode(doc, at, "logits", table, errors)?),
         Some(other) => {
             let label = match suggest(other, Stage::KINDS) {
                 Some(near) => format!("did you mean `{near}`?   all: {}", list(Stage::KINDS)),
@@ -233,15 +257,12 @@ fn read_stage(doc: &Doc, at: &str, value: &Json, errors: &mut Diagnostics) -> Op
             return None;
         }
     };
-    let check = Check { doc, at };
-    match &mut stage {
-        Stage::Train(s) => check.train(s, errors),
-        Stage::Generate(s) => check.generate(s, errors),
-        Stage::Eval(s) => check.eval(s, errors),
-        Stage::Merge(_) | Stage::Logits(_) => {}
-    }
     place_parts(&mut stage, at);
-    check.parts(&mut stage, errors);
+    // Entries at fault were left out of the stage: what they would have said is not held against it.
+    if errors.len() == mistakes {
+        Check { doc, at }.stage(&stage, errors);
+    }
+    fill_in(&mut stage);
     Some(stage)
 }
 
@@ -259,7 +280,25 @@ fn decode<T: DeserializeOwned>(
         (!stages.is_empty()).then(|| format!("is read by {}", list(stages)))
     };
     subtree.elsewhere = Some(&elsewhere);
-    errors.take(subtree.run(&Json::Object(table), &serde_json::from_value))
+    let (stage, mistakes) = subtree.salvage(&Json::Object(table), &serde_json::from_value);
+    errors.extend(mistakes);
+    stage
+}
+
+/// What follows from other keys of the stage.
+fn fill_in(stage: &mut Stage) {
+    let Stage::Train(s) = stage else { return };
+    if s.batch.tokens.is_none() {
+        s.batch.gradient_accumulation_steps.get_or_insert(1);
+    }
+    // A path alone: the stage's own data, read from another file.
+    if let Some(eval) = &mut s.eval
+        && eval.data.is_path()
+    {
+        let Part { settings, path, .. } = std::mem::replace(&mut eval.data, s.data.clone());
+        eval.data.settings.extend(settings);
+        eval.data.path = path;
+    }
 }
 
 /// Tells every part where it stands.
@@ -315,213 +354,6 @@ fn place_parts(stage: &mut Stage, at: &str) {
         Stage::Logits(s) => {
             s.quantizer.iter_mut().for_each(|p| place(p, "quantizer"));
             adapters(&mut s.adapter);
-        }
-    }
-}
-
-/// What the keys of a stage must be together.
-struct Check<'a> {
-    doc: &'a Doc,
-    at: &'a str,
-}
-
-impl Check<'_> {
-    /// The path of a setting under the spelling that was written.
-    fn path(&self, name: &str) -> String {
-        let (table, key) = name
-            .rsplit_once('.')
-            .map_or((self.at.to_owned(), name), |(t, k)| (join(self.at, t), k));
-        let spellings = ALIASES
-            .iter()
-            .filter(|(_, canonical, _)| *canonical == key)
-            .map(|(_, _, alias)| *alias);
-        let path = |key: &str| join(&table, key);
-        spellings
-            .map(path)
-            .find(|p| self.doc.value(p).is_some())
-            .unwrap_or_else(|| path(key))
-    }
-
-    fn refuse(&self, name: &str, why: &str) -> Diagnostic {
-        let path = self.path(name);
-        let written = path
-            .strip_prefix(self.at)
-            .map_or(name, |rest| rest.trim_start_matches('.'));
-        let value = self.doc.value(&path).map_or("this".into(), Json::to_string);
-        self.doc
-            .error_at(&path, format!("`{written}` cannot be `{value}`"), why)
-    }
-
-    fn positive(&self, name: &str, value: Option<u64>, errors: &mut Diagnostics) {
-        if value == Some(0) {
-            errors.push(self.refuse(name, "must be at least 1"));
-        }
-    }
-
-    fn metrics(&self, name: &str, metrics: &[Metric], errors: &mut Diagnostics) {
-        if metrics.is_empty() {
-            errors.push(self.refuse(
-                name,
-                "name at least one: `loss`, `perplexity`, `exact_match`",
-            ));
-        }
-    }
-
-    /// Two settings of which one must go.
-    fn rivals(&self, one: &str, other: &str, title: &str) -> Diagnostic {
-        let labels = (format!("says `{one}`"), format!("says `{other}`"));
-        self.doc
-            .conflict(
-                title,
-                (&self.path(one), &labels.0),
-                (&self.path(other), &labels.1),
-            )
-            .help("keep one of them")
-    }
-
-    fn train(&self, s: &mut TrainStage, errors: &mut Diagnostics) {
-        match (s.steps, s.epochs) {
-            (Some(_), Some(_)) => errors.push(self.rivals(
-                "epochs",
-                "steps",
-                "a stage ends by steps or by epochs, not both",
-            )),
-            (None, None) => {
-                let title = "a `train` stage needs `steps` or `epochs`";
-                errors.push(self.doc.error_at(
-                    &join(self.at, "kind"),
-                    title,
-                    "add `steps = …` or `epochs = …`",
-                ));
-            }
-            _ => {}
-        }
-        self.positive("steps", s.steps, errors);
-        if s.epochs.is_some_and(|epochs| epochs <= 0.0) {
-            errors.push(self.refuse("epochs", "must be more than 0"));
-        }
-        if s.max_grad_norm < 0.0 {
-            errors.push(self.refuse("max_grad_norm", "must be 0 (off) or more"));
-        }
-        self.positive("log_every", Some(s.log_every), errors);
-        self.positive("batch.tokens", s.batch.tokens, errors);
-        self.positive(
-            "batch.micro_batch_size",
-            Some(s.batch.micro_batch_size),
-            errors,
-        );
-        self.positive(
-            "batch.gradient_accumulation_steps",
-            s.batch.gradient_accumulation_steps,
-            errors,
-        );
-        match (s.batch.tokens, s.batch.gradient_accumulation_steps) {
-            (Some(_), Some(_)) => {
-                let title =
-                    "`tokens` sets the accumulation, and so does `gradient_accumulation_steps`";
-                errors.push(self.rivals(
-                    "batch.gradient_accumulation_steps",
-                    "batch.tokens",
-                    title,
-                ));
-            }
-            (None, None) => s.batch.gradient_accumulation_steps = Some(1),
-            _ => {}
-        }
-        self.positive("checkpoint.every", s.checkpoint.every, errors);
-        self.positive("checkpoint.keep", Some(s.checkpoint.keep), errors);
-        if let Some(eval) = &mut s.eval {
-            self.positive("eval.every", eval.every, errors);
-            self.positive("eval.max_rows", eval.max_rows, errors);
-            self.positive("eval.max_new_tokens", Some(eval.max_new_tokens), errors);
-            self.metrics("eval.metrics", &eval.metrics, errors);
-            if eval.data.kind.is_empty()
-                && self
-                    .doc
-                    .value(&join(self.at, "eval.data"))
-                    .is_some_and(Json::is_string)
-            {
-                let path = eval.data.settings.shift_remove("path");
-                eval.data = s.data.clone();
-                eval.data
-                    .settings
-                    .extend(path.map(|path| ("path".to_owned(), path)));
-            }
-        }
-        if let Some(samples) = &s.samples {
-            self.positive("samples.every", samples.every, errors);
-            self.positive(
-                "samples.max_new_tokens",
-                Some(samples.max_new_tokens),
-                errors,
-            );
-            if samples.prompts.is_empty() {
-                errors.push(self.refuse("samples.prompts", "give at least one prompt"));
-            }
-        }
-    }
-
-    fn generate(&self, s: &GenerateStage, errors: &mut Diagnostics) {
-        let written = [
-            ("input", s.input.is_some()),
-            ("prompt", s.prompt.is_some()),
-            ("prompts", s.prompts.is_some()),
-        ];
-        let written: Vec<&str> = written
-            .into_iter()
-            .filter(|(_, there)| *there)
-            .map(|(key, _)| key)
-            .collect();
-        match written.as_slice() {
-            [] => {
-                let title = "a `generate` stage needs `prompt`, `prompts` or `input`";
-                errors.push(self.doc.error_at(
-                    &join(self.at, "kind"),
-                    title,
-                    "add `prompt = \"…\"`",
-                ));
-            }
-            [_] => {}
-            [first, second, ..] => errors.push(self.rivals(
-                second,
-                first,
-                "a `generate` stage has one source of prompts",
-            )),
-        }
-        if s.prompts.as_ref().is_some_and(Vec::is_empty) {
-            errors.push(self.refuse("prompts", "give at least one prompt"));
-        }
-        if s.chat && s.input.is_some() {
-            let title = "`chat` cannot go with `input`";
-            let (chat, input) = (join(self.at, "chat"), join(self.at, "input"));
-            errors.push(self.doc.conflict(
-                title,
-                (&chat, "puts text into a template"),
-                (&input, "holds tokens"),
-            ));
-        }
-        self.positive("max_new_tokens", Some(s.max_new_tokens), errors);
-    }
-
-    fn eval(&self, s: &EvalStage, errors: &mut Diagnostics) {
-        self.metrics("metrics", &s.metrics, errors);
-        self.positive("max_rows", s.max_rows, errors);
-        self.positive("max_new_tokens", Some(s.max_new_tokens), errors);
-    }
-
-    /// An empty kind is no name; a nameless folder is no adapter.
-    fn parts(&self, stage: &mut Stage, errors: &mut Diagnostics) {
-        for adapter in stage.adapters() {
-            if let Adapter::Saved { folder, path } = adapter
-                && folder.is_empty()
-            {
-                let title = "`adapter` cannot load from ``";
-                errors.push(self.doc.error_at(
-                    &join(path, "load"),
-                    title,
-                    "expected a folder with `adapter_config.json`",
-                ));
-            }
         }
     }
 }

@@ -3,10 +3,10 @@
 use schemars::JsonSchema;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::{Map, Value as Json};
+use serde_json::Value as Json;
 
 use crate::bytes::Bytes;
-use crate::part::{Adapter, Part, many, one, one_or_many, slot};
+use crate::part::{Adapter, Part, by_default, many, one, one_or_many, slot};
 use crate::recipe::{Dtype, Model};
 
 /// One `[[stage]]`.
@@ -87,19 +87,19 @@ pub struct TrainStage {
     #[schemars(schema_with = "many::<{ slot::GRADIENT }>")]
     pub gradient: Vec<Part>,
     /// The update rule. Default: `{ kind = "adamw" }`.
-    #[serde(default = "adamw")]
+    #[serde(default = "by_default::<{ slot::OPTIMIZER }>")]
     #[schemars(schema_with = "one::<{ slot::OPTIMIZER }>")]
     pub optimizer: Part,
     /// The learning rate by step. Default: `{ kind = "constant" }`.
-    #[serde(default = "constant")]
+    #[serde(default = "by_default::<{ slot::SCHEDULE }>")]
     #[schemars(schema_with = "one::<{ slot::SCHEDULE }>")]
     pub schedule: Part,
     /// The loss. Default: `{ kind = "sft" }`.
-    #[serde(default = "sft")]
+    #[serde(default = "by_default::<{ slot::OBJECTIVE }>")]
     #[schemars(schema_with = "one::<{ slot::OBJECTIVE }>")]
     pub objective: Part,
     /// What survives from forward to backward. Default: `{ kind = "keep" }`.
-    #[serde(default = "keep")]
+    #[serde(default = "by_default::<{ slot::ACTIVATION }>")]
     #[schemars(schema_with = "one::<{ slot::ACTIVATION }>")]
     pub activation: Part,
     /// The rows to learn from.
@@ -253,7 +253,7 @@ pub struct Samples {
     #[schemars(range(min = 1))]
     pub max_new_tokens: u64,
     /// How tokens are chosen. Default: `{ kind = "greedy" }`.
-    #[serde(default = "greedy")]
+    #[serde(default = "by_default::<{ slot::DECODE }>")]
     #[schemars(schema_with = "one::<{ slot::DECODE }>")]
     pub decode: Part,
 }
@@ -290,11 +290,11 @@ pub struct GenerateStage {
     #[schemars(range(min = 1))]
     pub max_new_tokens: u64,
     /// How tokens are chosen. Default: `{ kind = "greedy" }`.
-    #[serde(default = "greedy")]
+    #[serde(default = "by_default::<{ slot::DECODE }>")]
     #[schemars(schema_with = "one::<{ slot::DECODE }>")]
     pub decode: Part,
     /// What the cache keeps. Default: `{ kind = "full" }`.
-    #[serde(default = "full")]
+    #[serde(default = "by_default::<{ slot::KV }>")]
     #[schemars(schema_with = "one::<{ slot::KV }>")]
     pub kv: Part,
     /// Texts that end an answer. Default: only the model's own end.
@@ -369,11 +369,11 @@ pub struct EvalStage {
     #[schemars(range(min = 1))]
     pub max_new_tokens: u64,
     /// How tokens are chosen by metrics that generate. Default: `{ kind = "greedy" }`.
-    #[serde(default = "greedy")]
+    #[serde(default = "by_default::<{ slot::DECODE }>")]
     #[schemars(schema_with = "one::<{ slot::DECODE }>")]
     pub decode: Part,
     /// What the cache keeps. Default: `{ kind = "full" }`.
-    #[serde(default = "full")]
+    #[serde(default = "by_default::<{ slot::KV }>")]
     #[schemars(schema_with = "one::<{ slot::KV }>")]
     pub kv: Part,
     /// Rows used, from the start. Default: all.
@@ -421,10 +421,7 @@ pub(crate) const ALIASES: [(&str, &str, &str); 7] = [
 /// Reads a data part, or a path alone, which leaves `kind` empty for [`crate::Recipe::read`] to fill.
 fn data_or_path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Part, D::Error> {
     match Json::deserialize(deserializer)? {
-        Json::String(path) => Ok(Part {
-            settings: Map::from_iter([("path".to_owned(), Json::String(path))]),
-            ..Part::of("")
-        }),
+        Json::String(path) => Ok(Part::at_path(path)),
         table => Part::deserialize(table).map_err(D::Error::custom),
     }
 }
@@ -432,30 +429,6 @@ fn data_or_path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Part, D::E
 fn data_or_path_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
     let part = one::<{ slot::DATA }>(generator);
     schemars::json_schema!({ "anyOf": [{ "type": "string" }, part] })
-}
-
-fn adamw() -> Part {
-    Part::of("adamw")
-}
-
-fn constant() -> Part {
-    Part::of("constant")
-}
-
-fn sft() -> Part {
-    Part::of("sft")
-}
-
-fn keep() -> Part {
-    Part::of("keep")
-}
-
-fn greedy() -> Part {
-    Part::of("greedy")
-}
-
-fn full() -> Part {
-    Part::of("full")
 }
 
 fn loss() -> Vec<Metric> {

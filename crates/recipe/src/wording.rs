@@ -101,8 +101,9 @@ fn plain(expected: &str) -> String {
         "i8" | "i16" | "i32" | "i64" | "i128" | "isize" => "a whole number".into(),
         "a boolean" => "`true` or `false`".into(),
         "a borrowed string" | "str" | "string" => "a string".into(),
-        "a sequence" | "fewer elements in array" => "a list".into(),
-        "a map" | "fewer elements in map" => "a table".into(),
+        "a sequence" => "a list".into(),
+        "a map" => "a table".into(),
+        "fewer elements in array" => "a shorter list".into(),
         _ if expected.starts_with("struct ") => "a table".into(),
         _ if expected.starts_with("enum ") || expected == "string or map" => {
             "one of its names, in quotes".into()

@@ -1,0 +1,204 @@
+//! What the keys of a stage must be together, beyond what each must be alone.
+
+use serde_json::Value as Json;
+
+use crate::diagnostic::{Diagnostic, Diagnostics};
+use crate::doc::Doc;
+use crate::part::Adapter;
+use crate::path::join;
+use crate::stage::{ALIASES, EvalStage, GenerateStage, Metric, Stage, TrainStage};
+
+/// What the keys of a stage must be together.
+pub struct Check<'a> {
+    /// The recipe.
+    pub doc: &'a Doc,
+    /// The path of the stage.
+    pub at: &'a str,
+}
+
+impl Check<'_> {
+    /// Everything about a stage whose parts know where they stand.
+    pub fn stage(&self, stage: &Stage, errors: &mut Diagnostics) {
+        match stage {
+            Stage::Train(s) => self.train(s, errors),
+            Stage::Generate(s) => self.generate(s, errors),
+            Stage::Eval(s) => self.eval(s, errors),
+            Stage::Merge(_) | Stage::Logits(_) => {}
+        }
+        self.adapters(stage, errors);
+    }
+
+    /// The path of a setting under the spelling that was written.
+    fn path(&self, name: &str) -> String {
+        let (table, key) = name
+            .rsplit_once('.')
+            .map_or((self.at.to_owned(), name), |(t, k)| (join(self.at, t), k));
+        let spellings = ALIASES
+            .iter()
+            .filter(|(_, canonical, _)| *canonical == key)
+            .map(|(_, _, alias)| *alias);
+        let path = |key: &str| join(&table, key);
+        spellings
+            .map(path)
+            .find(|p| self.doc.value(p).is_some())
+            .unwrap_or_else(|| path(key))
+    }
+
+    fn refuse(&self, name: &str, why: &str) -> Diagnostic {
+        let path = self.path(name);
+        let written = path
+            .strip_prefix(self.at)
+            .map_or(name, |rest| rest.trim_start_matches('.'));
+        let value = self.doc.value(&path).map_or("this".into(), Json::to_string);
+        self.doc
+            .error_at(&path, format!("`{written}` cannot be `{value}`"), why)
+    }
+
+    fn positive(&self, name: &str, value: Option<u64>, errors: &mut Diagnostics) {
+        if value == Some(0) {
+            errors.push(self.refuse(name, "must be at least 1"));
+        }
+    }
+
+    fn metrics(&self, name: &str, metrics: &[Metric], errors: &mut Diagnostics) {
+        if metrics.is_empty() {
+            errors.push(self.refuse(
+                name,
+                "name at least one: `loss`, `perplexity`, `exact_match`",
+            ));
+        }
+    }
+
+    /// Two settings of which one must go.
+    fn rivals(&self, one: &str, other: &str, title: &str) -> Diagnostic {
+        let labels = (format!("says `{one}`"), format!("says `{other}`"));
+        self.doc
+            .conflict(
+                title,
+                (&self.path(one), &labels.0),
+                (&self.path(other), &labels.1),
+            )
+            .help("keep one of them")
+    }
+
+    fn train(&self, s: &TrainStage, errors: &mut Diagnostics) {
+        match (s.steps, s.epochs) {
+            (Some(_), Some(_)) => errors.push(self.rivals(
+                "epochs",
+                "steps",
+                "a stage ends by steps or by epochs, not both",
+            )),
+            (None, None) => {
+                let title = "a `train` stage needs `steps` or `epochs`";
+                errors.push(self.doc.error_at(
+                    &self.path("kind"),
+                    title,
+                    "add `steps = …` or `epochs = …`",
+                ));
+            }
+            _ => {}
+        }
+        self.positive("steps", s.steps, errors);
+        if s.epochs.is_some_and(|epochs| epochs <= 0.0) {
+            errors.push(self.refuse("epochs", "must be more than 0"));
+        }
+        if s.max_grad_norm < 0.0 {
+            errors.push(self.refuse("max_grad_norm", "must be 0 (off) or more"));
+        }
+        self.positive("log_every", Some(s.log_every), errors);
+        self.positive("batch.tokens", s.batch.tokens, errors);
+        self.positive(
+            "batch.micro_batch_size",
+            Some(s.batch.micro_batch_size),
+            errors,
+        );
+        self.positive(
+            "batch.gradient_accumulation_steps",
+            s.batch.gradient_accumulation_steps,
+            errors,
+        );
+        if s.batch.tokens.is_some() && s.batch.gradient_accumulation_steps.is_some() {
+            let title = "`tokens` sets the accumulation, and so does `gradient_accumulation_steps`";
+            errors.push(self.rivals("batch.gradient_accumulation_steps", "batch.tokens", title));
+        }
+        self.positive("checkpoint.every", s.checkpoint.every, errors);
+        self.positive("checkpoint.keep", Some(s.checkpoint.keep), errors);
+        if let Some(eval) = &s.eval {
+            self.positive("eval.every", eval.every, errors);
+            self.positive("eval.max_rows", eval.max_rows, errors);
+            self.positive("eval.max_new_tokens", Some(eval.max_new_tokens), errors);
+            self.metrics("eval.metrics", &eval.metrics, errors);
+        }
+        if let Some(samples) = &s.samples {
+            self.positive("samples.every", samples.every, errors);
+            self.positive(
+                "samples.max_new_tokens",
+                Some(samples.max_new_tokens),
+                errors,
+            );
+            if samples.prompts.is_empty() {
+                errors.push(self.refuse("samples.prompts", "give at least one prompt"));
+            }
+        }
+    }
+
+    fn generate(&self, s: &GenerateStage, errors: &mut Diagnostics) {
+        let written = [
+            ("input", s.input.is_some()),
+            ("prompt", s.prompt.is_some()),
+            ("prompts", s.prompts.is_some()),
+        ];
+        let written: Vec<&str> = written
+            .into_iter()
+            .filter(|(_, there)| *there)
+            .map(|(key, _)| key)
+            .collect();
+        match written.as_slice() {
+            [] => {
+                let title = "a `generate` stage needs `prompt`, `prompts` or `input`";
+                errors.push(
+                    self.doc
+                        .error_at(&self.path("kind"), title, "add `prompt = \"…\"`"),
+                );
+            }
+            [_] => {}
+            [first, second, ..] => errors.push(self.rivals(
+                second,
+                first,
+                "a `generate` stage has one source of prompts",
+            )),
+        }
+        if s.prompts.as_ref().is_some_and(Vec::is_empty) {
+            errors.push(self.refuse("prompts", "give at least one prompt"));
+        }
+        if s.chat && s.input.is_some() {
+            let title = "`chat` cannot go with `input`";
+            let (chat, input) = (self.path("chat"), self.path("input"));
+            errors.push(self.doc.conflict(
+                title,
+                (&chat, "puts text into a template"),
+                (&input, "holds tokens"),
+            ));
+        }
+        self.positive("max_new_tokens", Some(s.max_new_tokens), errors);
+    }
+
+    fn eval(&self, s: &EvalStage, errors: &mut Diagnostics) {
+        self.metrics("metrics", &s.metrics, errors);
+        self.positive("max_rows", s.max_rows, errors);
+        self.positive("max_new_tokens", Some(s.max_new_tokens), errors);
+    }
+
+    /// A saved adapter has a folder.
+    fn adapters(&self, stage: &Stage, errors: &mut Diagnostics) {
+        for adapter in stage.adapters() {
+            if let Adapter::Saved { folder, path } = adapter
+                && folder.is_empty()
+            {
+                let label = "expected a folder with `adapter_config.json`";
+                let title = "`load` names no folder";
+                errors.push(self.doc.error_at(&join(path, "load"), title, label));
+            }
+        }
+    }
+}
