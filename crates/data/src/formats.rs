@@ -504,3 +504,7 @@ fn alpaca(row: &Fields<'_>, has_template: bool) -> Result<Sample> {
         completion: output,
     })
 }
+
+#[cfg(test)]
+#[path = "format_tests.rs"]
+mod tests;

@@ -243,3 +243,7 @@ pub(crate) fn kind_of(value: &Json) -> &'static str {
         Json::Object(_) => "an object",
     }
 }
+
+#[cfg(test)]
+#[path = "source_tests.rs"]
+pub(crate) mod tests;
