@@ -1,1 +1,171 @@
-fn main() {}
+//! The `ramekin` command.
+//!
+//! Exit codes: 0 done, 1 the run failed, 2 usage or recipe invalid, 3 the plan
+//! does not fit or the machine lacks something, 130 interrupted with its state saved.
+
+mod chat;
+mod failure;
+mod parts;
+mod recipes;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+use ramekin_engine::Options;
+use serde_json::json;
+
+use crate::failure::Failure;
+use crate::recipes::Loaded;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Cooks large models in little memory: TOML recipes that train, adapt, compress and run them.
+#[derive(Parser)]
+#[command(name = "ramekin", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Cooks a recipe.
+    Run {
+        #[command(flatten)]
+        recipe: RecipeArgs,
+        /// The run folder; `runs/NAME` beside the working directory if absent.
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+        /// Goes on from what is in the run folder.
+        #[arg(long)]
+        resume: bool,
+        /// Shows the bill and stops.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Shows the bill: memory by category, trainable counts, disk. Reads configs and headers only.
+    Plan(RecipeArgs),
+    /// Parses and validates a recipe; needs no model.
+    Check(RecipeArgs),
+    /// Lists every part, or describes those of a slot or one of them.
+    Parts {
+        /// `SLOT` or `SLOT/NAME`.
+        which: Option<String>,
+        /// Prints the JSON Schema of the recipe language.
+        #[arg(long)]
+        schema: bool,
+        /// Prints JSON alone on standard output.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Talks to a model or to what a run made.
+    Chat(chat::ChatArgs),
+}
+
+#[derive(Args)]
+struct RecipeArgs {
+    /// The recipe.
+    recipe: PathBuf,
+    /// Overrides a key: `--set stage.0.optimizer.lr=1e-4`.
+    #[arg(long = "set", value_name = "K=V")]
+    set: Vec<String>,
+    /// Prints JSON alone on standard output.
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    ramekin_catalog::link();
+    threads();
+    let cli = Cli::parse();
+    let json = match &cli.command {
+        Command::Run { recipe, .. } | Command::Plan(recipe) | Command::Check(recipe) => recipe.json,
+        Command::Parts { json, .. } => *json,
+        Command::Chat(_) => false,
+    };
+    match dispatch(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(json),
+    }
+}
+
+/// `RAMEKIN_THREADS` caps the worker threads.
+fn threads() {
+    if let Some(n) = std::env::var("RAMEKIN_THREADS").ok().and_then(|v| v.parse::<usize>().ok()) {
+        // Fails only if a pool exists already, which is too early for one.
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(n).build_global();
+    }
+}
+
+fn dispatch(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Run { recipe, out, resume, dry_run } => {
+            if dry_run {
+                return plan(&recipe);
+            }
+            run(&recipe, out, resume)
+        }
+        Command::Plan(args) => plan(&args),
+        Command::Check(args) => {
+            let loaded = Loaded::open(&args.recipe, &args.set)?;
+            if args.json {
+                println!("{}", json!({ "ok": true, "stages": loaded.recipe.stage.len() }));
+            } else {
+                println!("{}: {} stages, nothing wrong", args.recipe.display(), loaded.recipe.stage.len());
+            }
+            Ok(())
+        }
+        Command::Parts { which, schema, json } => Ok(parts::show(which.as_deref(), schema, json)?),
+        Command::Chat(args) => Ok(chat::run(&args)?),
+    }
+}
+
+fn plan(args: &RecipeArgs) -> Result<(), Failure> {
+    let loaded = Loaded::open(&args.recipe, &args.set)?;
+    let bills = loaded.explain(ramekin_engine::run::plan(&loaded.recipe, &loaded.base_dir))?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&bills).map_err(anyhow::Error::from)?);
+    } else {
+        for bill in &bills {
+            print!("{}", bill.table());
+        }
+    }
+    if let Some(budget) = loaded.recipe.memory.budget {
+        for bill in &bills {
+            bill.check(budget.0, None).map_err(anyhow::Error::from)?;
+        }
+    }
+    Ok(())
+}
+
+fn run(args: &RecipeArgs, out: Option<PathBuf>, resume: bool) -> Result<(), Failure> {
+    let loaded = Loaded::open(&args.recipe, &args.set)?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = stop.clone();
+    // A second signal while the state is being saved changes nothing; kill -9 remains.
+    let _ = ctrlc::set_handler(move || {
+        if !flag.swap(true, Ordering::SeqCst) {
+            eprintln!("\nstopping after this step; the state will be saved");
+        }
+    });
+    let out = out.unwrap_or_else(|| PathBuf::from("runs").join(&loaded.recipe.name));
+    let options = Options {
+        out: out.clone(),
+        base_dir: loaded.base_dir.clone(),
+        resume,
+        stop,
+        resolved: ramekin_recipe::resolved(&loaded.recipe),
+    };
+    let outcome = loaded.explain(ramekin_engine::run(&loaded.recipe, &options))?;
+    if args.json {
+        println!("{}", json!({ "out": out, "stages": outcome.stages }));
+    } else {
+        println!("done: {}", out.display());
+    }
+    Ok(())
+}

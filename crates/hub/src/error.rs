@@ -32,7 +32,7 @@ pub struct HubError {
 
 #[derive(Debug)]
 enum Cause {
-    User(UserError),
+    User(Box<UserError>),
     Machine(Unfit),
 }
 
@@ -42,11 +42,11 @@ impl HubError {
             let help = help.map(|h| format!("\n  help: {h}")).unwrap_or_default();
             Cause::Machine(Unfit(format!("{message}{help}")))
         } else {
-            Cause::User(UserError {
+            Cause::User(Box::new(UserError {
                 message,
                 at: None,
                 help,
-            })
+            }))
         };
         HubError {
             kind,
@@ -65,7 +65,7 @@ impl fmt::Display for HubError {
 impl std::error::Error for HubError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         Some(match &self.cause {
-            Cause::User(e) => e,
+            Cause::User(e) => &**e,
             Cause::Machine(e) => e,
         })
     }

@@ -30,7 +30,7 @@ pub fn run(cx: &mut StageContext<'_>, s: &MergeStage, plan: &Blueprint) -> Resul
     let assembly = plan.assemble(false)?;
     let dtype = save::dtype(s.dtype);
     let folder = cx.options.out.join("model");
-    save::model(&assembly, &folder, dtype, s.max_shard_size.get())?;
+    save::model(&assembly, &folder, dtype, s.max_shard_size.0)?;
     let batch = probe(&assembly, cx.recipe.seed);
     let before = logits(&assembly, &batch)?;
     let largest = before.iter().fold(0f32, |m, x| m.max(x.abs()));

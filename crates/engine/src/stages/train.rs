@@ -158,7 +158,7 @@ pub fn run(cx: &mut StageContext<'_>, s: &TrainStage, plan: &Blueprint) -> Resul
     trainer = self::trainer(s, cx.recipe.seed, total)?;
     eprint!("{}", bill.table());
     if let Some(budget) = cx.recipe.memory.budget {
-        bill.check(budget.get(), None)?;
+        bill.check(budget.0, None)?;
     }
     write_atomic(cx.dir.join("plan.json"), &serde_json::to_vec_pretty(&bill)?)?;
     trainer.groups = assembly.adapters.iter().flat_map(|a| a.adapter.groups()).collect();

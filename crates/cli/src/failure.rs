@@ -1,0 +1,65 @@
+//! From errors to words on standard error and an exit code.
+
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+
+use ramekin_recipe::Diagnostics;
+use serde_json::json;
+
+/// Why a command ended early.
+pub enum Failure {
+    /// Mistakes in the recipe.
+    Recipe(Diagnostics),
+    /// Everything else.
+    Other(anyhow::Error),
+}
+
+impl From<Diagnostics> for Failure {
+    fn from(d: Diagnostics) -> Self {
+        Failure::Recipe(d)
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(e: anyhow::Error) -> Self {
+        Failure::Other(e)
+    }
+}
+
+impl Failure {
+    /// Says what happened and returns the code.
+    pub fn report(self, json: bool) -> ExitCode {
+        match self {
+            Failure::Recipe(diagnostics) => {
+                let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+                eprintln!("{}", diagnostics.render(colours).trim_end());
+                if json {
+                    println!("{}", json!({ "errors": diagnostics.to_json() }));
+                }
+                ExitCode::from(2)
+            }
+            Failure::Other(error) => {
+                let code = code_of(&error);
+                let word = if code == 130 { "stopped" } else { "error" };
+                let mut text = String::new();
+                for (i, cause) in error.chain().enumerate() {
+                    text.push_str(if i == 0 { "" } else { ": " });
+                    text.push_str(&cause.to_string());
+                }
+                eprintln!("{word}: {text}");
+                if json {
+                    println!("{}", json!({ "errors": [{ "message": text }] }));
+                }
+                ExitCode::from(code)
+            }
+        }
+    }
+}
+
+fn code_of(error: &anyhow::Error) -> u8 {
+    let hub = error.chain().any(|e| e.to_string().contains("HF_HUB_OFFLINE"));
+    match ramekin_core::exit_code(error) {
+        1 if hub => 3,
+        n => n as u8,
+    }
+}

@@ -1,0 +1,68 @@
+//! Reading a recipe with the registry's parts, and underlining what parts refuse later.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use ramekin_core::BadSetting;
+use ramekin_recipe::{Diagnostics, Doc, Part, Recipe};
+use ramekin_registry::{Slot, find, names};
+use serde_json::{Map, Value as Json};
+
+use crate::failure::Failure;
+
+/// A recipe that is right as far as it can be told without a model.
+pub struct Loaded {
+    /// Its text with spans.
+    pub doc: Doc,
+    /// The recipe, every part's settings complete.
+    pub recipe: Recipe,
+    /// Folder that its relative paths start from.
+    pub base_dir: PathBuf,
+}
+
+impl Loaded {
+    /// Opens and validates a recipe.
+    pub fn open(path: &Path, overrides: &[String]) -> Result<Self, Failure> {
+        let doc = Doc::open(path, overrides)?;
+        let recipe = Recipe::read_with(&doc, |slot, part| complete(&doc, slot, part))?;
+        let base_dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned();
+        Ok(Loaded { doc, recipe, base_dir })
+    }
+
+    /// Turns a setting's refusal into a diagnostic that underlines it.
+    pub fn explain<T>(&self, result: Result<T>) -> Result<T, Failure> {
+        result.map_err(|e| {
+            let bad = e.chain().find_map(|c| c.downcast_ref::<BadSetting>()).filter(|b| b.part.is_some()).cloned();
+            match bad {
+                Some(bad) => {
+                    let part = bad.part.unwrap_or_default();
+                    let diagnostic = self.doc.bad_setting(&part, &bad.setting, &bad.message);
+                    Failure::Recipe(Diagnostics::from(diagnostic))
+                }
+                None => Failure::Other(e),
+            }
+        })
+    }
+}
+
+fn slot_of(name: &str) -> Option<Slot> {
+    Slot::ALL.into_iter().find(|s| s.name() == name)
+}
+
+/// A part's settings with every default; what is wrong with them is underlined.
+fn complete(doc: &Doc, slot: &'static str, part: &Part) -> Result<Map<String, Json>, Diagnostics> {
+    if part.kind.is_empty() {
+        return Ok(part.settings.clone());
+    }
+    let Some(known) = slot_of(slot) else { return Ok(part.settings.clone()) };
+    let Ok(entry) = find(known, &part.kind) else {
+        return Err(doc.unknown_part(slot, part, &names(known)).into());
+    };
+    let full = doc.complete(slot, part, |settings| (entry.complete)(settings))?;
+    if let Err(e) = (entry.build)(full.clone())
+        && let Some(bad) = e.chain().find_map(|c| c.downcast_ref::<BadSetting>())
+    {
+        return Err(doc.bad_setting(&part.path, &bad.setting, &bad.message).into());
+    }
+    Ok(full.as_object().cloned().unwrap_or_default())
+}
