@@ -175,11 +175,12 @@ impl Diagnostics {
 
     /// In the order of the file, those of the command line last.
     pub(crate) fn sort(&mut self) {
-        self.list.sort_by_key(|d| {
-            d.labels
-                .first()
-                .map(|l| (!l.span.source().is_file(), l.span.range().start))
-        });
+        let place = |span: &Span| match span.source().is_file() {
+            true => (false, span.range().start),
+            false => (true, 0),
+        };
+        self.list
+            .sort_by_key(|d| d.labels.first().map(|label| place(&label.span)));
     }
 
     /// `value` if there is no mistake.

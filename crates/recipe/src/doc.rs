@@ -303,7 +303,16 @@ impl Reader<'_> {
         item: &Item,
     ) -> Option<Json> {
         let key = key.map(|range| self.span(range));
-        let value = item.span().map(|range| self.span(range));
+        // A table made by dotted keys stands nowhere as a whole; its key does.
+        let dotted = match item {
+            Item::Table(table) => table.is_dotted() || table.is_implicit(),
+            Item::Value(Value::InlineTable(table)) => table.is_dotted(),
+            _ => false,
+        };
+        let value = item
+            .span()
+            .filter(|_| !dotted)
+            .map(|range| self.span(range));
         self.places.insert(path.clone(), Place { key, value });
         match item {
             Item::None => None,

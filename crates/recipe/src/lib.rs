@@ -2,9 +2,9 @@
 //!
 //! A [`Doc`] is a recipe's text as a tree in which each key and value knows
 //! where it was written, be it in the file or on the command line (`--set`).
-//! [`Recipe::read`] turns it into the language's own structs; the settings of
-//! parts stay a table ([`Part`]) until whoever knows the parts decodes them
-//! through [`Doc::settings`] or [`Doc::complete`].
+//! [`Recipe::read_with`] turns it into the language's own structs; the settings
+//! of parts are a table ([`Part`]), checked and completed by whoever knows the
+//! parts, through [`Doc::complete`].
 //!
 //! Nothing here knows a part, a model or a device. A wrong recipe gives
 //! [`Diagnostics`]: all mistakes at once, each with its line and a way out.

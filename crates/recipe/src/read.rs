@@ -88,11 +88,21 @@ impl Recipe {
         for (slot, part) in recipe.parts_mut() {
             if let Some(settings) = errors.take(complete(slot, part)) {
                 part.settings = settings;
+                without_null(&mut part.settings);
             }
         }
         errors.sort();
         errors.into_result(recipe)
     }
+}
+
+/// TOML has no null: a setting that is not set is not there.
+fn without_null(table: &mut Map<String, Json>) {
+    table.retain(|_, value| !value.is_null());
+    table
+        .values_mut()
+        .filter_map(Json::as_object_mut)
+        .for_each(without_null);
 }
 
 /// The recipe's file name without its ending, as a run's name.

@@ -48,7 +48,7 @@ pub(crate) struct Top {
     pub memory: Option<Json>,
     /// What is done, in order.
     #[serde(default)]
-    #[schemars(required, with = "Vec<Stage>")]
+    #[schemars(with = "Vec<Stage>")]
     pub stage: Option<Json>,
 }
 

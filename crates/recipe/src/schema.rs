@@ -49,7 +49,22 @@ pub fn schema(parts: &[(&str, &str, Schema)]) -> Json {
         definitions.insert(slot_definition(slot), schema);
     }
     root["$defs"] = Json::Object(definitions);
+    root["required"] = json!(["stage"]);
+    root["properties"]["stage"]["minItems"] = json!(1);
+    drop_null_defaults(&mut root);
     root
+}
+
+/// `"default": null` says in JSON what TOML cannot: leave the key out.
+fn drop_null_defaults(schema: &mut Json) {
+    match schema {
+        Json::Object(entries) => {
+            entries.retain(|key, value| key != "default" || !value.is_null());
+            entries.values_mut().for_each(drop_null_defaults);
+        }
+        Json::Array(entries) => entries.iter_mut().for_each(drop_null_defaults),
+        _ => {}
+    }
 }
 
 /// A part's settings with its `kind`; its own definitions move to `definitions` under names of their own.

@@ -255,6 +255,11 @@ fn the_schema_hangs_together() {
         }
     });
     assert!(references > 20, "{references}");
+    assert_eq!(schema["required"], json!(["stage"]));
+    let train = &schema["$defs"]["Stage"]["oneOf"][0];
+    assert_eq!(train["required"], json!(["kind", "data"]));
+    assert_eq!(train["properties"]["max_grad_norm"]["default"], json!(1.0));
+    assert_eq!(train["properties"]["max_steps"]["deprecated"], true);
     for (slot, name, ..) in support::parts() {
         let choices = schema["$defs"][format!("slot-{slot}")]["oneOf"]
             .as_array()

@@ -151,5 +151,5 @@ fn the_stray_key_is_underlined() {
         assert_eq!(errors.len(), 1, "{path}\n{errors}");
         tried += 1;
     }
-    assert!(tried > 20, "{tried}");
+    assert!(tried >= 20, "{tried}");
 }
