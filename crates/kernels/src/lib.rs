@@ -22,6 +22,7 @@ pub mod elementwise;
 pub mod embedding;
 pub mod linear;
 pub mod matmul;
+pub mod packed;
 pub mod philox;
 pub mod real;
 pub mod rms_norm;

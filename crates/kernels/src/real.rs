@@ -61,6 +61,9 @@ pub trait Real:
     /// Neither infinite nor NaN.
     fn is_finite(self) -> bool;
 
+    /// The slice as f32, if that is what it holds: lets generic code take a path made for f32.
+    fn as_f32_mut(x: &mut [Self]) -> Option<&mut [f32]>;
+
     /// The greater of two; `self` where `other` is NaN or where they are equal.
     #[inline(always)]
     fn max(self, other: Self) -> Self {
@@ -108,7 +111,7 @@ fn exp_f32(x: f32) -> f32 {
 }
 
 macro_rules! real {
-    ($t:ident, $exp:path) => {
+    ($t:ident, $exp:path, $as_f32:expr) => {
         impl Real for $t {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
@@ -158,11 +161,15 @@ macro_rules! real {
             fn is_finite(self) -> bool {
                 $t::is_finite(self)
             }
+            #[inline(always)]
+            fn as_f32_mut(x: &mut [Self]) -> Option<&mut [f32]> {
+                $as_f32(x)
+            }
         }
     };
 }
-real!(f32, exp_f32);
-real!(f64, f64::exp);
+real!(f32, exp_f32, Some);
+real!(f64, f64::exp, |_| None);
 
 #[cfg(test)]
 mod tests {
