@@ -439,3 +439,7 @@ impl Dataset {
             .max()
     }
 }
+
+#[cfg(test)]
+#[path = "dataset_tests.rs"]
+mod tests;

@@ -362,3 +362,7 @@ fn tokens_inside(encoded: &Encoded, spans: &[Range<usize>]) -> Vec<bool> {
         })
         .collect()
 }
+
+#[cfg(test)]
+#[path = "example_tests.rs"]
+mod tests;

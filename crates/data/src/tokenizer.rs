@@ -435,3 +435,7 @@ fn dedup(ids: &mut Vec<u32>) {
     let mut seen = std::collections::HashSet::new();
     ids.retain(|id| seen.insert(*id));
 }
+
+#[cfg(test)]
+#[path = "tokenizer_tests.rs"]
+pub(crate) mod tests;
