@@ -1,2 +1,162 @@
-//! Builds what a command needs and forwards to it.
-fn main() {}
+//! `cargo xtask CMD`: builds what a command needs and forwards to `ramekin CMD`.
+//!
+//! Needs nothing but the standard library, so that it compiles in a blink.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+const HELP: &str = "\
+cargo xtask CMD
+
+  run RECIPE [--set K=V]… [--out DIR] [--resume]   cooks a recipe
+  plan RECIPE                                      the bill, before anything is loaded
+  check RECIPE                                     parses and validates
+  parts [SLOT[/NAME]] [--schema] [--json]          every part with its settings
+  chat RUN_OR_MODEL                                talks to a model
+  test [ARGS]                                      all tests
+  bench [NAME]                                     the benches
+  ci                                               what CI runs
+";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = env::args().skip(1).collect();
+    let Some((command, rest)) = args.split_first() else {
+        print!("{HELP}");
+        return ExitCode::from(2);
+    };
+    let code = match command.as_str() {
+        "run" | "plan" | "check" | "parts" | "chat" => ramekin(&args),
+        "test" => test(rest),
+        "bench" => bench(rest),
+        "ci" => ci(),
+        "help" | "--help" | "-h" => {
+            print!("{HELP}");
+            0
+        }
+        "--version" | "-V" => ramekin(&args),
+        other => {
+            eprintln!("error: there is no command `{other}`\n\n{HELP}");
+            2
+        }
+    };
+    ExitCode::from(code)
+}
+
+fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here).to_owned()
+}
+
+fn cargo() -> Command {
+    Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
+/// Runs a command and returns its exit code; one killed by a signal is explained.
+fn status(command: &mut Command) -> u8 {
+    match command.status() {
+        Ok(s) => s.code().map_or_else(
+            || {
+                eprintln!("error: the program was killed by the system ({s}); out of memory is the usual reason");
+                1
+            },
+            |c| u8::try_from(c).unwrap_or(1),
+        ),
+        Err(e) => {
+            eprintln!("error: cannot start {:?}: {e}", command.get_program());
+            1
+        }
+    }
+}
+
+fn target() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
+/// Builds the binary and forwards to it, in the caller's folder.
+fn ramekin(args: &[String]) -> u8 {
+    let mut build = cargo();
+    build.args(["build", "--release", "--quiet", "--package", "ramekin-cli", "--manifest-path"]);
+    build.arg(root().join("Cargo.toml"));
+    if !target().join("release/ramekin").exists() {
+        eprintln!("building ramekin; the first time takes some minutes");
+    }
+    match status(&mut build) {
+        0 => {}
+        code => return code,
+    }
+    let binary = target().join("release").join(if cfg!(windows) { "ramekin.exe" } else { "ramekin" });
+    status(Command::new(binary).args(args))
+}
+
+fn has_nextest() -> bool {
+    cargo().args(["nextest", "--version"]).output().is_ok_and(|o| o.status.success())
+}
+
+/// All tests, in the profile that runs use; by nextest where it is installed.
+fn test(rest: &[String]) -> u8 {
+    // The end-to-end tests start the binary.
+    let mut build = cargo();
+    build.current_dir(root()).args(["build", "--release", "--package", "ramekin-cli"]);
+    match status(&mut build) {
+        0 => {}
+        code => return code,
+    }
+    let mut command = cargo();
+    command.current_dir(root());
+    if has_nextest() {
+        command.args(["nextest", "run", "--release", "--workspace", "--no-fail-fast"]);
+    } else {
+        command.args(["test", "--release", "--workspace", "--no-fail-fast"]);
+    }
+    status(command.args(rest))
+}
+
+fn bench(rest: &[String]) -> u8 {
+    let mut command = cargo();
+    command.current_dir(root()).args(["run", "--release", "--quiet", "--package", "ramekin-tests", "--bin", "bench", "--"]);
+    status(command.args(rest))
+}
+
+/// Format, lints, tests, the quickstart, the docs; stops at the first failure.
+fn ci() -> u8 {
+    let started = Instant::now();
+    let mut steps: Vec<(&str, Box<dyn Fn() -> u8>)> = Vec::new();
+    let step = |args: &'static [&'static str], envs: &'static [(&'static str, &'static str)]| -> Box<dyn Fn() -> u8> {
+        Box::new(move || {
+            let mut c = cargo();
+            c.current_dir(root()).args(args).envs(envs.iter().copied());
+            status(&mut c)
+        })
+    };
+    steps.push(("format", step(&["fmt", "--all", "--check"], &[])));
+    steps.push((
+        "clippy",
+        step(&["clippy", "--release", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"], &[]),
+    ));
+    steps.push(("quickstart", Box::new(|| {
+        let recipe = root().join("recipes/quickstart.toml").display().to_string();
+        let out = target().join("ci-quickstart").display().to_string();
+        ramekin(&["run".to_owned(), recipe, "--out".to_owned(), out])
+    })));
+    steps.push((
+        "docs",
+        step(
+            &["doc", "--release", "--workspace", "--no-deps", "--quiet"],
+            &[("RUSTDOCFLAGS", "-D warnings")],
+        ),
+    ));
+    steps.push(("tests", Box::new(|| test(&[]))));
+    for (name, run) in steps {
+        let begun = Instant::now();
+        eprintln!("── {name}");
+        let code = run();
+        eprintln!("── {name}: {} in {:.0} s", if code == 0 { "passed" } else { "FAILED" }, begun.elapsed().as_secs_f64());
+        if code != 0 {
+            return code;
+        }
+    }
+    eprintln!("── ci passed in {:.0} s", started.elapsed().as_secs_f64());
+    0
+}

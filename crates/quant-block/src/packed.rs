@@ -1,0 +1,88 @@
+//! What both formats need to be a part: which linears they take, and a packed
+//! weight as the model's linears see it.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use ramekin_core::pattern::ends_in;
+use ramekin_core::{BadSetting, Category, Lease, UserError};
+use ramekin_slots::PackedWeight;
+
+use crate::codec::CodecError;
+use crate::nf4_codec::Nf4Data;
+use crate::rtn_codec::RtnData;
+
+/// Codes and scales of either format.
+pub(crate) enum Codes {
+    Nf4(Nf4Data),
+    Rtn(RtnData),
+    /// Bytes alone, for a plan.
+    ShapeOnly,
+}
+
+/// A packed weight, on the meter.
+pub(crate) struct Packed {
+    codes: Codes,
+    shape: (usize, usize),
+    lease: Arc<Lease>,
+    bytes: u64,
+}
+
+impl Packed {
+    pub(crate) fn new(codes: Codes, shape: (usize, usize), bytes: u64) -> Arc<dyn PackedWeight> {
+        Arc::new(Packed { codes, shape, lease: Lease::new(Category::Weights, bytes), bytes })
+    }
+}
+
+impl PackedWeight for Packed {
+    fn shape(&self) -> (usize, usize) {
+        self.shape
+    }
+
+    fn bytes(&self) -> u64 {
+        debug_assert!(Arc::strong_count(&self.lease) > 0);
+        self.bytes
+    }
+
+    fn is_shape_only(&self) -> bool {
+        matches!(self.codes, Codes::ShapeOnly)
+    }
+
+    fn rows_f32(&self, first: usize, out: &mut [f32]) {
+        match &self.codes {
+            Codes::Nf4(d) => d.rows_into(first, out),
+            Codes::Rtn(d) => d.rows_into(first, out),
+            Codes::ShapeOnly => {}
+        }
+    }
+
+    fn rows_f64(&self, first: usize, out: &mut [f64]) {
+        match &self.codes {
+            Codes::Nf4(d) => d.rows_into(first, out),
+            Codes::Rtn(d) => d.rows_into(first, out),
+            Codes::ShapeOnly => {}
+        }
+    }
+}
+
+/// Whether a linear is packed: everything but the head and what the recipe leaves out.
+pub(crate) fn takes(path: &str, is_head: bool, left_out: &[String]) -> bool {
+    !is_head && !left_out.iter().any(|name| ends_in(path, name))
+}
+
+/// A codec's refusal in the recipe's terms: of a setting where a setting is to blame.
+pub(crate) fn refuse(name: &str, e: CodecError) -> anyhow::Error {
+    match &e {
+        CodecError::Bits(_) => BadSetting::new("bits", e.to_string()).into(),
+        CodecError::BlockSize(_) => BadSetting::new("block_size", e.to_string()).into(),
+        CodecError::GroupSize { .. } => {
+            BadSetting::new("group_size", format!("does not fit `{name}`: {e}")).into()
+        }
+        _ => UserError::new(format!("`{name}`: {e}")).into(),
+    }
+}
+
+/// Settings that make no sense for any weight.
+pub(crate) fn check<T>(result: Result<T, CodecError>) -> Result<()> {
+    result.map(drop).map_err(|e| refuse("any weight", e))
+}

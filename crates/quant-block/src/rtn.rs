@@ -1,0 +1,83 @@
+//! RTN: round to nearest on an even grid, group by group along the inputs.
+//!
+//! asymmetric: scale = (hi − lo)/(2ᵇ − 1), zero = round(−lo/scale); symmetric: lo = −hi, zero = 2ᵇ⁻¹
+//! ŵ = scale · (q − zero)
+//!
+//! Source: sheet `quant-family`, item 1.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use ramekin_registry::{Part, part};
+use ramekin_slots::{PackedWeight, Quantizer};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::packed::{Codes, Packed, check, refuse, takes};
+use crate::rtn_codec::{RtnData, RtnSpec, packed_bytes};
+
+part! { quantizer / "rtn" => Rtn, "round to nearest in groups: 8, 4, 3 or 2 bits",
+source = "sheet quant-family", traits = [FreezesBase] }
+
+/// Settings of `quantizer = { kind = "rtn", … }`.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RtnSettings {
+    /// Bits a weight: 8, 4, 3 or 2.
+    pub bits: u32,
+    /// Inputs that share a scale; −1 for a whole row.
+    pub group_size: i64,
+    /// A grid that is even around 0; else one from the smallest to the largest weight.
+    pub sym: bool,
+    /// Linears to leave as they are, by name or path ending; the head always stays.
+    pub modules_to_not_convert: Vec<String>,
+}
+
+impl Default for RtnSettings {
+    fn default() -> Self {
+        RtnSettings { bits: 4, group_size: 128, sym: true, modules_to_not_convert: Vec::new() }
+    }
+}
+
+/// The quantizer.
+pub struct Rtn {
+    spec: RtnSpec,
+    left_out: Vec<String>,
+}
+
+impl Part for Rtn {
+    type Settings = RtnSettings;
+
+    fn new(s: RtnSettings) -> Result<Self> {
+        let spec = RtnSpec { bits: s.bits, group_size: s.group_size, sym: s.sym };
+        // A width that every positive group size divides: only the settings themselves can be wrong.
+        let width = usize::try_from(s.group_size).ok().filter(|g| *g > 0).unwrap_or(64);
+        check(packed_bytes((1, width), spec))?;
+        Ok(Rtn { spec, left_out: s.modules_to_not_convert })
+    }
+}
+
+impl Quantizer for Rtn {
+    fn name(&self) -> &'static str {
+        "rtn"
+    }
+
+    fn converts(&self, path: &str, is_head: bool) -> bool {
+        takes(path, is_head, &self.left_out)
+    }
+
+    fn pack(&self, name: &str, weight: &[f32], shape: (usize, usize)) -> Result<Arc<dyn PackedWeight>> {
+        let data = RtnData::encode(weight, shape, self.spec).map_err(|e| refuse(name, e))?;
+        let bytes = data.bytes();
+        Ok(Packed::new(Codes::Rtn(data), shape, bytes))
+    }
+
+    fn pack_shape(&self, name: &str, shape: (usize, usize)) -> Result<Arc<dyn PackedWeight>> {
+        let bytes = packed_bytes(shape, self.spec).map_err(|e| refuse(name, e))?;
+        Ok(Packed::new(Codes::ShapeOnly, shape, bytes))
+    }
+
+    fn module_names_left_out(&self) -> &[String] {
+        &self.left_out
+    }
+}
