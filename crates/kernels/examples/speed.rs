@@ -101,48 +101,22 @@ fn main() {
         let (x, w) = (random(m * k), random(n * k));
         let mut y = vec![0.0; m * n];
         let s = best(|| matmul::nt(m, n, k, 1.0, &x, &w, false, &mut y));
-        println!(
-            "nt with {m} rows: {:.1} GB/s of weight",
-            (n * k * 4) as f64 / s / 1e9
-        );
+        println!("nt with {m} rows: {:.1} GB/s of weight", (n * k * 4) as f64 / s / 1e9);
     }
-    for (batch, t, heads, kv_heads, d) in [
-        (4, 512, 8, 8, 64),
-        (4, 512, 8, 2, 64),
-        (1, 4096, 4, 4, 64),
-        (12, 64, 4, 4, 32),
-        (32, 128, 4, 4, 32),
-    ] {
+    for (batch, t, heads, kv_heads, d) in
+        [(4, 512, 8, 8, 64), (4, 512, 8, 2, 64), (1, 4096, 4, 4, 64), (12, 64, 4, 4, 32), (32, 128, 4, 4, 32)]
+    {
         let rows = batch * t;
-        let (q, k, v) = (
-            random(rows * heads * d),
-            random(rows * kv_heads * d),
-            random(rows * kv_heads * d),
-        );
+        let (q, k, v) = (random(rows * heads * d), random(rows * kv_heads * d), random(rows * kv_heads * d));
         let g = random(q.len());
-        let shape = Shape {
-            heads,
-            kv_heads,
-            head_dim: d,
-            scale: 0.125,
-            window: None,
-            causal: true,
-        };
-        let segments: Vec<_> = (0..batch)
-            .map(|b| Segment {
-                q_start: b * t,
-                q_len: t,
-                k_start: b * t,
-                k_len: t,
-            })
-            .collect();
+        let shape = Shape { heads, kv_heads, head_dim: d, scale: 0.125, window: None, causal: true };
+        let segments: Vec<_> =
+            (0..batch).map(|b| Segment { q_start: b * t, q_len: t, k_start: b * t, k_len: t }).collect();
         let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; rows * heads]);
         let f = best(|| attention::forward(&q, &k, &v, &segments, &shape, &mut out, &mut lse));
         let (mut gq, mut gk, mut gv) = (q.clone(), k.clone(), v.clone());
         let b = best(|| {
-            attention::backward(
-                &g, &q, &k, &v, &out, &lse, &segments, &shape, &mut gq, &mut gk, &mut gv,
-            )
+            attention::backward(&g, &q, &k, &v, &out, &lse, &segments, &shape, &mut gq, &mut gk, &mut gv)
         });
         let pairs = (batch * heads * t * (t + 1) / 2 * d) as f64;
         println!(
@@ -155,25 +129,9 @@ fn main() {
     }
     for t in [512, 4096] {
         let (heads, kv_heads, d) = (8, 2, 64);
-        let (q, k, v) = (
-            random(heads * d),
-            random(t * kv_heads * d),
-            random(t * kv_heads * d),
-        );
-        let shape = Shape {
-            heads,
-            kv_heads,
-            head_dim: d,
-            scale: 0.125,
-            window: None,
-            causal: true,
-        };
-        let s = [Segment {
-            q_start: 0,
-            q_len: 1,
-            k_start: 0,
-            k_len: t,
-        }];
+        let (q, k, v) = (random(heads * d), random(t * kv_heads * d), random(t * kv_heads * d));
+        let shape = Shape { heads, kv_heads, head_dim: d, scale: 0.125, window: None, causal: true };
+        let s = [Segment { q_start: 0, q_len: 1, k_start: 0, k_len: t }];
         let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; heads]);
         let f = best(|| attention::forward(&q, &k, &v, &s, &shape, &mut out, &mut lse));
         println!("one query on {t} keys: {:.1} µs", f * 1e6);
@@ -192,26 +150,17 @@ fn main() {
     );
     let positions: Vec<u32> = (0..rows as u32).map(|p| p % 512).collect();
     let freq: Vec<f32> = (0..32).map(|i| 10000f32.powf(-(i as f32) / 32.0)).collect();
-    println!(
-        "rope {:.1} GB/s",
-        2.0 * gb / best(|| rope::apply(&mut y, 8, 64, &positions, &freq, false))
-    );
+    println!("rope {:.1} GB/s", 2.0 * gb / best(|| rope::apply(&mut y, 8, 64, &positions, &freq, false)));
     let n = 2048 * 1408;
     let (a, u, g) = (random(n), random(n), random(n));
     let (mut ga, mut gu) = (vec![0.0; n], vec![0.0; n]);
     let gb = (n * 4) as f64 / 1e9;
-    println!(
-        "swiglu forward {:.1} GB/s",
-        3.0 * gb / best(|| swiglu::forward(&a, &u, &mut ga))
-    );
+    println!("swiglu forward {:.1} GB/s", 3.0 * gb / best(|| swiglu::forward(&a, &u, &mut ga)));
     println!(
         "swiglu backward {:.1} GB/s",
         5.0 * gb / best(|| swiglu::backward(&g, &a, &u, &mut ga, &mut gu))
     );
-    println!(
-        "add {:.1} GB/s",
-        3.0 * gb / best(|| elementwise::add(&a, &u, &mut ga))
-    );
+    println!("add {:.1} GB/s", 3.0 * gb / best(|| elementwise::add(&a, &u, &mut ga)));
     println!(
         "sum_of_squares {:.1} GB/s",
         gb / best(|| {
@@ -229,24 +178,14 @@ fn main() {
         "dropout {:.2} G entries/s",
         n as f64 / 1e9 / best(|| elementwise::dropout(&a, 0.1, &stream, 0, &mut ga))
     );
-    println!(
-        "normal {:.3} G entries/s",
-        n as f64 / 1e9 / best(|| stream.fill_normal(0, 1.0, &mut ga))
-    );
+    println!("normal {:.3} G entries/s", n as f64 / 1e9 / best(|| stream.fill_normal(0, 1.0, &mut ga)));
     let (rows, vocab) = (256, 32000);
     let mut z = random(rows * vocab);
     let labels: Vec<i64> = (0..rows as i64).collect();
     let mut losses = vec![0.0; rows];
     let gb = (rows * vocab * 4) as f64 / 1e9;
     let s = best(|| {
-        cross_entropy::forward_backward(
-            &mut z,
-            vocab,
-            &labels,
-            &Options::default(),
-            Some(1.0),
-            &mut losses,
-        )
+        cross_entropy::forward_backward(&mut z, vocab, &labels, &Options::default(), Some(1.0), &mut losses)
     });
     println!("cross_entropy {:.1} GB/s", 2.0 * gb / s);
 }

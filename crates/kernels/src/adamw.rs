@@ -34,10 +34,7 @@ pub struct AdamW {
 /// # Panics
 /// If the slices differ in length or `step` is 0.
 pub fn step<T: Real>(o: &AdamW, p: &mut [T], g: &[T], m: &mut [T], v: &mut [T]) {
-    assert!(
-        [g.len(), m.len(), v.len()] == [p.len(); 3],
-        "slices must be equally long"
-    );
+    assert!([g.len(), m.len(), v.len()] == [p.len(); 3], "slices must be equally long");
     assert!(o.step > 0, "steps are counted from 1");
     let t = o.step as f64;
     let scalars = Scalars {
@@ -97,14 +94,7 @@ mod tests {
     use super::*;
     use crate::testing::{assert_close, assert_same_for_threads, normal, wide};
 
-    const O: AdamW = AdamW {
-        lr: 1e-2,
-        beta1: 0.9,
-        beta2: 0.999,
-        eps: 1e-8,
-        weight_decay: 0.1,
-        step: 1,
-    };
+    const O: AdamW = AdamW { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, step: 1 };
 
     #[test]
     fn equals_the_reference_over_steps() {

@@ -38,17 +38,8 @@ pub fn forward_backward<T: Real>(
     grad_scale: Option<T>,
     losses: &mut [T],
 ) {
-    assert_eq!(
-        logits.len(),
-        labels.len() * vocab,
-        "`logits` must hold {} rows of {vocab}",
-        labels.len()
-    );
-    assert_eq!(
-        losses.len(),
-        labels.len(),
-        "`losses` must hold one entry a row"
-    );
+    assert_eq!(logits.len(), labels.len() * vocab, "`logits` must hold {} rows of {vocab}", labels.len());
+    assert_eq!(losses.len(), labels.len(), "`losses` must hold one entry a row");
     if vocab == 0 {
         return losses.fill(T::ZERO);
     }
@@ -66,11 +57,7 @@ pub fn forward_backward<T: Real>(
         *loss = one_row(z, y, T::from_f64(o.label_smoothing), o.dft, grad_scale);
     };
     if labels.len() <= rows {
-        return logits
-            .chunks_exact_mut(vocab)
-            .zip(labels)
-            .zip(losses)
-            .for_each(row);
+        return logits.chunks_exact_mut(vocab).zip(labels).zip(losses).for_each(row);
     }
     logits
         .par_chunks_mut(rows * vocab)
@@ -89,8 +76,7 @@ fn one_row<T: Real>(z: &mut [T], y: usize, eps: T, dft: bool, grad_scale: Option
     let mut loss = nll;
     let v = T::from_f64(z.len() as f64);
     if eps != T::ZERO {
-        loss = (T::ONE - eps) * nll
-            + eps * (log_sum - T::from_f64(crate::elementwise::sum_chunk(z)) / v);
+        loss = (T::ONE - eps) * nll + eps * (log_sum - T::from_f64(crate::elementwise::sum_chunk(z)) / v);
     }
     let weight = if dft { (-nll).exp() } else { T::ONE };
     if let Some(s) = grad_scale {
@@ -159,10 +145,7 @@ pub mod reference {
         let weight = if o.dft { log_p(z[y]).exp() } else { T::ONE };
         let loss = weight * ((T::ONE - eps) * -log_p(z[y]) + eps * uniform);
         let hot = |i: usize| if i == y { T::ONE - eps } else { T::ZERO };
-        let grad = z
-            .iter()
-            .enumerate()
-            .map(|(i, x)| weight * (log_p(*x).exp() - hot(i) - eps / v));
+        let grad = z.iter().enumerate().map(|(i, x)| weight * (log_p(*x).exp() - hot(i) - eps / v));
         (loss, grad.collect())
     }
 }
@@ -208,30 +191,16 @@ mod tests {
         let z = normal::<f64>(1, 3 * vocab);
         let labels = [4, IGNORED, 16];
         for eps in [0.0, 0.2] {
-            let o = Options {
-                label_smoothing: eps,
-                dft: false,
-            };
+            let o = Options { label_smoothing: eps, dft: false };
             let (_, grad) = run(&z, vocab, &labels, &o);
             assert_gradient(&z, &grad, |z| run(z, vocab, &labels, &o).0.iter().sum());
             // The weight of the DFT loss is held still.
-            let o = Options {
-                label_smoothing: eps,
-                dft: true,
-            };
+            let o = Options { label_smoothing: eps, dft: true };
             let (_, grad) = run(&z, vocab, &labels, &o);
             let (nll, _) = run(&z, vocab, &labels, &Options::default());
-            let plain = Options {
-                label_smoothing: eps,
-                dft: false,
-            };
+            let plain = Options { label_smoothing: eps, dft: false };
             assert_gradient(&z, &grad, |z| {
-                run(z, vocab, &labels, &plain)
-                    .0
-                    .iter()
-                    .zip(&nll)
-                    .map(|(l, n)| l * (-n).exp())
-                    .sum()
+                run(z, vocab, &labels, &plain).0.iter().zip(&nll).map(|(l, n)| l * (-n).exp()).sum()
             });
         }
     }
@@ -240,14 +209,7 @@ mod tests {
     fn ignored_rows_are_exactly_zero_even_when_bad() {
         let mut z = vec![f32::NAN, f32::INFINITY, 1.0, 0.5, 0.5, 0.5];
         let mut losses = [f32::NAN; 2];
-        forward_backward(
-            &mut z,
-            3,
-            &[IGNORED, 0],
-            &Options::default(),
-            Some(2.0),
-            &mut losses,
-        );
+        forward_backward(&mut z, 3, &[IGNORED, 0], &Options::default(), Some(2.0), &mut losses);
         assert_eq!(losses[0], 0.0);
         assert_eq!(z[..3], [0.0; 3]);
         assert!((losses[1] - 3f32.ln()).abs() < 1e-6);
@@ -258,29 +220,14 @@ mod tests {
     fn without_a_scale_logits_stay() {
         let z = normal::<f32>(1, 40);
         let (mut same, mut losses) = (z.clone(), [0.0; 4]);
-        forward_backward(
-            &mut same,
-            10,
-            &[1, 2, 3, 4],
-            &Options::default(),
-            None,
-            &mut losses,
-        );
+        forward_backward(&mut same, 10, &[1, 2, 3, 4], &Options::default(), None, &mut losses);
         assert_eq!(same, z);
-        assert_eq!(
-            losses[..],
-            run(&z, 10, &[1, 2, 3, 4], &Options::default()).0[..]
-        );
+        assert_eq!(losses[..], run(&z, 10, &[1, 2, 3, 4], &Options::default()).0[..]);
     }
 
     #[test]
     fn large_logits_do_not_overflow_and_masked_ones_get_nothing() {
-        let (losses, grad) = run(
-            &[1e4f32, 0.0, f32::NEG_INFINITY],
-            3,
-            &[0],
-            &Options::default(),
-        );
+        let (losses, grad) = run(&[1e4f32, 0.0, f32::NEG_INFINITY], 3, &[0], &Options::default());
         assert_eq!(losses, [0.0]);
         assert_eq!(grad, [0.0; 3]);
     }
@@ -296,10 +243,7 @@ mod tests {
         let (rows, vocab) = (64, 1000);
         let z = normal::<f32>(1, rows * vocab);
         let labels: Vec<i64> = (0..rows as i64).collect();
-        let o = Options {
-            label_smoothing: 0.1,
-            dft: false,
-        };
+        let o = Options { label_smoothing: 0.1, dft: false };
         assert_same_for_threads(|| {
             let (losses, grad) = run(&z, vocab, &labels, &o);
             [losses, grad].concat()

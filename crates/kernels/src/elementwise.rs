@@ -23,9 +23,7 @@ fn zip2<T: Real>(x: &[T], y: &mut [T], f: impl Fn(&[T], &mut [T]) + Sync + Send)
     if y.len() <= CHUNK {
         return f(x, y);
     }
-    y.par_chunks_mut(CHUNK)
-        .zip(x.par_chunks(CHUNK))
-        .for_each(|(y, x)| f(x, y));
+    y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| f(x, y));
 }
 
 /// As [`zip2`] with two inputs.
@@ -69,8 +67,7 @@ pub fn scale_assign<T: Real>(y: &mut [T], s: T) {
     if y.len() <= CHUNK {
         return scale_assign_chunk(y, s);
     }
-    y.par_chunks_mut(CHUNK)
-        .for_each(|y| scale_assign_chunk(y, s));
+    y.par_chunks_mut(CHUNK).for_each(|y| scale_assign_chunk(y, s));
 }
 
 /// `y = a · b`, entry by entry.
@@ -90,14 +87,10 @@ pub fn add_bias<T: Real>(y: &mut [T], bias: &[T]) {
     assert_eq!(y.len() % n, 0, "`y` must be rows of {n}");
     let rows = rows_per_task(n);
     if y.len() <= rows * n {
-        return y
-            .chunks_exact_mut(n)
-            .for_each(|row| add_assign_chunk(bias, row));
+        return y.chunks_exact_mut(n).for_each(|row| add_assign_chunk(bias, row));
     }
-    y.par_chunks_mut(rows * n).for_each(|y| {
-        y.chunks_exact_mut(n)
-            .for_each(|row| add_assign_chunk(bias, row))
-    });
+    y.par_chunks_mut(rows * n)
+        .for_each(|y| y.chunks_exact_mut(n).for_each(|row| add_assign_chunk(bias, row)));
 }
 
 /// `out += Σ_rows g`, rows of `n`: the gradient of a bias.
@@ -125,20 +118,14 @@ pub fn column_sums<T: Real>(g: &[T], n: usize, out: &mut [T]) {
 
 /// Σ x in f64; the same bits for any number of threads.
 pub fn sum<T: Real>(x: &[T]) -> f64 {
-    partials(x.len().div_ceil(CHUNK), |t| {
-        sum_chunk(&x[t * CHUNK..x.len().min((t + 1) * CHUNK)])
-    })
-    .iter()
-    .sum()
+    partials(x.len().div_ceil(CHUNK), |t| sum_chunk(&x[t * CHUNK..x.len().min((t + 1) * CHUNK)])).iter().sum()
 }
 
 /// Σ x² in f64; the same bits for any number of threads.
 pub fn sum_of_squares<T: Real>(x: &[T]) -> f64 {
-    partials(x.len().div_ceil(CHUNK), |t| {
-        squares_chunk(&x[t * CHUNK..x.len().min((t + 1) * CHUNK)])
-    })
-    .iter()
-    .sum()
+    partials(x.len().div_ceil(CHUNK), |t| squares_chunk(&x[t * CHUNK..x.len().min((t + 1) * CHUNK)]))
+        .iter()
+        .sum()
 }
 
 /// Whether no entry is infinite or NaN.
@@ -164,23 +151,16 @@ pub fn dropout<T: Real>(x: &[T], p: f64, stream: &Stream, first: u64, y: &mut [T
     let keep = T::from_f64(1.0 / (1.0 - p));
     // uniform = bits / 2³², so `uniform ≥ p` is `bits ≥ p·2³²`, rounded up.
     let least = (p * 4_294_967_296.0).ceil() as u64;
-    y.par_chunks_mut(CHUNK)
-        .zip(x.par_chunks(CHUNK))
-        .enumerate()
-        .for_each(|(c, (y, x))| {
-            let mut bits = [0u32; 256];
-            for (b, (y, x)) in y.chunks_mut(256).zip(x.chunks(256)).enumerate() {
-                let at = first.wrapping_add((c * CHUNK + b * 256) as u64);
-                stream.fill_u32(at, &mut bits[..x.len()]);
-                for ((y, x), bits) in y.iter_mut().zip(x).zip(&bits) {
-                    *y = if *bits as u64 >= least {
-                        *x * keep
-                    } else {
-                        T::ZERO
-                    };
-                }
+    y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).enumerate().for_each(|(c, (y, x))| {
+        let mut bits = [0u32; 256];
+        for (b, (y, x)) in y.chunks_mut(256).zip(x.chunks(256)).enumerate() {
+            let at = first.wrapping_add((c * CHUNK + b * 256) as u64);
+            stream.fill_u32(at, &mut bits[..x.len()]);
+            for ((y, x), bits) in y.iter_mut().zip(x).zip(&bits) {
+                *y = if *bits as u64 >= least { *x * keep } else { T::ZERO };
             }
-        });
+        }
+    });
 }
 
 wide! {
@@ -331,11 +311,7 @@ mod tests {
                 assert_eq!(*y, if kept { 1.0 / (1.0 - p) } else { 0.0 });
             }
             let mean = y.iter().sum::<f64>() / n as f64;
-            let error = if p < 1.0 {
-                (p / (1.0 - p) / n as f64).sqrt()
-            } else {
-                0.0
-            };
+            let error = if p < 1.0 { (p / (1.0 - p) / n as f64).sqrt() } else { 0.0 };
             assert!((mean - if p < 1.0 { 1.0 } else { 0.0 }).abs() <= 5.0 * error);
         }
         // What is dropped at an address does not depend on where the slice starts.

@@ -12,24 +12,17 @@ use crate::split::rows_per_task;
 /// # Panics
 /// If an id is outside the table or `y` not `ids.len()` rows of `d`.
 pub fn gather<T: Real>(w: &[T], d: usize, ids: &[u32], y: &mut [T]) {
-    assert_eq!(
-        y.len(),
-        ids.len() * d,
-        "`y` must hold {} rows of {d}",
-        ids.len()
-    );
+    assert_eq!(y.len(), ids.len() * d, "`y` must hold {} rows of {d}", ids.len());
     if d == 0 {
         return;
     }
     let rows = rows_per_task(d);
-    y.par_chunks_mut(rows * d)
-        .zip(ids.par_chunks(rows))
-        .for_each(|(y, ids)| {
-            for (y, id) in y.chunks_exact_mut(d).zip(ids) {
-                let at = *id as usize * d;
-                y.copy_from_slice(&w[at..at + d]);
-            }
-        });
+    y.par_chunks_mut(rows * d).zip(ids.par_chunks(rows)).for_each(|(y, ids)| {
+        for (y, id) in y.chunks_exact_mut(d).zip(ids) {
+            let at = *id as usize * d;
+            y.copy_from_slice(&w[at..at + d]);
+        }
+    });
 }
 
 /// Adds row i of `g` to row `ids[i]` of `gw`. Repeated ids are added in order, whoever does it.
@@ -37,36 +30,20 @@ pub fn gather<T: Real>(w: &[T], d: usize, ids: &[u32], y: &mut [T]) {
 /// # Panics
 /// If an id is outside the table or `g` not `ids.len()` rows of `d`.
 pub fn scatter_add<T: Real>(g: &[T], d: usize, ids: &[u32], gw: &mut [T]) {
-    assert_eq!(
-        g.len(),
-        ids.len() * d,
-        "`g` must hold {} rows of {d}",
-        ids.len()
-    );
+    assert_eq!(g.len(), ids.len() * d, "`g` must hold {} rows of {d}", ids.len());
     if d == 0 || ids.is_empty() {
         return;
     }
-    let mut order: Vec<(u32, u32)> = ids
-        .iter()
-        .enumerate()
-        .map(|(i, id)| (*id, i as u32))
-        .collect();
+    let mut order: Vec<(u32, u32)> = ids.iter().enumerate().map(|(i, id)| (*id, i as u32)).collect();
     order.sort_unstable(); // by id, then by position
     let last = order[order.len() - 1].0 as usize;
-    assert!(
-        (last + 1) * d <= gw.len(),
-        "id {last} in a table of {} rows",
-        gw.len() / d
-    );
+    assert!((last + 1) * d <= gw.len(), "id {last} in a table of {} rows", gw.len() / d);
     // Bands of the table, so that no two tasks share a row.
     let band = gw.len().div_ceil(d).div_ceil(64).max(1);
     gw.par_chunks_mut(band * d).enumerate().for_each(|(b, gw)| {
         let first = b * band;
         let from = order.partition_point(|(id, _)| (*id as usize) < first);
-        for (id, i) in order[from..]
-            .iter()
-            .take_while(|(id, _)| (*id as usize) < first + band)
-        {
+        for (id, i) in order[from..].iter().take_while(|(id, _)| (*id as usize) < first + band) {
             let (to, at) = ((*id as usize - first) * d, *i as usize * d);
             for (w, g) in gw[to..to + d].iter_mut().zip(&g[at..at + d]) {
                 *w += *g;

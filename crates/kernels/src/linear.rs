@@ -73,13 +73,7 @@ pub fn forward<T: Real>(x: &[T], m: usize, w: &dyn WeightRows<T>, bias: Option<&
 ///
 /// # Panics
 /// If a slice's length is not its shape.
-pub fn backward_input<T: Real>(
-    g: &[T],
-    m: usize,
-    w: &dyn WeightRows<T>,
-    accumulate: bool,
-    gx: &mut [T],
-) {
+pub fn backward_input<T: Real>(g: &[T], m: usize, w: &dyn WeightRows<T>, accumulate: bool, gx: &mut [T]) {
     let (n, k) = (w.out_features(), w.in_features());
     assert_eq!(g.len(), m * n, "`g` must hold {m}×{n} values");
     assert_eq!(gx.len(), m * k, "`gx` must hold {m}×{k} values");
@@ -96,18 +90,12 @@ pub fn backward_input<T: Real>(
         return few_gradient_rows(g, m, w, gx);
     }
     // Each row chunk unpacks the weight for itself: 256 rows make that a few per cent of the product.
-    let chunk = if m >= 4 * GRADIENT_ROWS {
-        GRADIENT_ROWS
-    } else {
-        m.div_ceil(4).max(64).next_multiple_of(16)
-    };
-    gx.par_chunks_mut(chunk * k)
-        .zip(g.par_chunks(chunk * n))
-        .with_max_len(1)
-        .for_each(|(gx, g)| {
-            let mut tile = vec![T::ZERO; TILE_ROWS.min(n) * k];
-            accumulate_tiles(g, g.len() / n.max(1), w, 0..n, &mut tile, gx);
-        });
+    let chunk =
+        if m >= 4 * GRADIENT_ROWS { GRADIENT_ROWS } else { m.div_ceil(4).max(64).next_multiple_of(16) };
+    gx.par_chunks_mut(chunk * k).zip(g.par_chunks(chunk * n)).with_max_len(1).for_each(|(gx, g)| {
+        let mut tile = vec![T::ZERO; TILE_ROWS.min(n) * k];
+        accumulate_tiles(g, g.len() / n.max(1), w, 0..n, &mut tile, gx);
+    });
 }
 
 /// gx += g[:, range] · w[range, :], one tile of rows after the other.
@@ -128,14 +116,7 @@ fn accumulate_tiles<T: Real>(
         unsafe {
             let g = Strided::new(g.as_ptr().add(first), n, 1);
             let tile = Strided::new(tile.as_ptr(), k, 1);
-            product(
-                (m, k, rows),
-                T::ONE,
-                g,
-                tile,
-                true,
-                Strided::new(gx.as_mut_ptr(), k, 1),
-            );
+            product((m, k, rows), T::ONE, g, tile, true, Strided::new(gx.as_mut_ptr(), k, 1));
         }
     }
 }
@@ -148,14 +129,7 @@ fn few_gradient_rows<T: Real>(g: &[T], m: usize, w: &dyn WeightRows<T>, gx: &mut
     let sums = partials(n.div_ceil(part), |p| {
         let mut sum = vec![T::ZERO; m * k];
         let mut tile = vec![T::ZERO; TILE_ROWS.min(n) * k];
-        accumulate_tiles(
-            g,
-            m,
-            w,
-            p * part..n.min((p + 1) * part),
-            &mut tile,
-            &mut sum,
-        );
+        accumulate_tiles(g, m, w, p * part..n.min((p + 1) * part), &mut tile, &mut sum);
         sum
     });
     for sum in sums {
@@ -190,17 +164,10 @@ mod tests {
     }
 
     fn check(m: usize, n: usize, k: usize) {
-        let (x, w, g) = (
-            normal::<f32>(1, m * k),
-            normal::<f32>(2, n * k),
-            normal::<f32>(3, m * n),
-        );
+        let (x, w, g) = (normal::<f32>(1, m * k), normal::<f32>(2, n * k), normal::<f32>(3, m * n));
         let bias = normal::<f32>(4, n);
         let mut forward_want = reference::nt(m, n, k, &wide(&x), &wide(&w));
-        forward_want
-            .iter_mut()
-            .enumerate()
-            .for_each(|(i, y)| *y += bias[i % n] as f64);
+        forward_want.iter_mut().enumerate().for_each(|(i, y)| *y += bias[i % n] as f64);
         let backward_want = reference::nn(m, n, k, &wide(&g), &wide(&w));
         for shown in [false, true] {
             let w = Dense(w.clone(), n, k, shown);
@@ -211,11 +178,7 @@ mod tests {
             backward_input(&g, m, &w, false, &mut gx);
             assert_close(&gx, &backward_want, 1e-5);
             backward_input(&g, m, &w, true, &mut gx);
-            assert_close(
-                &gx,
-                &backward_want.iter().map(|g| 2.0 * g).collect::<Vec<_>>(),
-                1e-5,
-            );
+            assert_close(&gx, &backward_want.iter().map(|g| 2.0 * g).collect::<Vec<_>>(), 1e-5);
         }
     }
 

@@ -29,11 +29,7 @@ pub(crate) struct Strided<P> {
 
 impl<P> Strided<P> {
     pub(crate) fn new(start: P, row: usize, col: usize) -> Self {
-        Strided {
-            start,
-            row: row as isize,
-            col: col as isize,
-        }
+        Strided { start, row: row as isize, col: col as isize }
     }
 }
 
@@ -124,14 +120,8 @@ unsafe fn tiled<T: Real>(
         let (m, n) = (tr.min(rows - r0), tc.min(cols - c0));
         // SAFETY: tiles do not overlap; operands cover their shapes.
         unsafe {
-            let a = Strided {
-                start: a.start.offset(r0 as isize * a.row),
-                ..a
-            };
-            let b = Strided {
-                start: b.start.offset(c0 as isize * b.col),
-                ..b
-            };
+            let a = Strided { start: a.start.offset(r0 as isize * a.row), ..a };
+            let b = Strided { start: b.start.offset(c0 as isize * b.col), ..b };
             let c = Strided::new(out.at(r0 * cols + c0), cols, 1);
             product((m, n, inner), alpha, a, b, accumulate, c);
         }
@@ -160,16 +150,7 @@ fn operand<T>(x: &[T], row: usize, col: usize) -> Strided<*const T> {
 /// # Panics
 /// If a slice's length is not its shape.
 #[allow(clippy::too_many_arguments)] // the operands of a matrix product
-pub fn nt<T: Real>(
-    m: usize,
-    n: usize,
-    k: usize,
-    alpha: T,
-    x: &[T],
-    w: &[T],
-    accumulate: bool,
-    y: &mut [T],
-) {
+pub fn nt<T: Real>(m: usize, n: usize, k: usize, alpha: T, x: &[T], w: &[T], accumulate: bool, y: &mut [T]) {
     check("x", x.len(), m, k);
     check("w", w.len(), n, k);
     check("y", y.len(), m, n);
@@ -180,32 +161,13 @@ pub fn nt<T: Real>(
             let rows = DOT_ROWS.min(n - first);
             // SAFETY: each task owns columns first..first+rows of every row of y.
             unsafe {
-                few_rows(
-                    m,
-                    k,
-                    alpha,
-                    x,
-                    &w[first * k..(first + rows) * k],
-                    accumulate,
-                    out,
-                    (first, rows),
-                    n,
-                )
+                few_rows(m, k, alpha, x, &w[first * k..(first + rows) * k], accumulate, out, (first, rows), n)
             }
         });
         return;
     }
     // SAFETY: lengths checked above.
-    unsafe {
-        tiled(
-            (m, n, k),
-            alpha,
-            operand(x, k, 1),
-            operand(w, 1, k),
-            accumulate,
-            y,
-        )
-    }
+    unsafe { tiled((m, n, k), alpha, operand(x, k, 1), operand(w, 1, k), accumulate, y) }
 }
 
 /// `gx[m×k] (+)= alpha · g[m×n] · w[n×k]`
@@ -213,30 +175,12 @@ pub fn nt<T: Real>(
 /// # Panics
 /// If a slice's length is not its shape.
 #[allow(clippy::too_many_arguments)] // the operands of a matrix product
-pub fn nn<T: Real>(
-    m: usize,
-    n: usize,
-    k: usize,
-    alpha: T,
-    g: &[T],
-    w: &[T],
-    accumulate: bool,
-    gx: &mut [T],
-) {
+pub fn nn<T: Real>(m: usize, n: usize, k: usize, alpha: T, g: &[T], w: &[T], accumulate: bool, gx: &mut [T]) {
     check("g", g.len(), m, n);
     check("w", w.len(), n, k);
     check("gx", gx.len(), m, k);
     // SAFETY: lengths checked above.
-    unsafe {
-        tiled(
-            (m, k, n),
-            alpha,
-            operand(g, n, 1),
-            operand(w, k, 1),
-            accumulate,
-            gx,
-        )
-    }
+    unsafe { tiled((m, k, n), alpha, operand(g, n, 1), operand(w, k, 1), accumulate, gx) }
 }
 
 /// `gw[n×k] (+)= alpha · g[m×n]ᵀ · x[m×k]`
@@ -244,30 +188,12 @@ pub fn nn<T: Real>(
 /// # Panics
 /// If a slice's length is not its shape.
 #[allow(clippy::too_many_arguments)] // the operands of a matrix product
-pub fn tn<T: Real>(
-    m: usize,
-    n: usize,
-    k: usize,
-    alpha: T,
-    g: &[T],
-    x: &[T],
-    accumulate: bool,
-    gw: &mut [T],
-) {
+pub fn tn<T: Real>(m: usize, n: usize, k: usize, alpha: T, g: &[T], x: &[T], accumulate: bool, gw: &mut [T]) {
     check("g", g.len(), m, n);
     check("x", x.len(), m, k);
     check("gw", gw.len(), n, k);
     // SAFETY: lengths checked above.
-    unsafe {
-        tiled(
-            (n, k, m),
-            alpha,
-            operand(g, 1, n),
-            operand(x, k, 1),
-            accumulate,
-            gw,
-        )
-    }
+    unsafe { tiled((n, k, m), alpha, operand(g, 1, n), operand(x, k, 1), accumulate, gw) }
 }
 
 fn check(name: &str, len: usize, rows: usize, cols: usize) {
@@ -311,11 +237,7 @@ pub(crate) unsafe fn few_rows<T: Real>(
             for (r, d) in dots[..step].iter().enumerate() {
                 // SAFETY: the caller owns this column.
                 let y = unsafe { &mut *y.at((i + r) * n + first + j) };
-                *y = if accumulate {
-                    *y + alpha * *d
-                } else {
-                    alpha * *d
-                };
+                *y = if accumulate { *y + alpha * *d } else { alpha * *d };
             }
         }
         i += step;
@@ -391,17 +313,11 @@ mod tests {
 
     /// All three forms in f32 against the reference in f64, overwriting and accumulating.
     fn check(m: usize, n: usize, k: usize) {
-        let (x, w, g) = (
-            normal::<f32>(1, m * k),
-            normal::<f32>(2, n * k),
-            normal::<f32>(3, m * n),
-        );
+        let (x, w, g) = (normal::<f32>(1, m * k), normal::<f32>(2, n * k), normal::<f32>(3, m * n));
         let (xw, ww, gw) = (wide(&x), wide(&w), wide(&g));
         for accumulate in [false, true] {
             let plus = |want: Vec<f64>, start: &[f32]| -> Vec<f64> {
-                let start = start
-                    .iter()
-                    .map(|s| if accumulate { *s as f64 } else { 0.0 });
+                let start = start.iter().map(|s| if accumulate { *s as f64 } else { 0.0 });
                 want.iter().zip(start).map(|(w, s)| 0.5 * w + s).collect()
             };
             let mut y = normal::<f32>(4, m * n);
@@ -474,14 +390,9 @@ mod tests {
     fn threads_do_not_change_a_bit() {
         for m in [5, 300] {
             let (n, k) = (500, 200);
-            let (x, w, g) = (
-                normal::<f32>(1, m * k),
-                normal::<f32>(2, n * k),
-                normal::<f32>(3, m * n),
-            );
+            let (x, w, g) = (normal::<f32>(1, m * k), normal::<f32>(2, n * k), normal::<f32>(3, m * n));
             assert_same_for_threads(|| {
-                let (mut y, mut gx, mut gw) =
-                    (vec![0.0; m * n], vec![0.0; m * k], vec![0.0; n * k]);
+                let (mut y, mut gx, mut gw) = (vec![0.0; m * n], vec![0.0; m * k], vec![0.0; n * k]);
                 nt(m, n, k, 1.0, &x, &w, false, &mut y);
                 nn(m, n, k, 1.0, &g, &w, false, &mut gx);
                 tn(m, n, k, 1.0, &g, &x, false, &mut gw);

@@ -15,14 +15,7 @@ use crate::wide::{Isa, isa, wide};
 ///
 /// # Panics
 /// If `packed` or `scales` is too short, or `block` is 0.
-pub fn table4(
-    packed: &[u8],
-    first: usize,
-    block: usize,
-    table: &[f32; 16],
-    scales: &[f32],
-    out: &mut [f32],
-) {
+pub fn table4(packed: &[u8], first: usize, block: usize, table: &[f32; 16], scales: &[f32], out: &mut [f32]) {
     let mut at = first;
     let mut out = out;
     let mut scales = scales.iter();
@@ -80,10 +73,7 @@ mod x86 {
             for (out, bytes) in chunks.iter_mut().zip(bytes.as_chunks::<8>().0) {
                 let bytes = _mm512_cvtepu8_epi64(_mm_loadl_epi64(bytes.as_ptr().cast()));
                 // The permutation reads the low four bits of each 32-bit lane and no others.
-                let codes = _mm512_or_si512(
-                    _mm512_srli_epi64::<4>(bytes),
-                    _mm512_slli_epi64::<32>(bytes),
-                );
+                let codes = _mm512_or_si512(_mm512_srli_epi64::<4>(bytes), _mm512_slli_epi64::<32>(bytes));
                 let values = _mm512_mul_ps(_mm512_permutexvar_ps(codes, table), scale);
                 _mm512_storeu_ps(out.as_mut_ptr(), values);
             }
@@ -103,10 +93,7 @@ mod x86 {
             let scale = _mm256_set1_ps(scale);
             for (out, bytes) in chunks.iter_mut().zip(bytes.as_chunks::<4>().0) {
                 let bytes = _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(i32::from_le_bytes(*bytes)));
-                let codes = _mm256_or_si256(
-                    _mm256_srli_epi64::<4>(bytes),
-                    _mm256_slli_epi64::<32>(bytes),
-                );
+                let codes = _mm256_or_si256(_mm256_srli_epi64::<4>(bytes), _mm256_slli_epi64::<32>(bytes));
                 // The look-up reads three bits; the fourth, moved to the sign, picks the half.
                 let half = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(codes));
                 let values = _mm256_blendv_ps(
@@ -132,20 +119,13 @@ pub const fn stream_bytes(n: usize, bits: u32) -> usize {
 /// # Panics
 /// If `packed` is not [`stream_bytes`] long or `bits` another number.
 pub fn pack_bits(codes: &[u8], bits: u32, packed: &mut [u8]) {
-    assert_eq!(
-        packed.len(),
-        stream_bytes(codes.len(), bits),
-        "`packed` must fit the codes"
-    );
+    assert_eq!(packed.len(), stream_bytes(codes.len(), bits), "`packed` must fit the codes");
     match bits {
         8 => packed.copy_from_slice(codes),
         2..=4 => {
             // Eight codes are a whole number of bytes.
             for (codes, packed) in codes.chunks(8).zip(packed.chunks_mut(bits as usize)) {
-                let word = codes
-                    .iter()
-                    .rev()
-                    .fold(0u32, |word, code| word << bits | u32::from(*code));
+                let word = codes.iter().rev().fold(0u32, |word, code| word << bits | u32::from(*code));
                 packed.copy_from_slice(&word.to_le_bytes()[..packed.len()]);
             }
         }
@@ -264,10 +244,7 @@ mod tests {
     use crate::testing::normal;
 
     fn bytes(seed: u64, n: usize) -> Vec<u8> {
-        normal::<f32>(seed, n)
-            .iter()
-            .map(|x| (x * 1e4) as i32 as u8)
-            .collect()
+        normal::<f32>(seed, n).iter().map(|x| (x * 1e4) as i32 as u8).collect()
     }
 
     fn table() -> [f32; 16] {

@@ -25,12 +25,7 @@ pub fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     for _ in 0..ROUNDS {
         let p = MULTIPLIERS[0] as u64 * a as u64;
         let q = MULTIPLIERS[1] as u64 * c as u64;
-        (a, b, c, d) = (
-            (q >> 32) as u32 ^ b ^ k0,
-            q as u32,
-            (p >> 32) as u32 ^ d ^ k1,
-            p as u32,
-        );
+        (a, b, c, d) = ((q >> 32) as u32 ^ b ^ k0, q as u32, (p >> 32) as u32 ^ d ^ k1, p as u32);
         k0 = k0.wrapping_add(WEYL[0]);
         k1 = k1.wrapping_add(WEYL[1]);
     }
@@ -50,23 +45,12 @@ pub struct Stream {
 impl Stream {
     /// The stream `id` under `key`.
     pub fn new(key: u64, id: u64) -> Self {
-        Stream {
-            key: [key as u32, (key >> 32) as u32],
-            id,
-        }
+        Stream { key: [key as u32, (key >> 32) as u32], id }
     }
 
     #[inline(always)]
     fn block(&self, block: u64) -> [u32; 4] {
-        philox4x32(
-            [
-                block as u32,
-                (block >> 32) as u32,
-                self.id as u32,
-                (self.id >> 32) as u32,
-            ],
-            self.key,
-        )
+        philox4x32([block as u32, (block >> 32) as u32, self.id as u32, (self.id >> 32) as u32], self.key)
     }
 
     /// Word `index`: 32 random bits.
@@ -91,11 +75,7 @@ impl Stream {
         let block = self.block(index / 4);
         let at = (index % 4 / 2 * 2) as usize;
         let pair = normals(block[at], block[at + 1]);
-        if index.is_multiple_of(2) {
-            pair.0
-        } else {
-            pair.1
-        }
+        if index.is_multiple_of(2) { pair.0 } else { pair.1 }
     }
 
     /// Words `first`, `first` + 1, … as by [`u32_at`](Stream::u32_at), on the calling thread.
@@ -148,9 +128,7 @@ impl Stream {
         if out.len() <= CHUNK {
             return chunk(0, out);
         }
-        out.par_chunks_mut(CHUNK)
-            .enumerate()
-            .for_each(|(c, out)| chunk(c, out));
+        out.par_chunks_mut(CHUNK).enumerate().for_each(|(c, out)| chunk(c, out));
     }
 }
 
@@ -214,14 +192,8 @@ mod tests {
     /// Known answers of the Random123 distribution.
     #[test]
     fn known_answers() {
-        assert_eq!(
-            philox4x32([0; 4], [0; 2]),
-            [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]
-        );
-        assert_eq!(
-            philox4x32([!0; 4], [!0; 2]),
-            [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]
-        );
+        assert_eq!(philox4x32([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
+        assert_eq!(philox4x32([!0; 4], [!0; 2]), [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
         let pi = [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344];
         assert_eq!(
             philox4x32(pi, [0xa409_3822, 0x299f_31d0]),
@@ -253,23 +225,14 @@ mod tests {
     fn words_pair_up() {
         let s = Stream::new(7, 8);
         for i in 0..10 {
-            assert_eq!(
-                s.u64_at(i),
-                s.u32_at(2 * i) as u64 | (s.u32_at(2 * i + 1) as u64) << 32
-            );
+            assert_eq!(s.u64_at(i), s.u32_at(2 * i) as u64 | (s.u32_at(2 * i + 1) as u64) << 32);
         }
     }
 
     #[test]
     fn keys_and_ids_separate_streams() {
         let word = |key, id| Stream::new(key, id).u32_at(0);
-        let all = [
-            word(1, 1),
-            word(2, 1),
-            word(1, 2),
-            word(1 << 32, 1),
-            word(1, 1 << 32),
-        ];
+        let all = [word(1, 1), word(2, 1), word(1, 2), word(1 << 32, 1), word(1, 1 << 32)];
         for (i, a) in all.iter().enumerate() {
             assert!(all[i + 1..].iter().all(|b| a != b));
         }
@@ -290,9 +253,6 @@ mod tests {
         assert!((mean(&z, 4) - 3.0).abs() < 5.0 * 96f64.sqrt() / 1024.0);
         assert!(u.iter().all(|u| (0.0..1.0).contains(u)));
         let pairs: f64 = z.chunks(2).map(|z| z[0] * z[1]).sum::<f64>() / (n / 2) as f64;
-        assert!(
-            pairs.abs() < 5.0 / (n as f64 / 2.0).sqrt(),
-            "the two of a pair are correlated"
-        );
+        assert!(pairs.abs() < 5.0 / (n as f64 / 2.0).sqrt(), "the two of a pair are correlated");
     }
 }

@@ -153,10 +153,7 @@ pub mod reference {
         let row = |x: &[T]| {
             let mean = x.iter().map(|x| *x * *x).sum::<T>() / T::from_f64(d as f64);
             let s = T::ONE / (mean + T::from_f64(eps)).sqrt();
-            x.iter()
-                .zip(w)
-                .map(|(x, w)| *x * s * *w)
-                .collect::<Vec<_>>()
+            x.iter().zip(w).map(|(x, w)| *x * s * *w).collect::<Vec<_>>()
         };
         x.chunks(d.max(1)).flat_map(row).collect()
     }
@@ -167,9 +164,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::testing::{
-        assert_close, assert_gradient, assert_same_for_threads, normal, weighted, wide,
-    };
+    use crate::testing::{assert_close, assert_gradient, assert_same_for_threads, normal, weighted, wide};
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(32))]
@@ -186,22 +181,14 @@ mod tests {
     #[test]
     fn backward_is_the_gradient() {
         let (rows, d) = (5, 37);
-        let (x, w, g) = (
-            normal::<f64>(1, rows * d),
-            normal::<f64>(2, d),
-            normal::<f64>(3, rows * d),
-        );
+        let (x, w, g) = (normal::<f64>(1, rows * d), normal::<f64>(2, d), normal::<f64>(3, rows * d));
         let (mut y, mut s) = (vec![0.0; rows * d], vec![0.0; rows]);
         forward(&x, d, &w, 1e-2, &mut y, &mut s);
         let (mut gx, mut gw) = (vec![f64::NAN; rows * d], vec![1.0; d]);
         backward(&g, &x, &w, &s, d, Some(&mut gx), Some(&mut gw));
-        assert_gradient(&x, &gx, |x| {
-            weighted(&g, &reference::forward(x, d, &w, 1e-2))
-        });
+        assert_gradient(&x, &gx, |x| weighted(&g, &reference::forward(x, d, &w, 1e-2)));
         let gw: Vec<f64> = gw.iter().map(|g| g - 1.0).collect(); // it was added to
-        assert_gradient(&w, &gw, |w| {
-            weighted(&g, &reference::forward(&x, d, w, 1e-2))
-        });
+        assert_gradient(&w, &gw, |w| weighted(&g, &reference::forward(&x, d, w, 1e-2)));
     }
 
     #[test]
@@ -211,21 +198,13 @@ mod tests {
         x[d + 3] = f32::NAN;
         let (mut y, mut s) = (vec![0.0; 3 * d], vec![0.0; 3]);
         forward(&x, d, &w, 1e-5, &mut y, &mut s);
-        assert!(
-            y.chunks(d)
-                .enumerate()
-                .all(|(i, y)| y.iter().all(|y| y.is_nan() == (i == 1)))
-        );
+        assert!(y.chunks(d).enumerate().all(|(i, y)| y.iter().all(|y| y.is_nan() == (i == 1))));
     }
 
     #[test]
     fn threads_do_not_change_a_bit() {
         let (rows, d) = (500, 96);
-        let (x, w, g) = (
-            normal::<f32>(1, rows * d),
-            normal::<f32>(2, d),
-            normal::<f32>(3, rows * d),
-        );
+        let (x, w, g) = (normal::<f32>(1, rows * d), normal::<f32>(2, d), normal::<f32>(3, rows * d));
         assert_same_for_threads(|| {
             let (mut y, mut s) = (vec![0.0; rows * d], vec![0.0; rows]);
             let (mut gx, mut gw) = (vec![0.0; rows * d], vec![0.0; d]);

@@ -43,34 +43,24 @@ pub fn apply<T: Real>(
     let entries = if by_position { top } else { positions.len() };
     let sign = if inverse { -T::ONE } else { T::ONE };
     let mut table = vec![T::ZERO; entries * head_dim];
-    table
-        .par_chunks_mut(64 * head_dim)
-        .enumerate()
-        .for_each(|(c, table)| {
-            for (e, row) in table.chunks_exact_mut(head_dim).enumerate() {
-                let e = c * 64 + e;
-                let position = if by_position { e as u32 } else { positions[e] };
-                let (cos, sin) = row.split_at_mut(half);
-                for ((c, s), f) in cos.iter_mut().zip(sin).zip(inv_freq) {
-                    let angle = T::from_f64(position as f64) * T::from_f32(*f);
-                    (*c, *s) = (angle.cos(), angle.sin() * sign);
-                }
+    table.par_chunks_mut(64 * head_dim).enumerate().for_each(|(c, table)| {
+        for (e, row) in table.chunks_exact_mut(head_dim).enumerate() {
+            let e = c * 64 + e;
+            let position = if by_position { e as u32 } else { positions[e] };
+            let (cos, sin) = row.split_at_mut(half);
+            for ((c, s), f) in cos.iter_mut().zip(sin).zip(inv_freq) {
+                let angle = T::from_f64(position as f64) * T::from_f32(*f);
+                (*c, *s) = (angle.cos(), angle.sin() * sign);
             }
-        });
+        }
+    });
     let rows = rows_per_task(width);
-    x.par_chunks_mut(rows * width)
-        .zip(positions.par_chunks(rows))
-        .enumerate()
-        .for_each(|(c, (x, p))| {
-            for (r, (x, p)) in x.chunks_exact_mut(width).zip(p).enumerate() {
-                let e = if by_position {
-                    *p as usize
-                } else {
-                    c * rows + r
-                };
-                rotate(x, &table[e * head_dim..(e + 1) * head_dim]);
-            }
-        });
+    x.par_chunks_mut(rows * width).zip(positions.par_chunks(rows)).enumerate().for_each(|(c, (x, p))| {
+        for (r, (x, p)) in x.chunks_exact_mut(width).zip(p).enumerate() {
+            let e = if by_position { *p as usize } else { c * rows + r };
+            rotate(x, &table[e * head_dim..(e + 1) * head_dim]);
+        }
+    });
 }
 
 wide! {
@@ -94,9 +84,7 @@ pub mod reference {
         let half = inv_freq.len();
         let angle = |i: usize| T::from_f64(position as f64) * T::from_f32(inv_freq[i % half]);
         let turned = |i: usize| if i < half { -x[i + half] } else { x[i - half] };
-        (0..2 * half)
-            .map(|i| x[i] * angle(i).cos() + turned(i) * angle(i).sin())
-            .collect()
+        (0..2 * half).map(|i| x[i] * angle(i).cos() + turned(i) * angle(i).sin()).collect()
     }
 }
 
@@ -105,14 +93,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::testing::{
-        assert_close, assert_gradient, assert_same_for_threads, normal, weighted, wide,
-    };
+    use crate::testing::{assert_close, assert_gradient, assert_same_for_threads, normal, weighted, wide};
 
     fn frequencies(half: usize) -> Vec<f32> {
-        (0..half)
-            .map(|i| 100f32.powf(-(i as f32) / half as f32))
-            .collect()
+        (0..half).map(|i| 100f32.powf(-(i as f32) / half as f32)).collect()
     }
 
     proptest! {

@@ -43,10 +43,7 @@ unsafe impl<T: Send> Sync for Shared<T> {}
 impl<T> Shared<T> {
     /// Shares `slice` for as long as the caller keeps it borrowed.
     pub(crate) fn new(slice: &mut [T]) -> Self {
-        Shared {
-            start: slice.as_mut_ptr(),
-            len: slice.len(),
-        }
+        Shared { start: slice.as_mut_ptr(), len: slice.len() }
     }
 
     /// Pointer to element `index`.
@@ -54,11 +51,7 @@ impl<T> Shared<T> {
     /// # Safety
     /// The slice is still borrowed, and what is reached through the pointer belongs to this task alone.
     pub(crate) unsafe fn at(&self, index: usize) -> *mut T {
-        assert!(
-            index <= self.len,
-            "index {index} in a slice of {}",
-            self.len
-        );
+        assert!(index <= self.len, "index {index} in a slice of {}", self.len);
         // SAFETY: within the slice, or one past its end.
         unsafe { self.start.add(index) }
     }
@@ -69,11 +62,7 @@ impl<T> Shared<T> {
     /// As for [`Shared::at`].
     #[allow(clippy::mut_from_ref)] // the caller promises that no two tasks ask for the same elements
     pub(crate) unsafe fn slice(&self, index: usize, len: usize) -> &mut [T] {
-        assert!(
-            index + len <= self.len,
-            "{index}+{len} in a slice of {}",
-            self.len
-        );
+        assert!(index + len <= self.len, "{index}+{len} in a slice of {}", self.len);
         // SAFETY: within the slice; not aliased by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(index), len) }
     }

@@ -16,10 +16,7 @@ use crate::wide::wide;
 /// # Panics
 /// If the slices differ in length.
 pub fn forward<T: Real>(gate: &[T], up: &[T], y: &mut [T]) {
-    assert!(
-        gate.len() == up.len() && up.len() == y.len(),
-        "slices must be equally long"
-    );
+    assert!(gate.len() == up.len() && up.len() == y.len(), "slices must be equally long");
     y.par_chunks_mut(CHUNK)
         .zip(gate.par_chunks(CHUNK))
         .zip(up.par_chunks(CHUNK))
@@ -32,10 +29,7 @@ pub fn forward<T: Real>(gate: &[T], up: &[T], y: &mut [T]) {
 /// If the slices differ in length.
 pub fn backward<T: Real>(g: &[T], gate: &[T], up: &[T], g_gate: &mut [T], g_up: &mut [T]) {
     let n = g.len();
-    assert!(
-        [gate.len(), up.len(), g_gate.len(), g_up.len()] == [n; 4],
-        "slices must be equally long"
-    );
+    assert!([gate.len(), up.len(), g_gate.len(), g_up.len()] == [n; 4], "slices must be equally long");
     g_gate
         .par_chunks_mut(CHUNK)
         .zip(g_up.par_chunks_mut(CHUNK))
@@ -67,10 +61,7 @@ pub mod reference {
 
     /// `y` of [`forward`](super::forward).
     pub fn forward<T: Real>(gate: &[T], up: &[T]) -> Vec<T> {
-        gate.iter()
-            .zip(up)
-            .map(|(a, u)| *a / (T::ONE + (-*a).exp()) * *u)
-            .collect()
+        gate.iter().zip(up).map(|(a, u)| *a / (T::ONE + (-*a).exp()) * *u).collect()
     }
 }
 
@@ -79,9 +70,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::testing::{
-        assert_close, assert_gradient, assert_same_for_threads, normal, weighted, wide,
-    };
+    use crate::testing::{assert_close, assert_gradient, assert_same_for_threads, normal, weighted, wide};
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(32))]
@@ -98,11 +87,7 @@ mod tests {
     #[test]
     fn backward_is_the_gradient() {
         let n = 50;
-        let (a, u, g) = (
-            normal::<f64>(1, n),
-            normal::<f64>(2, n),
-            normal::<f64>(3, n),
-        );
+        let (a, u, g) = (normal::<f64>(1, n), normal::<f64>(2, n), normal::<f64>(3, n));
         let (mut ga, mut gu) = (vec![0.0; n], vec![0.0; n]);
         backward(&g, &a, &u, &mut ga, &mut gu);
         assert_gradient(&a, &ga, |a| weighted(&g, &reference::forward(a, &u)));
@@ -122,11 +107,7 @@ mod tests {
     #[test]
     fn threads_do_not_change_a_bit() {
         let n = 70_000;
-        let (a, u, g) = (
-            normal::<f32>(1, n),
-            normal::<f32>(2, n),
-            normal::<f32>(3, n),
-        );
+        let (a, u, g) = (normal::<f32>(1, n), normal::<f32>(2, n), normal::<f32>(3, n));
         assert_same_for_threads(|| {
             let (mut y, mut ga, mut gu) = (vec![0.0; n], vec![0.0; n], vec![0.0; n]);
             forward(&a, &u, &mut y);

@@ -22,10 +22,7 @@ pub fn assert_close<T: Real>(got: &[T], want: &[f64], tolerance: f64) {
     let largest = want.iter().fold(1e-30, |a: f64, x| a.max(x.abs()));
     for (i, (g, w)) in got.iter().zip(want).enumerate() {
         let off = (g.to_f64() - w).abs() / largest;
-        assert!(
-            off <= tolerance,
-            "entry {i}: {g} instead of {w}, off by {off:e} of the largest"
-        );
+        assert!(off <= tolerance, "entry {i}: {g} instead of {w}, off by {off:e} of the largest");
     }
 }
 
@@ -58,20 +55,12 @@ pub fn weighted(a: &[f64], b: &[f64]) -> f64 {
 /// Asserts that `f` gives the same bits on one, two, three and eight threads.
 #[track_caller]
 pub fn assert_same_for_threads<T: Real>(f: impl Fn() -> Vec<T> + Sync) {
-    let on = |threads| {
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build()
-            .expect("a pool")
-            .install(&f)
-    };
+    let on =
+        |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool").install(&f);
     let one = on(1);
     assert!(one.iter().any(|x| *x != T::ZERO), "nothing was computed");
     for threads in [2, 3, 8] {
         let bits = |x: &[T]| x.iter().map(|x| x.to_f64().to_bits()).collect::<Vec<_>>();
-        assert!(
-            bits(&on(threads)) == bits(&one),
-            "{threads} threads give other bits than one"
-        );
+        assert!(bits(&on(threads)) == bits(&one), "{threads} threads give other bits than one");
     }
 }

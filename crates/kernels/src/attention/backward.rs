@@ -41,30 +41,13 @@ pub fn backward<T: Real>(
     gv: &mut [T],
 ) {
     shape.check(segments, q.len(), k.len(), v.len());
-    assert!(
-        [g.len(), out.len(), gq.len()] == [q.len(); 3],
-        "`g`, `out` and `gq` must be as long as `q`"
-    );
-    assert_eq!(
-        lse.len() * shape.head_dim,
-        q.len(),
-        "`lse` must hold one entry a row and head"
-    );
-    assert!(
-        [gk.len(), gv.len()] == [k.len(); 2],
-        "`gk` and `gv` must be as long as `k`"
-    );
+    assert!([g.len(), out.len(), gq.len()] == [q.len(); 3], "`g`, `out` and `gq` must be as long as `q`");
+    assert_eq!(lse.len() * shape.head_dim, q.len(), "`lse` must hold one entry a row and head");
+    assert!([gk.len(), gv.len()] == [k.len(); 2], "`gk` and `gv` must be as long as `k`");
     gq.fill(T::ZERO);
     gk.fill(T::ZERO);
     gv.fill(T::ZERO);
-    let saved = Saved {
-        g,
-        q,
-        k,
-        v,
-        out,
-        lse,
-    };
+    let saved = Saved { g, q, k, v, out, lse };
     let (gq, gk, gv) = (Shared::new(gq), Shared::new(gk), Shared::new(gv));
     let (d, narrow) = (shape.head_dim, shape.kv_heads * shape.head_dim);
     tasks(segments.len() * shape.kv_heads, |t| {
@@ -86,10 +69,7 @@ pub fn backward<T: Real>(
             .with_max_len(1)
             .map(|head| {
                 let (mut dk, mut dv) = (vec![T::ZERO; s.k_len * d], vec![T::ZERO; s.k_len * d]);
-                let to = (
-                    Strided::new(dk.as_mut_ptr(), d, 1),
-                    Strided::new(dv.as_mut_ptr(), d, 1),
-                );
+                let to = (Strided::new(dk.as_mut_ptr(), d, 1), Strided::new(dv.as_mut_ptr(), d, 1));
                 one_head(&saved, s, shape, head, gq, to);
                 (dk, dv)
             })
@@ -97,8 +77,7 @@ pub fn backward<T: Real>(
         for (dk, dv) in &shares {
             for j in 0..s.k_len {
                 // SAFETY: as above; one row of one head at a time.
-                let (gk, gv) =
-                    unsafe { (gk.slice(at + j * narrow, d), gv.slice(at + j * narrow, d)) };
+                let (gk, gv) = unsafe { (gk.slice(at + j * narrow, d), gv.slice(at + j * narrow, d)) };
                 add_scaled_chunk(T::ONE, &dk[j * d..(j + 1) * d], gk);
                 add_scaled_chunk(T::ONE, &dv[j * d..(j + 1) * d], gv);
             }
@@ -140,31 +119,11 @@ fn one_head<T: Real>(
                 let g = Strided::new(t.g.as_ptr().add(q_at), wide, 1);
                 let k = Strided::new(t.k.as_ptr().add(kv_at), narrow, 1);
                 let v = Strided::new(t.v.as_ptr().add(kv_at), narrow, 1);
-                let flip = |x: Strided<*const T>| Strided {
-                    row: x.col,
-                    col: x.row,
-                    ..x
-                };
-                let down = |x: Strided<*mut T>| Strided {
-                    start: x.start.offset(start as isize * x.row),
-                    ..x
-                };
-                product(
-                    (rows, n, d),
-                    scale,
-                    q,
-                    flip(k),
-                    false,
-                    Strided::new(p.as_mut_ptr(), n, 1),
-                );
-                product(
-                    (rows, n, d),
-                    T::ONE,
-                    g,
-                    flip(v),
-                    false,
-                    Strided::new(ds.as_mut_ptr(), n, 1),
-                );
+                let flip = |x: Strided<*const T>| Strided { row: x.col, col: x.row, ..x };
+                let down =
+                    |x: Strided<*mut T>| Strided { start: x.start.offset(start as isize * x.row), ..x };
+                product((rows, n, d), scale, q, flip(k), false, Strided::new(p.as_mut_ptr(), n, 1));
+                product((rows, n, d), T::ONE, g, flip(v), false, Strided::new(ds.as_mut_ptr(), n, 1));
                 for r in 0..rows {
                     let seen = shape.visible(s, first + r);
                     let (lo, hi) = (
@@ -181,23 +140,9 @@ fn one_head<T: Real>(
                     probabilities(&mut p[lo..hi], &mut ds[lo..hi], lse, dots[r]);
                 }
                 let ds = Strided::new(ds.as_ptr(), n, 1);
-                product(
-                    (n, d, rows),
-                    T::ONE,
-                    flip(Strided::new(p.as_ptr(), n, 1)),
-                    g,
-                    true,
-                    down(gv),
-                );
+                product((n, d, rows), T::ONE, flip(Strided::new(p.as_ptr(), n, 1)), g, true, down(gv));
                 product((n, d, rows), scale, flip(ds), q, true, down(gk));
-                product(
-                    (rows, d, n),
-                    scale,
-                    ds,
-                    k,
-                    true,
-                    Strided::new(gq.at(q_at), wide, 1),
-                );
+                product((rows, d, n), scale, ds, k, true, Strided::new(gq.at(q_at), wide, 1));
             }
         }
     }

@@ -25,11 +25,7 @@ pub fn forward<T: Real>(
 ) {
     shape.check(segments, q.len(), k.len(), v.len());
     assert_eq!(out.len(), q.len(), "`out` must be as long as `q`");
-    assert_eq!(
-        lse.len() * shape.head_dim,
-        q.len(),
-        "`lse` must hold one entry a row and head"
-    );
+    assert_eq!(lse.len() * shape.head_dim, q.len(), "`lse` must hold one entry a row and head");
     out.fill(T::ZERO);
     lse.fill(T::NEG_INFINITY);
     let mut blocks = Vec::new();
@@ -64,11 +60,8 @@ fn block<T: Real>(
     let (wide, narrow) = (shape.heads * d, shape.kv_heads * d);
     let single = s.q_len == 1;
     // Rows of the block, how far apart they lie in q and out, and in lse.
-    let (rows, stride, lse_stride) = if single {
-        (shape.group(), d, 1)
-    } else {
-        (QUERIES.min(s.q_len - first), wide, shape.heads)
-    };
+    let (rows, stride, lse_stride) =
+        if single { (shape.group(), d, 1) } else { (QUERIES.min(s.q_len - first), wide, shape.heads) };
     let span = if single { 0..1 } else { first..first + rows };
     let keys = shape.visible_to_any(s, span);
     if keys.is_empty() {
@@ -87,21 +80,12 @@ fn block<T: Real>(
             let queries = Strided::new(q.as_ptr().add(q_at), stride, 1);
             let block = Strided::new(k.as_ptr().add(kv_at(start)), 1, narrow);
             let to = Strided::new(scores.as_mut_ptr(), n, 1);
-            product(
-                (rows, n, d),
-                T::from_f64(shape.scale),
-                queries,
-                block,
-                false,
-                to,
-            );
+            product((rows, n, d), T::from_f64(shape.scale), queries, block, false, to);
         }
         for r in 0..rows {
             let seen = shape.visible(s, if single { 0 } else { first + r });
-            let (lo, hi) = (
-                seen.start.clamp(start, start + n) - start,
-                seen.end.clamp(start, start + n) - start,
-            );
+            let (lo, hi) =
+                (seen.start.clamp(start, start + n) - start, seen.end.clamp(start, start + n) - start);
             let row = &mut scores[r * n..(r + 1) * n];
             row[..lo].fill(T::ZERO);
             row[hi.max(lo)..].fill(T::ZERO);

@@ -68,14 +68,8 @@ impl Shape {
     /// Keys of the segment that its query i sees; empty where there are none.
     fn visible(&self, s: &Segment, i: usize) -> Range<usize> {
         let end = i + 1 + s.k_len; // one past its own place, shifted by q_len to stay positive
-        let hi = if self.causal {
-            end.saturating_sub(s.q_len).min(s.k_len)
-        } else {
-            s.k_len
-        };
-        let lo = self
-            .window
-            .map_or(0, |w| end.saturating_sub(s.q_len).saturating_sub(w));
+        let hi = if self.causal { end.saturating_sub(s.q_len).min(s.k_len) } else { s.k_len };
+        let lo = self.window.map_or(0, |w| end.saturating_sub(s.q_len).saturating_sub(w));
         lo.min(hi)..hi
     }
 
@@ -89,23 +83,14 @@ impl Shape {
     }
 
     fn check(&self, segments: &[Segment], q: usize, k: usize, v: usize) {
-        assert!(
-            self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads),
-            "kv_heads must divide heads"
-        );
+        assert!(self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads), "kv_heads must divide heads");
         assert!(self.head_dim > 0, "head_dim must be at least 1");
         let (wide, narrow) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         assert!(q.is_multiple_of(wide), "`q` must be rows of {wide}");
-        assert!(
-            k.is_multiple_of(narrow) && k == v,
-            "`k` and `v` must be equally many rows of {narrow}"
-        );
+        assert!(k.is_multiple_of(narrow) && k == v, "`k` and `v` must be equally many rows of {narrow}");
         for s in segments {
             assert!((s.q_start + s.q_len) * wide <= q, "{s:?} reaches past `q`");
-            assert!(
-                (s.k_start + s.k_len) * narrow <= k,
-                "{s:?} reaches past `k`"
-            );
+            assert!((s.k_start + s.k_len) * narrow <= k, "{s:?} reaches past `k`");
         }
     }
 }

@@ -4,13 +4,7 @@ use super::{Segment, Shape};
 use crate::Real;
 
 /// `(out, lse)` of [`forward`](super::forward).
-pub fn forward<T: Real>(
-    q: &[T],
-    k: &[T],
-    v: &[T],
-    segments: &[Segment],
-    o: &Shape,
-) -> (Vec<T>, Vec<T>) {
+pub fn forward<T: Real>(q: &[T], k: &[T], v: &[T], segments: &[Segment], o: &Shape) -> (Vec<T>, Vec<T>) {
     let d = o.head_dim;
     let mut out = vec![T::ZERO; q.len()];
     let mut lse = vec![T::NEG_INFINITY; q.len() / d];
@@ -21,16 +15,14 @@ pub fn forward<T: Real>(
                 let kv = |j: usize| ((s.k_start + j) * o.kv_heads + h / (o.heads / o.kv_heads)) * d;
                 let place = i as i64 + s.k_len as i64 - s.q_len as i64;
                 let sees = |j: usize| {
-                    (!o.causal || j as i64 <= place)
-                        && o.window.is_none_or(|w| j as i64 > place - w as i64)
+                    (!o.causal || j as i64 <= place) && o.window.is_none_or(|w| j as i64 > place - w as i64)
                 };
                 let seen: Vec<usize> = (0..s.k_len).filter(|j| sees(*j)).collect();
                 if seen.is_empty() {
                     continue;
                 }
-                let score = |j: usize| {
-                    (0..d).map(|c| q[qi + c] * k[kv(j) + c]).sum::<T>() * T::from_f64(o.scale)
-                };
+                let score =
+                    |j: usize| (0..d).map(|c| q[qi + c] * k[kv(j) + c]).sum::<T>() * T::from_f64(o.scale);
                 let scores: Vec<T> = seen.iter().map(|j| score(*j)).collect();
                 let top = scores.iter().fold(T::NEG_INFINITY, |a, x| a.max(*x));
                 let log = top + scores.iter().map(|x| (*x - top).exp()).sum::<T>().ln();

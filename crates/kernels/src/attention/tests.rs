@@ -1,20 +1,13 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::{
-    assert_close, assert_gradient, assert_same_for_threads, normal, weighted, wide,
-};
+use crate::testing::{assert_close, assert_gradient, assert_same_for_threads, normal, weighted, wide};
 
 /// Segments laid one after the other, with a row of nobody before each.
 fn segments(lengths: &[(usize, usize)]) -> (Vec<Segment>, usize, usize) {
     let (mut q, mut k) = (0, 0);
     let place = |&(q_len, k_len): &(usize, usize)| {
-        let s = Segment {
-            q_start: q + 1,
-            q_len,
-            k_start: k + 1,
-            k_len,
-        };
+        let s = Segment { q_start: q + 1, q_len, k_start: k + 1, k_len };
         (q, k) = (q + 1 + q_len, k + 1 + k_len);
         s
     };
@@ -22,21 +15,8 @@ fn segments(lengths: &[(usize, usize)]) -> (Vec<Segment>, usize, usize) {
     (all, q, k)
 }
 
-fn shape(
-    heads: usize,
-    group: usize,
-    head_dim: usize,
-    window: Option<usize>,
-    causal: bool,
-) -> Shape {
-    Shape {
-        heads: heads * group,
-        kv_heads: heads,
-        head_dim,
-        scale: 0.3,
-        window,
-        causal,
-    }
+fn shape(heads: usize, group: usize, head_dim: usize, window: Option<usize>, causal: bool) -> Shape {
+    Shape { heads: heads * group, kv_heads: heads, head_dim, scale: 0.3, window, causal }
 }
 
 fn check(lengths: &[(usize, usize)], o: &Shape) {
@@ -49,10 +29,7 @@ fn check(lengths: &[(usize, usize)], o: &Shape) {
     forward(&q, &k, &v, &s, o, &mut out, &mut lse);
     assert_close(&out, &want, 2e-6);
     for (got, want) in lse.iter().zip(&want_lse) {
-        assert!(
-            (*got as f64 - want).abs() < 1e-5 || *got as f64 == *want,
-            "log-sum-exp {got}, not {want}"
-        );
+        assert!((*got as f64 - want).abs() < 1e-5 || *got as f64 == *want, "log-sum-exp {got}, not {want}");
     }
 }
 
@@ -70,14 +47,8 @@ proptest! {
 
 #[test]
 fn equals_the_reference_over_many_blocks() {
-    check(
-        &[(150, 700), (600, 600), (1, 600)],
-        &shape(1, 2, 8, None, true),
-    );
-    check(
-        &[(150, 700), (400, 400), (1, 600)],
-        &shape(2, 1, 8, Some(300), true),
-    );
+    check(&[(150, 700), (600, 600), (1, 600)], &shape(1, 2, 8, None, true));
+    check(&[(150, 700), (400, 400), (1, 600)], &shape(2, 1, 8, Some(300), true));
     check(&[(70, 600)], &shape(1, 1, 16, Some(5), true));
     check(&[(70, 600)], &shape(1, 1, 16, None, false));
 }
@@ -98,16 +69,10 @@ fn backward_is_the_gradient() {
         let g = normal::<f64>(4, q.len());
         let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; rows * o.heads]);
         forward(&q, &k, &v, &s, &o, &mut out, &mut lse);
-        let (mut gq, mut gk, mut gv) = (
-            vec![f64::NAN; q.len()],
-            vec![f64::NAN; k.len()],
-            vec![f64::NAN; k.len()],
-        );
-        backward(
-            &g, &q, &k, &v, &out, &lse, &s, &o, &mut gq, &mut gk, &mut gv,
-        );
-        let loss =
-            |q: &[f64], k: &[f64], v: &[f64]| weighted(&g, &reference::forward(q, k, v, &s, &o).0);
+        let (mut gq, mut gk, mut gv) =
+            (vec![f64::NAN; q.len()], vec![f64::NAN; k.len()], vec![f64::NAN; k.len()]);
+        backward(&g, &q, &k, &v, &out, &lse, &s, &o, &mut gq, &mut gk, &mut gv);
+        let loss = |q: &[f64], k: &[f64], v: &[f64]| weighted(&g, &reference::forward(q, k, v, &s, &o).0);
         assert_gradient(&q, &gq, |q| loss(q, &k, &v));
         assert_gradient(&k, &gk, |k| loss(&q, k, &v));
         assert_gradient(&v, &gv, |v| loss(&q, &k, v));
@@ -137,22 +102,13 @@ fn segments_do_not_see_each_other() {
 fn nan_stays_in_its_query() {
     let o = shape(2, 1, 8, None, true);
     let (s, rows, keys) = segments(&[(30, 30)]);
-    let (mut q, k, v) = (
-        normal::<f32>(1, rows * 16),
-        normal::<f32>(2, keys * 16),
-        normal::<f32>(3, keys * 16),
-    );
+    let (mut q, k, v) =
+        (normal::<f32>(1, rows * 16), normal::<f32>(2, keys * 16), normal::<f32>(3, keys * 16));
     q[7 * 16] = f32::NAN; // head 0 of row 7
     let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; rows * 2]);
     forward(&q, &k, &v, &s, &o, &mut out, &mut lse);
     for (i, row) in out.chunks(8).enumerate() {
-        assert_eq!(
-            row.iter().any(|x| x.is_nan()),
-            i == 14,
-            "row {}, head {}",
-            i / 2,
-            i % 2
-        );
+        assert_eq!(row.iter().any(|x| x.is_nan()), i == 14, "row {}, head {}", i / 2, i % 2);
     }
 }
 
@@ -160,11 +116,8 @@ fn nan_stays_in_its_query() {
 fn a_future_of_nan_is_not_read() {
     let o = shape(1, 1, 8, None, true);
     let (s, rows, keys) = segments(&[(40, 40)]);
-    let (q, mut k, mut v) = (
-        normal::<f32>(1, rows * 8),
-        normal::<f32>(2, keys * 8),
-        normal::<f32>(3, keys * 8),
-    );
+    let (q, mut k, mut v) =
+        (normal::<f32>(1, rows * 8), normal::<f32>(2, keys * 8), normal::<f32>(3, keys * 8));
     k[38 * 8..39 * 8].fill(f32::NAN);
     v[40 * 8..].fill(1e30);
     let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; rows]);
@@ -178,18 +131,13 @@ fn threads_do_not_change_a_bit() {
     for group in [1, 4] {
         let o = shape(2, group, 16, Some(150), true);
         let (s, rows, keys) = segments(&[(200, 300), (1, 50), (90, 90)]);
-        let (q, g) = (
-            normal::<f32>(1, rows * o.heads * 16),
-            normal::<f32>(4, rows * o.heads * 16),
-        );
+        let (q, g) = (normal::<f32>(1, rows * o.heads * 16), normal::<f32>(4, rows * o.heads * 16));
         let (k, v) = (normal::<f32>(2, keys * 32), normal::<f32>(3, keys * 32));
         assert_same_for_threads(|| {
             let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; rows * o.heads]);
             forward(&q, &k, &v, &s, &o, &mut out, &mut lse);
             let (mut gq, mut gk, mut gv) = (q.clone(), k.clone(), v.clone());
-            backward(
-                &g, &q, &k, &v, &out, &lse, &s, &o, &mut gq, &mut gk, &mut gv,
-            );
+            backward(&g, &q, &k, &v, &out, &lse, &s, &o, &mut gq, &mut gk, &mut gv);
             [out, gq, gk, gv].concat()
         });
     }
