@@ -51,9 +51,6 @@ fn slot_of(name: &str) -> Option<Slot> {
 
 /// A part's settings with every default; what is wrong with them is underlined.
 fn complete(doc: &Doc, slot: &'static str, part: &Part) -> Result<Map<String, Json>, Diagnostics> {
-    if part.kind.is_empty() {
-        return Ok(part.settings.clone());
-    }
     let Some(known) = slot_of(slot) else { return Ok(part.settings.clone()) };
     let Ok(entry) = find(known, &part.kind) else {
         return Err(doc.unknown_part(slot, part, &names(known)).into());

@@ -302,12 +302,16 @@ fn fill_in(stage: &mut Stage) {
         s.batch.gradient_accumulation_steps.get_or_insert(1);
     }
     // A path alone: the stage's own data, read from another file.
-    if let Some(eval) = &mut s.eval
-        && eval.data.is_path()
+    if let Some(data) = s.eval.as_mut().and_then(|e| e.data.as_mut())
+        && data.is_path()
     {
-        let Part { settings, path, .. } = std::mem::replace(&mut eval.data, s.data.clone());
-        eval.data.settings.extend(settings);
-        eval.data.path = path;
+        let Part { settings, path, .. } = std::mem::replace(data, s.data.clone());
+        // Which rows are taken is said of the training file alone.
+        for key in ["split", "skip_rows", "max_rows"] {
+            data.settings.shift_remove(key);
+        }
+        data.settings.extend(settings);
+        data.path = path;
     }
 }
 
@@ -338,7 +342,8 @@ fn place_parts(stage: &mut Stage, at: &str) {
             place(&mut s.data, "data");
             s.eval
                 .iter_mut()
-                .for_each(|e| place(&mut e.data, "eval.data"));
+                .filter_map(|e| e.data.as_mut())
+                .for_each(|d| place(d, "eval.data"));
             s.samples
                 .iter_mut()
                 .for_each(|s| place(&mut s.decode, "samples.decode"));

@@ -265,7 +265,7 @@ impl Recipe {
                     parts.push(("objective", &mut s.objective));
                     parts.push(("activation", &mut s.activation));
                     parts.push(("data", &mut s.data));
-                    parts.extend(s.eval.as_mut().map(|e| ("data", &mut e.data)));
+                    parts.extend(s.eval.as_mut().and_then(|e| e.data.as_mut()).map(|d| ("data", d)));
                     parts.extend(s.samples.as_mut().map(|s| ("decode", &mut s.decode)));
                     parts.extend(s.track.iter_mut().map(|p| ("track", p)));
                 }

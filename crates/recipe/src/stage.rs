@@ -187,9 +187,10 @@ pub struct TrainEval {
     #[schemars(range(min = 1))]
     pub every: Option<u64>,
     /// The held rows: a part, or a path that is read the way the stage's own data is.
-    #[serde(deserialize_with = "data_or_path")]
+    /// Default: what `split` of the stage's own data holds out.
+    #[serde(default, deserialize_with = "data_or_path", skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "data_or_path_schema")]
-    pub data: Part,
+    pub data: Option<Part>,
     /// What is measured. Default: `["loss"]`.
     #[serde(default = "loss")]
     pub metrics: Vec<Metric>,
@@ -419,10 +420,10 @@ pub(crate) const ALIASES: [(&str, &str, &str); 7] = [
 ];
 
 /// Reads a data part, or a path alone, which leaves `kind` empty for [`crate::Recipe::read`] to fill.
-fn data_or_path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Part, D::Error> {
+fn data_or_path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Part>, D::Error> {
     match Json::deserialize(deserializer)? {
-        Json::String(path) => Ok(Part::at_path(path)),
-        table => Part::deserialize(table).map_err(D::Error::custom),
+        Json::String(path) => Ok(Some(Part::at_path(path))),
+        table => Part::deserialize(table).map(Some).map_err(D::Error::custom),
     }
 }
 

@@ -94,14 +94,15 @@ fn lists_of_one_saved_adapters_and_eval_paths() {
     };
     assert_eq!(train.gradient[0].path, "stage.0.gradient.0");
     let eval = train.eval.as_ref().unwrap();
+    let eval_data = eval.data.as_ref().unwrap();
     assert_eq!(
-        (eval.data.kind.as_str(), eval.data.path.as_str()),
+        (eval_data.kind.as_str(), eval_data.path.as_str()),
         ("jsonl", "stage.0.eval.data")
     );
     assert_eq!(
         (
-            &eval.data.settings["path"],
-            &eval.data.settings["max_length"]
+            &eval_data.settings["path"],
+            &eval_data.settings["max_length"]
         ),
         (&json!("data/dev.jsonl"), &json!(1024))
     );

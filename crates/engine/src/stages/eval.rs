@@ -119,7 +119,7 @@ fn answer(assembly: &Assembly, data: &Dataset, e: &Evaluation<'_>, metrics: &mut
 /// Runs the stage.
 pub fn run(cx: &mut StageContext<'_>, s: &EvalStage, plan: &Blueprint) -> Result<Json> {
     let assembly = plan.assemble(false)?;
-    let data = load_data(&assembly, &s.data, &plan.base_dir, None)?;
+    let data = load_data(&assembly, &s.data, &plan.base_dir)?;
     let (decoder, kv) = (parts::decoder(&s.decode)?, parts::kv(&s.kv)?);
     let evaluation = Evaluation {
         metrics: names(&s.metrics),

@@ -45,9 +45,9 @@ pub fn trainer(s: &TrainStage, seed: u64, total_steps: u64) -> Result<Trainer> {
     })
 }
 
-/// A data part's rows; `like` lends its settings to a bare path.
-pub fn load_data(assembly: &Assembly, part: &Part, base_dir: &Path, like: Option<&Part>) -> Result<Dataset> {
-    let settings = data_settings(part, like)?;
+/// A data part's rows.
+pub fn load_data(assembly: &Assembly, part: &Part, base_dir: &Path) -> Result<Dataset> {
+    let settings = data_settings(part)?;
     if let DataSettings::Tokens(t) = &settings {
         let path = base_dir.join(&t.path);
         let file = TokenFile::read(&path)?;
@@ -56,23 +56,8 @@ pub fn load_data(assembly: &Assembly, part: &Part, base_dir: &Path, like: Option
     settings.load(assembly.tokenizer()?, base_dir)
 }
 
-fn data_settings(part: &Part, like: Option<&Part>) -> Result<DataSettings> {
-    if !part.kind.is_empty() {
-        return parts::placed(part, DataSettings::from_json(&part.kind, Json::Object(part.settings.clone())));
-    }
-    let path = part.settings.get("path").and_then(Json::as_str).unwrap_or_default();
-    let bare = DataSettings::from_path(Path::new(path))?;
-    match like.filter(|l| l.kind == bare.kind()) {
-        Some(like) => {
-            let mut settings = like.settings.clone();
-            settings.insert("path".to_owned(), json!(path));
-            for key in ["max_rows", "skip_rows", "split"] {
-                settings.remove(key);
-            }
-            parts::placed(part, DataSettings::from_json(&like.kind, Json::Object(settings)))
-        }
-        None => Ok(bare),
-    }
+fn data_settings(part: &Part) -> Result<DataSettings> {
+    parts::placed(part, DataSettings::from_json(&part.kind, Json::Object(part.settings.clone())))
 }
 
 /// Rows a micro-batch and micro-batches a step.
@@ -107,7 +92,7 @@ const READ_FOR_PLAN: u64 = 4 << 20;
 /// The stage's bill before anything is loaded.
 pub fn bill(name: &str, recipe: &Recipe, s: &TrainStage, plan: &Blueprint) -> Result<Bill> {
     let mut trainer = trainer(s, recipe.seed, 100)?;
-    let settings = data_settings(&s.data, None)?;
+    let settings = data_settings(&s.data)?;
     let small = settings
         .paths()
         .iter()
@@ -119,7 +104,7 @@ pub fn bill(name: &str, recipe: &Recipe, s: &TrainStage, plan: &Blueprint) -> Re
             let _scope = meter::scope(ramekin_core::Meter::new());
             plan.assemble(true)?
         };
-        let data = load_data(&assembly, &s.data, &plan.base_dir, None)?;
+        let data = load_data(&assembly, &s.data, &plan.base_dir)?;
         let (rows, micros) = batch_sizes(s, &data);
         shape_of(&Sampler::new(Arc::new(data), recipe.seed, rows, micros))
     } else {
@@ -143,7 +128,7 @@ pub fn run(cx: &mut StageContext<'_>, s: &TrainStage, plan: &Blueprint) -> Resul
     let started = Instant::now();
     let assembly = plan.assemble(false)?;
     ensure_trainable(&assembly)?;
-    let mut data = load_data(&assembly, &s.data, &plan.base_dir, None)?;
+    let mut data = load_data(&assembly, &s.data, &plan.base_dir)?;
     for note in &data.report.notes {
         eprintln!("  data: {note}");
     }
@@ -176,9 +161,14 @@ pub fn run(cx: &mut StageContext<'_>, s: &TrainStage, plan: &Blueprint) -> Resul
                 max_new_tokens: e.max_new_tokens as usize,
                 rows,
             };
-            let data = match &held_out {
-                Some(dev) if e.data.kind == "split" => (**dev).clone(),
-                _ => load_data(&assembly, &e.data, &plan.base_dir, Some(&s.data))?,
+            let data = match (&e.data, &held_out) {
+                (Some(part), _) => load_data(&assembly, part, &plan.base_dir)?,
+                (None, Some(dev)) => (**dev).clone(),
+                (None, None) => {
+                    return Err(UserError::new("`eval` has no rows")
+                        .help("give it `data`, or hold some of the stage's own out: `split = { dev = 0.1 }`")
+                        .into());
+                }
             };
             Ok(Evaluator { data, settings, every: e.every.unwrap_or(u64::MAX) })
         })
