@@ -24,11 +24,7 @@ pub struct ExactMatch {
 impl ExactMatch {
     /// Nothing seen yet.
     pub fn new(compare: Compare) -> Self {
-        ExactMatch {
-            compare,
-            right: 0,
-            seen: 0,
-        }
+        ExactMatch { compare, right: 0, seen: 0 }
     }
 
     /// Counts one answer; tells whether it is right.
@@ -91,15 +87,12 @@ fn numbers(text: &str) -> impl Iterator<Item = String> {
         while sign > 0 && bytes[sign - 1] == b'$' {
             sign -= 1;
         }
-        let minus = sign > 0
-            && bytes[sign - 1] == b'-'
-            && (sign == 1 || !bytes[sign - 2].is_ascii_alphanumeric());
+        let minus =
+            sign > 0 && bytes[sign - 1] == b'-' && (sign == 1 || !bytes[sign - 2].is_ascii_alphanumeric());
         let (mut whole, mut part) = (String::new(), String::new());
         while at < bytes.len() {
-            let thousands = bytes[at] == b','
-                && (1..=3).all(|k| digit(at + k))
-                && !digit(at + 4)
-                && !whole.is_empty();
+            let thousands =
+                bytes[at] == b',' && (1..=3).all(|k| digit(at + k)) && !digit(at + 4) && !whole.is_empty();
             if digit(at) {
                 whole.push(char::from(bytes[at]));
             } else if !thousands {
@@ -135,11 +128,7 @@ fn spell(minus: bool, whole: &str, part: &str) -> String {
 
 fn shorten(text: &str) -> String {
     let short: String = text.chars().take(60).collect();
-    if short.len() < text.len() {
-        format!("{short}…")
-    } else {
-        short
-    }
+    if short.len() < text.len() { format!("{short}…") } else { short }
 }
 
 #[cfg(test)]
@@ -183,19 +172,11 @@ mod tests {
         assert_eq!(text.finish(), Some(0.5));
 
         let mut number = ExactMatch::new(Compare::FinalNumber);
-        assert!(
-            number
-                .update("That makes 1,000 dollars.", "#### 1000")
-                .unwrap()
-        );
+        assert!(number.update("That makes 1,000 dollars.", "#### 1000").unwrap());
         assert!(!number.update("I do not know", "#### 1000").unwrap());
         let error = number.update("1", "none here").unwrap_err().to_string();
         assert_eq!(error, "the expected answer `none here` has no number");
-        assert_eq!(
-            number.finish(),
-            Some(0.5),
-            "a row that cannot be judged is not counted"
-        );
+        assert_eq!(number.finish(), Some(0.5), "a row that cannot be judged is not counted");
     }
 
     proptest! {

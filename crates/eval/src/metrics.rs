@@ -95,16 +95,12 @@ impl Metrics {
 
     /// Whether the losses of held-out tokens are wanted.
     pub fn needs_loss(&self) -> bool {
-        self.all
-            .iter()
-            .any(|(_, m)| !matches!(m, One::ExactMatch(_)))
+        self.all.iter().any(|(_, m)| !matches!(m, One::ExactMatch(_)))
     }
 
     /// Whether written answers are wanted, so that the model has to generate.
     pub fn needs_answers(&self) -> bool {
-        self.all
-            .iter()
-            .any(|(_, m)| matches!(m, One::ExactMatch(_)))
+        self.all.iter().any(|(_, m)| matches!(m, One::ExactMatch(_)))
     }
 
     /// Adds a batch: the sum of its active tokens' losses and how many they are.
@@ -139,19 +135,12 @@ impl Metrics {
             One::Perplexity(m) => m.finish(),
             One::ExactMatch(m) => m.finish(),
         };
-        self.all
-            .iter()
-            .map(|(n, m)| ((*n).to_owned(), json!(value(m))))
-            .collect()
+        self.all.iter().map(|(n, m)| ((*n).to_owned(), json!(value(m)))).collect()
     }
 }
 
 fn list() -> String {
-    NAMES
-        .iter()
-        .map(|n| format!("`{n}`"))
-        .collect::<Vec<_>>()
-        .join(", ")
+    NAMES.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -176,10 +165,7 @@ mod tests {
     #[test]
     fn nothing_counted_is_null() {
         let all = Metrics::new(&["loss", "exact_match"]).unwrap();
-        assert_eq!(
-            Value::Object(all.finish()),
-            json!({"loss": null, "exact_match": null})
-        );
+        assert_eq!(Value::Object(all.finish()), json!({"loss": null, "exact_match": null}));
     }
 
     #[test]
@@ -190,12 +176,7 @@ mod tests {
             "`metrics` has no metric `exact_mach`: did you mean `exact_match`? there are `loss`, \
              `perplexity`, `exact_match`, `final_number`"
         );
-        assert!(
-            Metrics::new(&["loss", "loss"])
-                .unwrap_err()
-                .to_string()
-                .contains("`loss` twice")
-        );
+        assert!(Metrics::new(&["loss", "loss"]).unwrap_err().to_string().contains("`loss` twice"));
         let only = Metrics::new(&["final_number"]).unwrap();
         assert!(only.needs_answers() && !only.needs_loss());
     }

@@ -37,10 +37,7 @@ pub fn lacking(folder: &Path) -> Vec<String> {
             Some(shards) => lacks.extend(shards.into_iter().filter(|s| !there(s))),
             None => lacks.push(index.to_owned()),
         }
-    } else if !files(folder)
-        .iter()
-        .any(|f| f.ends_with(".safetensors") && there(f))
-    {
+    } else if !files(folder).iter().any(|f| f.ends_with(".safetensors") && there(f)) {
         lacks.push("model.safetensors".to_owned());
     }
     lacks
@@ -50,16 +47,12 @@ pub fn lacking(folder: &Path) -> Vec<String> {
 fn shards(index: &Path) -> Option<BTreeSet<String>> {
     let json: serde_json::Value = serde_json::from_slice(&fs::read(index).ok()?).ok()?;
     let map = json.get("weight_map")?.as_object()?;
-    map.values()
-        .map(|file| file.as_str().map(str::to_owned))
-        .collect()
+    map.values().map(|file| file.as_str().map(str::to_owned)).collect()
 }
 
 fn files(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    entries
-        .filter_map(|e| e.file_name().into_string().ok())
-        .collect()
+    entries.filter_map(|e| e.file_name().into_string().ok()).collect()
 }
 
 /// The models that the cache holds, as `ORG/NAME`, sorted.

@@ -24,9 +24,7 @@ impl Env {
     /// What these variables say; an empty one counts as unset.
     pub fn from_vars(var: impl Fn(&str) -> Option<String>) -> Env {
         let var = |name: &str| var(name).filter(|v| !v.trim().is_empty());
-        let user = var("HOME")
-            .or_else(|| var("USERPROFILE"))
-            .map(PathBuf::from);
+        let user = var("HOME").or_else(|| var("USERPROFILE")).map(PathBuf::from);
         let path = |text: String| match (text.strip_prefix("~/"), &user) {
             (Some(rest), Some(user)) => user.join(rest),
             _ => PathBuf::from(text),
@@ -42,8 +40,7 @@ impl Env {
         let token_file = var("HF_TOKEN_PATH").map_or_else(|| home.join("token"), path);
         let token = var("HF_TOKEN").or_else(|| read_token(&token_file));
         let truthy = |name| {
-            var(name)
-                .is_some_and(|v| matches!(v.to_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE"))
+            var(name).is_some_and(|v| matches!(v.to_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE"))
         };
         let endpoint = var("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into());
         Env {
@@ -57,9 +54,7 @@ impl Env {
 }
 
 fn read_token(path: &Path) -> Option<String> {
-    std::fs::read_to_string(path)
-        .ok()
-        .filter(|t| !t.trim().is_empty())
+    std::fs::read_to_string(path).ok().filter(|t| !t.trim().is_empty())
 }
 
 #[cfg(test)]
@@ -67,11 +62,7 @@ mod tests {
     use super::*;
 
     fn env(vars: &[(&str, &str)]) -> Env {
-        Env::from_vars(|n| {
-            vars.iter()
-                .find(|(k, _)| *k == n)
-                .map(|(_, v)| v.to_string())
-        })
+        Env::from_vars(|n| vars.iter().find(|(k, _)| *k == n).map(|(_, v)| v.to_string()))
     }
 
     #[test]
@@ -81,30 +72,16 @@ mod tests {
         assert_eq!(plain.endpoint, "https://huggingface.co");
         assert!(!plain.offline && plain.token.is_none());
 
-        let home = env(&[
-            ("HOME", "/u"),
-            ("HF_HOME", "~/hf"),
-            ("HF_HUB_OFFLINE", "true"),
-        ]);
+        let home = env(&[("HOME", "/u"), ("HF_HOME", "~/hf"), ("HF_HUB_OFFLINE", "true")]);
         assert_eq!(home.cache, Path::new("/u/hf/hub"));
         assert!(home.offline);
-        let both = env(&[
-            ("HF_HOME", "/h"),
-            ("HF_HUB_CACHE", "/c"),
-            ("HF_HUB_OFFLINE", "0"),
-        ]);
+        let both = env(&[("HF_HOME", "/h"), ("HF_HUB_CACHE", "/c"), ("HF_HUB_OFFLINE", "0")]);
         assert_eq!(both.cache, Path::new("/c"));
         assert!(!both.offline);
-        let mirror = env(&[
-            ("HF_ENDPOINT", "https://mirror.example/"),
-            ("HF_TOKEN", " t \n"),
-        ]);
+        let mirror = env(&[("HF_ENDPOINT", "https://mirror.example/"), ("HF_TOKEN", " t \n")]);
         assert_eq!(mirror.endpoint, "https://mirror.example");
         assert_eq!(mirror.token.as_deref(), Some("t"));
-        assert_eq!(
-            env(&[("XDG_CACHE_HOME", "/x")]).cache,
-            Path::new("/x/huggingface/hub")
-        );
+        assert_eq!(env(&[("XDG_CACHE_HOME", "/x")]).cache, Path::new("/x/huggingface/hub"));
     }
 
     #[test]
@@ -112,10 +89,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("token"), "from-file\n").unwrap();
         let home = dir.path().to_str().unwrap();
-        assert_eq!(
-            env(&[("HF_HOME", home)]).token.as_deref(),
-            Some("from-file")
-        );
+        assert_eq!(env(&[("HF_HOME", home)]).token.as_deref(), Some("from-file"));
         let both = env(&[("HF_HOME", home), ("HF_TOKEN", "from-env")]);
         assert_eq!(both.token.as_deref(), Some("from-env"));
     }

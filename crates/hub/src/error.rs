@@ -42,17 +42,9 @@ impl HubError {
             let help = help.map(|h| format!("\n  help: {h}")).unwrap_or_default();
             Cause::Machine(Unfit(format!("{message}{help}")))
         } else {
-            Cause::User(Box::new(UserError {
-                message,
-                at: None,
-                help,
-            }))
+            Cause::User(Box::new(UserError { message, at: None, help }))
         };
-        HubError {
-            kind,
-            model: model.to_owned(),
-            cause,
-        }
+        HubError { kind, model: model.to_owned(), cause }
     }
 }
 

@@ -64,10 +64,7 @@ pub struct HuggingFace {
 impl HuggingFace {
     /// The hub that this environment names; `progress` draws a bar on stderr for each file.
     pub fn new(env: &Env, progress: bool) -> Self {
-        HuggingFace {
-            env: env.clone(),
-            progress,
-        }
+        HuggingFace { env: env.clone(), progress }
     }
 
     fn repo(&self, repo: &str, revision: &str) -> Result<ApiRepo, RemoteError> {
@@ -79,11 +76,7 @@ impl HuggingFace {
             .build()
             .map_err(kind)?;
         let name = repo.to_owned();
-        Ok(api.repo(Repo::with_revision(
-            name,
-            RepoType::Model,
-            revision.to_owned(),
-        )))
+        Ok(api.repo(Repo::with_revision(name, RepoType::Model, revision.to_owned())))
     }
 }
 
@@ -91,17 +84,11 @@ impl Remote for HuggingFace {
     fn list(&self, repo: &str, revision: &str) -> Result<Listing, RemoteError> {
         let info = self.repo(repo, revision)?.info().map_err(kind)?;
         let files = info.siblings.into_iter().map(|s| s.rfilename).collect();
-        Ok(Listing {
-            commit: info.sha,
-            files,
-        })
+        Ok(Listing { commit: info.sha, files })
     }
 
     fn fetch(&self, repo: &str, revision: &str, file: &str) -> Result<(), RemoteError> {
-        self.repo(repo, revision)?
-            .download(file)
-            .map(|_| ())
-            .map_err(kind)
+        self.repo(repo, revision)?.download(file).map(|_| ()).map_err(kind)
     }
 }
 

@@ -36,11 +36,7 @@ pub fn resolve(source: &str, revision: Option<&str>, base_dir: &Path) -> Result<
     let env = Env::from_process();
     let progress = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let remote = HuggingFace::new(&env, progress);
-    Resolver {
-        env: &env,
-        remote: &remote,
-    }
-    .resolve(source, revision, base_dir)
+    Resolver { env: &env, remote: &remote }.resolve(source, revision, base_dir)
 }
 
 /// Locates models by a given environment and hub.
@@ -99,9 +95,7 @@ impl Resolver<'_> {
         if let (Some(at), Some(given)) = (at, revision)
             && at != given
         {
-            return Err(bad(format!(
-                "it names revision `{at}` and the setting names `{given}`"
-            )));
+            return Err(bad(format!("it names revision `{at}` and the setting names `{given}`")));
         }
         let revision = at.or(revision).unwrap_or("main");
         if !is_repo(repo) {
@@ -110,18 +104,11 @@ impl Resolver<'_> {
         if !is_revision(revision) {
             return Err(bad(format!("`{revision}` is no name of a revision")));
         }
-        let label = if revision == "main" {
-            repo.into()
-        } else {
-            format!("{repo}@{revision}")
-        };
+        let label = if revision == "main" { repo.into() } else { format!("{repo}@{revision}") };
         let cached = cache::snapshot(&self.env.cache, repo, revision);
         let lacking = cached.as_deref().map(cache::lacking);
         if let (Some(folder), Some([])) = (&cached, lacking.as_deref()) {
-            return Ok(Located::Folder {
-                folder: folder.clone(),
-                label,
-            });
+            return Ok(Located::Folder { folder: folder.clone(), label });
         }
         if self.env.offline {
             return Err(self.offline(source, repo, revision, lacking));
@@ -140,8 +127,7 @@ impl Resolver<'_> {
             return Err(HubError::new(Kind::NotFound, source, what, Some(help)));
         }
         let have = |f: &str| {
-            cache::snapshot(&self.env.cache, repo, &listing.commit)
-                .is_some_and(|s| s.join(f).is_file())
+            cache::snapshot(&self.env.cache, repo, &listing.commit).is_some_and(|s| s.join(f).is_file())
         };
         for file in wanted {
             if !have(file) {
@@ -151,9 +137,7 @@ impl Resolver<'_> {
         // By name first: a branch that moved meanwhile left its files under the new commit.
         let folder = cache::snapshot(&self.env.cache, repo, revision)
             .or_else(|| cache::snapshot(&self.env.cache, repo, &listing.commit));
-        let lacking = folder
-            .as_deref()
-            .map_or(vec!["everything".into()], cache::lacking);
+        let lacking = folder.as_deref().map_or(vec!["everything".into()], cache::lacking);
         match folder {
             Some(folder) if lacking.is_empty() => Ok(folder),
             _ => {
@@ -164,22 +148,15 @@ impl Resolver<'_> {
         }
     }
 
-    fn offline(
-        &self,
-        source: &str,
-        repo: &str,
-        revision: &str,
-        lacking: Option<Vec<String>>,
-    ) -> HubError {
+    fn offline(&self, source: &str, repo: &str, revision: &str, lacking: Option<Vec<String>>) -> HubError {
         let cache_dir = self.env.cache.display();
         let what = match lacking {
-            Some(files) => format!(
-                "`HF_HUB_OFFLINE` is set and its snapshot in `{cache_dir}` lacks {}",
-                quote(&files)
-            ),
-            None => format!(
-                "`HF_HUB_OFFLINE` is set and `{cache_dir}` has no `{repo}` at revision `{revision}`"
-            ),
+            Some(files) => {
+                format!("`HF_HUB_OFFLINE` is set and its snapshot in `{cache_dir}` lacks {}", quote(&files))
+            }
+            None => {
+                format!("`HF_HUB_OFFLINE` is set and `{cache_dir}` has no `{repo}` at revision `{revision}`")
+            }
         };
         let models = cache::models(&self.env.cache);
         let help = if models.is_empty() {
@@ -187,19 +164,12 @@ impl Resolver<'_> {
         } else {
             let shown: Vec<String> = models.iter().take(12).cloned().collect();
             let more = models.len() - shown.len();
-            let more = if more > 0 {
-                format!(" and {more} more")
-            } else {
-                String::new()
-            };
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
             let near = suggest(repo, models.iter().map(String::as_str))
                 .filter(|n| *n != repo)
                 .map(|n| format!("did you mean `hf:{n}`? "))
                 .unwrap_or_default();
-            format!(
-                "{near}cached are {}{more}; or unset `HF_HUB_OFFLINE`",
-                quote(&shown)
-            )
+            format!("{near}cached are {}{more}; or unset `HF_HUB_OFFLINE`", quote(&shown))
         };
         HubError::new(Kind::Offline, source, what, Some(help))
     }
@@ -273,27 +243,18 @@ fn is_repo(repo: &str) -> bool {
 
 fn is_revision(revision: &str) -> bool {
     let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'/');
-    let steps = revision
-        .split('/')
-        .all(|p| !p.is_empty() && p != "." && p != "..");
+    let steps = revision.split('/').all(|p| !p.is_empty() && p != "." && p != "..");
     steps && revision.bytes().all(good)
 }
 
 fn quote(names: &[String]) -> String {
-    names
-        .iter()
-        .map(|n| format!("`{n}`"))
-        .collect::<Vec<_>>()
-        .join(", ")
+    names.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ")
 }
 
 fn folder(source: &str, base_dir: &Path) -> Result<Located, HubError> {
     let folder = base_dir.join(source);
     if folder.is_dir() {
-        return Ok(Located::Folder {
-            folder,
-            label: source.to_owned(),
-        });
+        return Ok(Located::Folder { folder, label: source.to_owned() });
     }
     let shown = folder.display();
     if folder.exists() {
@@ -301,37 +262,19 @@ fn folder(source: &str, base_dir: &Path) -> Result<Located, HubError> {
         let help = "name the folder with `config.json` and the weights".to_owned();
         return Err(HubError::new(Kind::BadSource, source, what, Some(help)));
     }
-    let entries = folder
-        .parent()
-        .and_then(|p| p.read_dir().ok())
-        .into_iter()
-        .flatten()
-        .flatten();
-    let names: Vec<String> = entries
-        .filter(|e| e.path().is_dir())
-        .filter_map(|e| e.file_name().into_string().ok())
-        .collect();
-    let name = folder
-        .file_name()
-        .and_then(|n| n.to_str())
-        .unwrap_or_default();
+    let entries = folder.parent().and_then(|p| p.read_dir().ok()).into_iter().flatten().flatten();
+    let names: Vec<String> =
+        entries.filter(|e| e.path().is_dir()).filter_map(|e| e.file_name().into_string().ok()).collect();
+    let name = folder.file_name().and_then(|n| n.to_str()).unwrap_or_default();
     let near = suggest(name, names.iter().map(String::as_str));
     let help = match near {
-        Some(near) => format!(
-            "did you mean `{}`?",
-            Path::new(source).with_file_name(near).display()
-        ),
+        Some(near) => format!("did you mean `{}`?", Path::new(source).with_file_name(near).display()),
         None if is_repo(source) && source.contains('/') => {
             format!("a model of the hub is written `hf:{source}`")
         }
         None => "paths are relative to the recipe".to_owned(),
     };
-    Err(HubError::new(
-        Kind::NotFound,
-        source,
-        format!("there is no folder `{shown}`"),
-        Some(help),
-    ))
+    Err(HubError::new(Kind::NotFound, source, format!("there is no folder `{shown}`"), Some(help)))
 }
 
 #[cfg(test)]

@@ -20,9 +20,7 @@ struct Fake {
 
 impl Remote for Fake {
     fn list(&self, repo: &str, revision: &str) -> Result<Listing, RemoteError> {
-        self.asked
-            .borrow_mut()
-            .push(format!("list {repo}@{revision}"));
+        self.asked.borrow_mut().push(format!("list {repo}@{revision}"));
         match &self.fails {
             Some(e) => Err(e.clone()),
             None => Ok(Listing {
@@ -57,32 +55,14 @@ struct Place {
 fn place(offline: bool, files: &[&'static str]) -> Place {
     let tmp = tempfile::tempdir().unwrap();
     let cache = tmp.path().join("hub");
-    let env = Env {
-        cache: cache.clone(),
-        token: None,
-        offline,
-        endpoint: "https://hub.example".into(),
-    };
+    let env = Env { cache: cache.clone(), token: None, offline, endpoint: "https://hub.example".into() };
     let (files, asked) = (files.to_vec(), RefCell::default());
-    Place {
-        _tmp: tmp,
-        env,
-        remote: Fake {
-            cache,
-            files,
-            fails: None,
-            asked,
-        },
-    }
+    Place { _tmp: tmp, env, remote: Fake { cache, files, fails: None, asked } }
 }
 
 impl Place {
     fn resolve(&self, source: &str, revision: Option<&str>) -> Result<Located, HubError> {
-        Resolver {
-            env: &self.env,
-            remote: &self.remote,
-        }
-        .resolve(source, revision, Path::new("/"))
+        Resolver { env: &self.env, remote: &self.remote }.resolve(source, revision, Path::new("/"))
     }
 
     fn error(&self, source: &str) -> (Kind, i32, String) {
@@ -96,41 +76,21 @@ impl Place {
 #[test]
 fn builtin_models_pass_through() {
     let place = place(true, &[]);
-    assert_eq!(
-        place.resolve("builtin:tiny", None).unwrap(),
-        Located::Builtin("tiny".into())
-    );
+    assert_eq!(place.resolve("builtin:tiny", None).unwrap(), Located::Builtin("tiny".into()));
 }
 
 #[test]
 fn what_is_cached_needs_no_hub() {
     let place = place(false, &[]);
     put(&place.env.cache, "org/name", "main", "config.json", "{}");
-    put(
-        &place.env.cache,
-        "org/name",
-        "main",
-        "model.safetensors",
-        "x",
-    );
-    let folder = cache::model_dir(&place.env.cache, "org/name")
-        .join("snapshots")
-        .join(COMMIT);
+    put(&place.env.cache, "org/name", "main", "model.safetensors", "x");
+    let folder = cache::model_dir(&place.env.cache, "org/name").join("snapshots").join(COMMIT);
     for (source, label) in [
         ("hf:org/name".to_owned(), "org/name".to_owned()),
-        (
-            format!("hf:org/name@{COMMIT}"),
-            format!("org/name@{COMMIT}"),
-        ),
+        (format!("hf:org/name@{COMMIT}"), format!("org/name@{COMMIT}")),
     ] {
         let found = place.resolve(&source, None).unwrap();
-        assert_eq!(
-            found,
-            Located::Folder {
-                folder: folder.clone(),
-                label
-            }
-        );
+        assert_eq!(found, Located::Folder { folder: folder.clone(), label });
     }
     assert!(place.remote.asked.borrow().is_empty());
 }
@@ -154,19 +114,10 @@ fn only_useful_files_are_fetched() {
     place.resolve("hf:org/name", Some("v2")).unwrap();
     assert_eq!(
         *place.remote.asked.borrow(),
-        [
-            "list org/name@v2",
-            "fetch tokenizer.json",
-            "fetch chat_template.jinja",
-            "fetch model.safetensors"
-        ]
+        ["list org/name@v2", "fetch tokenizer.json", "fetch chat_template.jinja", "fetch model.safetensors"]
     );
     place.resolve("hf:org/name@v2", None).unwrap();
-    assert_eq!(
-        place.remote.asked.borrow().len(),
-        4,
-        "the second time it is in the cache"
-    );
+    assert_eq!(place.remote.asked.borrow().len(), 4, "the second time it is in the cache");
 }
 
 #[test]
@@ -174,20 +125,8 @@ fn a_cut_off_download_is_seen() {
     let place = place(true, &[]);
     let index = r#"{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}"#;
     put(&place.env.cache, "org/name", "main", "config.json", "{}");
-    put(
-        &place.env.cache,
-        "org/name",
-        "main",
-        "model.safetensors.index.json",
-        index,
-    );
-    put(
-        &place.env.cache,
-        "org/name",
-        "main",
-        "model-1.safetensors",
-        "x",
-    );
+    put(&place.env.cache, "org/name", "main", "model.safetensors.index.json", index);
+    put(&place.env.cache, "org/name", "main", "model-1.safetensors", "x");
     let (kind, code, text) = place.error("hf:org/name");
     assert_eq!((kind, code), (Kind::Offline, 2));
     assert!(text.contains("lacks `model-2.safetensors`"), "{text}");
@@ -201,39 +140,18 @@ fn offline_shows_what_is_cached() {
     assert!(text.contains("nothing is cached there"), "{text}");
     put(&place.env.cache, "org/nome", "main", "config.json", "{}");
     let (_, _, text) = place.error("hf:org/name");
-    assert!(
-        text.starts_with("cannot get the model `hf:org/name`: `HF_HUB_OFFLINE` is set"),
-        "{text}"
-    );
-    assert!(
-        text.contains("did you mean `hf:org/nome`? cached are `org/nome`;"),
-        "{text}"
-    );
+    assert!(text.starts_with("cannot get the model `hf:org/name`: `HF_HUB_OFFLINE` is set"), "{text}");
+    assert!(text.contains("did you mean `hf:org/nome`? cached are `org/nome`;"), "{text}");
     assert!(place.remote.asked.borrow().is_empty());
 }
 
 #[test]
 fn the_hubs_refusals() {
     let cases = [
-        (
-            RemoteError::NotFound,
-            Kind::NotFound,
-            2,
-            "no `org/name` at revision `main`",
-        ),
+        (RemoteError::NotFound, Kind::NotFound, 2, "no `org/name` at revision `main`"),
         (RemoteError::Unauthorized, Kind::Gated, 2, "set `HF_TOKEN`"),
-        (
-            RemoteError::Forbidden,
-            Kind::Gated,
-            2,
-            "accept it at https://hub.example/org/name",
-        ),
-        (
-            RemoteError::Network("no route".into()),
-            Kind::Network,
-            3,
-            "cannot be reached: no route",
-        ),
+        (RemoteError::Forbidden, Kind::Gated, 2, "accept it at https://hub.example/org/name"),
+        (RemoteError::Network("no route".into()), Kind::Network, 3, "cannot be reached: no route"),
     ];
     for (fails, kind, code, part) in cases {
         let mut place = place(false, &[]);
@@ -243,26 +161,13 @@ fn the_hubs_refusals() {
         assert!(text.contains(part), "{text}");
     }
     let place = place(false, &["config.json", "pytorch_model.bin"]);
-    assert!(
-        place
-            .error("hf:org/name")
-            .2
-            .contains("no `.safetensors` weights")
-    );
+    assert!(place.error("hf:org/name").2.contains("no `.safetensors` weights"));
 }
 
 #[test]
 fn bad_sources() {
     let place = place(false, &[]);
-    for source in [
-        "hf:",
-        "hf:a/b/c",
-        "hf:../x",
-        "hf:a/..",
-        "hf:a b",
-        "hf:a/b@",
-        "hf:a/b@../x",
-    ] {
+    for source in ["hf:", "hf:a/b/c", "hf:../x", "hf:a/..", "hf:a b", "hf:a/b@", "hf:a/b@../x"] {
         let (kind, code, text) = place.error(source);
         assert_eq!((kind, code), (Kind::BadSource, 2), "{source}: {text}");
     }
@@ -277,34 +182,13 @@ fn folders_are_relative_to_the_recipe() {
     let tmp = tempfile::tempdir().unwrap();
     fs::create_dir_all(tmp.path().join("models/llama")).unwrap();
     fs::write(tmp.path().join("file.gguf"), "").unwrap();
-    let resolver = Resolver {
-        env: &place.env,
-        remote: &place.remote,
-    };
+    let resolver = Resolver { env: &place.env, remote: &place.remote };
     let resolve = |s: &str| resolver.resolve(s, None, tmp.path());
     let text = |s: &str| format!("{:#}", anyhow::Error::from(resolve(s).unwrap_err()));
     let found = resolve("models/llama").unwrap();
     let folder = tmp.path().join("models/llama");
-    assert_eq!(
-        found,
-        Located::Folder {
-            folder,
-            label: "models/llama".into()
-        }
-    );
-    assert!(
-        text("models/lama").contains("did you mean `models/llama`?"),
-        "{}",
-        text("models/lama")
-    );
-    assert!(
-        text("org/other").contains("written `hf:org/other`"),
-        "{}",
-        text("org/other")
-    );
-    assert!(
-        text("file.gguf").contains("is a file"),
-        "{}",
-        text("file.gguf")
-    );
+    assert_eq!(found, Located::Folder { folder, label: "models/llama".into() });
+    assert!(text("models/lama").contains("did you mean `models/llama`?"), "{}", text("models/lama"));
+    assert!(text("org/other").contains("written `hf:org/other`"), "{}", text("org/other"));
+    assert!(text("file.gguf").contains("is a file"), "{}", text("file.gguf"));
 }

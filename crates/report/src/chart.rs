@@ -28,6 +28,17 @@ pub struct LineChart<'a> {
     pub from_zero: bool,
 }
 
+/// A line over areas.
+#[derive(Clone, Debug)]
+pub struct Overlay<'a> {
+    /// Step and value.
+    pub points: Vec<(f64, f64)>,
+    /// CSS class of line and label.
+    pub class: &'a str,
+    /// What stands at its end, plain text.
+    pub label: String,
+}
+
 /// Areas on top of each other over steps.
 #[derive(Clone, Debug, Default)]
 pub struct AreaChart<'a> {
@@ -37,8 +48,8 @@ pub struct AreaChart<'a> {
     pub layers: Vec<&'a str>,
     /// Step, and a value for each layer.
     pub rows: Vec<(f64, Vec<f64>)>,
-    /// A line over the areas: points, CSS class, label.
-    pub lines: Vec<(Vec<(f64, f64)>, &'a str, String)>,
+    /// Lines over the areas.
+    pub lines: Vec<Overlay<'a>>,
     /// A horizontal level: value, CSS class, label.
     pub levels: Vec<(f64, &'a str, String)>,
     /// A marked point with its label.
@@ -61,26 +72,13 @@ const CHAR: f64 = 6.3;
 
 impl Frame {
     fn new(size: Size, steps: (f64, f64), y: Axis) -> Frame {
-        let widest = y
-            .labels
-            .iter()
-            .map(|l| l.chars().count())
-            .max()
-            .unwrap_or(1);
+        let widest = y.labels.iter().map(|l| l.chars().count()).max().unwrap_or(1);
         let left = 10.0 + CHAR * widest as f64;
         let right = size.width - 14.0;
         // A label and its distance to the next need some eight characters.
         let count = ((right - left) / (8.0 * CHAR)).clamp(2.0, 10.0) as usize;
         let x = Axis::steps(steps.0, steps.1, count);
-        Frame {
-            size,
-            left,
-            right,
-            top: 8.0,
-            bottom: size.height - 24.0,
-            x,
-            y,
-        }
+        Frame { size, left, right, top: 8.0, bottom: size.height - 24.0, x, y }
     }
 
     fn x(&self, step: f64) -> f64 {
@@ -133,10 +131,7 @@ impl Frame {
         for piece in points.split(|p| !p.1.is_finite()) {
             if let [(x, y)] = piece {
                 let (x, y) = (self.x(*x), self.y(*y));
-                let _ = write!(
-                    dots,
-                    "<circle class=\"dot {class}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\"/>"
-                );
+                let _ = write!(dots, "<circle class=\"dot {class}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\"/>");
             } else {
                 for (i, (x, y)) in piece.iter().enumerate() {
                     let command = if i == 0 { 'M' } else { 'L' };
@@ -154,9 +149,7 @@ impl Frame {
 fn bounds(values: impl Iterator<Item = f64>) -> (f64, f64) {
     values
         .filter(|v| v.is_finite())
-        .fold((f64::INFINITY, f64::NEG_INFINITY), |(lo, hi), v| {
-            (lo.min(v), hi.max(v))
-        })
+        .fold((f64::INFINITY, f64::NEG_INFINITY), |(lo, hi), v| (lo.min(v), hi.max(v)))
 }
 
 fn rows_of_ticks(size: Size) -> usize {
@@ -213,38 +206,34 @@ pub fn area_chart(size: Size, chart: &AreaChart) -> String {
         .rows
         .iter()
         .map(total)
-        .chain(chart.lines.iter().flat_map(|l| l.0.iter().map(|p| p.1)))
+        .chain(chart.lines.iter().flat_map(|l| l.points.iter().map(|p| p.1)))
         .chain(chart.levels.iter().map(|l| l.0))
         .chain(chart.mark.iter().map(|m| m.0.1));
     // Some air above, where labels stand.
     let top = bounds(values).1 * 1.08;
     let y = Axis::new(0.0, top, rows_of_ticks(size), true);
     let mut rows = tallest(&chart.rows, (size.width / 2.0) as usize, total);
+    let mut lines = chart.lines.clone();
     let (mut first, mut last) = bounds(rows.iter().map(|r| r.0));
     if first == last {
         // One step is drawn as a block around it.
         (first, last) = (first - 0.5, last + 0.5);
         let row = rows[0].1.clone();
         rows = vec![(first, row.clone()), (last, row)];
+        for Overlay { points, .. } in &mut lines {
+            *points = points.iter().flat_map(|p| [(first, p.1), (last, p.1)]).collect();
+        }
     }
     let frame = Frame::new(size, (first, last), y);
     let mut out = String::new();
     let mut below = vec![0.0; rows.len()];
     for (layer, name) in chart.layers.iter().enumerate() {
-        let above: Vec<f64> = rows
-            .iter()
-            .zip(&below)
-            .map(|(r, b)| b + r.1.get(layer).unwrap_or(&0.0))
-            .collect();
+        let above: Vec<f64> =
+            rows.iter().zip(&below).map(|(r, b)| b + r.1.get(layer).unwrap_or(&0.0)).collect();
         let mut path = String::new();
         let mut go = |i: usize, value: f64| {
             let command = if path.is_empty() { 'M' } else { 'L' };
-            let _ = write!(
-                path,
-                "{command}{:.1} {:.1}",
-                frame.x(rows[i].0),
-                frame.y(value)
-            );
+            let _ = write!(path, "{command}{:.1} {:.1}", frame.x(rows[i].0), frame.y(value));
         };
         (0..rows.len()).for_each(|i| go(i, above[i]));
         (0..rows.len()).rev().for_each(|i| go(i, below[i]));
@@ -255,7 +244,7 @@ pub fn area_chart(size: Size, chart: &AreaChart) -> String {
         below = above;
     }
     let mut labels = Labels::new(&frame);
-    for (points, class, label) in &chart.lines {
+    for Overlay { points, class, label } in &lines {
         out.push_str(&frame.line(&thin(points, frame.buckets()), class));
         if let Some((_, y)) = points.iter().rev().find(|p| p.1.is_finite()) {
             labels.place(frame.right - 4.0, frame.y(*y), label, class);
@@ -264,18 +253,12 @@ pub fn area_chart(size: Size, chart: &AreaChart) -> String {
     for (value, class, label) in &chart.levels {
         let y = frame.y(*value);
         let (l, r) = (frame.left, frame.right);
-        let _ = writeln!(
-            out,
-            "<path class=\"line {class}\" d=\"M{l:.1} {y:.1}H{r:.1}\"/>"
-        );
+        let _ = writeln!(out, "<path class=\"line {class}\" d=\"M{l:.1} {y:.1}H{r:.1}\"/>");
         labels.place(frame.right - 4.0, y, label, class);
     }
     if let Some(((step, value), label)) = &chart.mark {
         let (x, y) = (frame.x(*step), frame.y(*value));
-        let _ = writeln!(
-            out,
-            "<circle class=\"mark peak\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4\"/>"
-        );
+        let _ = writeln!(out, "<circle class=\"mark peak\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4\"/>");
         labels.place(x, y, label, "peak");
     }
     // The grid over the areas, so that it can be read there.
@@ -293,11 +276,7 @@ fn tallest(
     total: impl Fn(&(f64, Vec<f64>)) -> f64,
 ) -> Vec<(f64, Vec<f64>)> {
     let size = rows.len().div_ceil(buckets.max(1)).max(1);
-    let best = |part: &[(f64, Vec<f64>)]| {
-        part.iter()
-            .max_by(|a, b| total(a).total_cmp(&total(b)))
-            .cloned()
-    };
+    let best = |part: &[(f64, Vec<f64>)]| part.iter().max_by(|a, b| total(a).total_cmp(&total(b))).cloned();
     let mut out: Vec<_> = rows.chunks(size).filter_map(best).collect();
     // The chart begins and ends where the run does.
     if let (Some(first), Some(last)) = (rows.first(), rows.last()) {
@@ -325,40 +304,23 @@ const LINE: f64 = 14.0;
 
 impl Labels {
     fn new(frame: &Frame) -> Labels {
-        let Frame {
-            left,
-            right,
-            top,
-            bottom,
-            ..
-        } = *frame;
-        Labels {
-            left,
-            right,
-            top,
-            bottom,
-            taken: Vec::new(),
-            text: String::new(),
-        }
+        let Frame { left, right, top, bottom, .. } = *frame;
+        Labels { left, right, top, bottom, taken: Vec::new(), text: String::new() }
     }
 
-    /// `label` must be plain text; it ends at `x` if that is at the right edge, else begins beside it.
+    /// `label` must be plain text; it ends at `x` if there is no room to the right of it.
     fn place(&mut self, x: f64, y: f64, label: &str, class: &str) {
         let width = CHAR * label.chars().count() as f64;
-        let begin = if x + 8.0 + width < self.right {
-            x + 8.0
-        } else {
-            x - 8.0 - width
-        };
-        let begin = if x >= self.right - 4.0 {
-            x - width
-        } else {
-            begin
+        let ends = x + 8.0 + width > self.right;
+        let edge = x >= self.right - 4.0;
+        let begin = match (ends, edge) {
+            (false, _) => x + 8.0,
+            (true, true) => x - width,
+            (true, false) => x - 8.0 - width,
         };
         let begin = begin.max(self.left + 4.0);
         let near = [-5.0, 13.0];
-        let far =
-            (1..12).flat_map(|n| near.map(|o| o + if o < 0.0 { -LINE } else { LINE } * n as f64));
+        let far = (1..12).flat_map(|n| near.map(|o| o + if o < 0.0 { -LINE } else { LINE } * n as f64));
         let free = |base: &f64| {
             let inside = *base - 9.0 >= self.top - 2.0 && *base <= self.bottom - 2.0;
             inside
@@ -366,16 +328,13 @@ impl Labels {
                     begin + width + 4.0 < *b || *e + 4.0 < begin || (at - base).abs() >= LINE
                 })
         };
-        let base = near
-            .into_iter()
-            .chain(far)
-            .map(|o| y + o)
-            .find(free)
-            .unwrap_or(y - 5.0);
+        let base = near.into_iter().chain(far).map(|o| y + o).find(free).unwrap_or(y - 5.0);
         self.taken.push((begin, begin + width, base));
+        // Widths are guesses, so a label at the right edge is anchored there.
+        let (at, anchor) = if ends { (begin + width, "end") } else { (begin, "start") };
         let _ = writeln!(
             self.text,
-            "<text class=\"label {class}\" x=\"{begin:.1}\" y=\"{base:.1}\">{label}</text>"
+            "<text class=\"label {class}\" x=\"{at:.1}\" y=\"{base:.1}\" text-anchor=\"{anchor}\">{label}</text>"
         );
     }
 }
@@ -384,30 +343,19 @@ impl Labels {
 mod tests {
     use super::*;
 
-    const SIZE: Size = Size {
-        width: 360.0,
-        height: 220.0,
-    };
+    const SIZE: Size = Size { width: 360.0, height: 220.0 };
 
     #[test]
     fn every_coordinate_is_inside() {
         for n in [1, 2, 9, 100_000] {
-            let points = (0..n)
-                .map(|i| (i as f64, (i as f64 / 99.0).sin()))
-                .collect();
+            let points = (0..n).map(|i| (i as f64, (i as f64 / 99.0).sin())).collect();
             let marks = vec![(0.0, 0.3)];
-            let chart = LineChart {
-                points,
-                marks,
-                smoothed: true,
-                ..LineChart::default()
-            };
+            let chart = LineChart { points, marks, smoothed: true, ..LineChart::default() };
             let svg = line_chart(SIZE, &chart);
             assert!(!svg.contains("NaN") && !svg.contains("inf"), "{n}: {svg}");
             assert!(svg.len() < 60_000, "{n} points make {} bytes", svg.len());
             for part in svg.split(['M', 'L']).skip(1) {
-                let mut numbers =
-                    part.split(|c: char| !(c.is_ascii_digit() || c == '.' || c == '-'));
+                let mut numbers = part.split(|c: char| !(c.is_ascii_digit() || c == '.' || c == '-'));
                 let x: f64 = numbers.next().and_then(|t| t.parse().ok()).unwrap_or(0.0);
                 assert!((0.0..=SIZE.width).contains(&x), "{x} of {n}");
             }
@@ -416,18 +364,12 @@ mod tests {
 
     #[test]
     fn gaps_and_nothing() {
-        let chart = |points: Vec<(f64, f64)>| LineChart {
-            points,
-            ..LineChart::default()
-        };
+        let chart = |points: Vec<(f64, f64)>| LineChart { points, ..LineChart::default() };
         assert_eq!(line_chart(SIZE, &chart(vec![])), "");
         assert_eq!(line_chart(SIZE, &chart(vec![(1.0, f64::NAN)])), "");
         let gap = vec![(1.0, 1.0), (2.0, 2.0), (3.0, f64::INFINITY), (4.0, 1.5)];
         let svg = line_chart(SIZE, &chart(gap));
-        assert!(
-            svg.contains("class=\"dot main\"") && svg.contains("class=\"line main\""),
-            "{svg}"
-        );
+        assert!(svg.contains("class=\"dot main\"") && svg.contains("class=\"line main\""), "{svg}");
         assert_eq!(area_chart(SIZE, &AreaChart::default()), "");
     }
 
@@ -454,15 +396,13 @@ mod tests {
             };
             let label = text.split('>').nth(1).unwrap().split('<').next().unwrap();
             let width = CHAR * label.len() as f64;
-            boxes.push((attribute("x"), attribute("x") + width, attribute("y")));
+            let begin = attribute("x") - if text.contains("\"end\"") { width } else { 0.0 };
+            boxes.push((begin, begin + width, attribute("y")));
         }
         assert_eq!(boxes.len(), 4);
         for (i, a) in boxes.iter().enumerate() {
             for b in &boxes[..i] {
-                assert!(
-                    a.1 < b.0 || b.1 < a.0 || (a.2 - b.2).abs() >= 13.9,
-                    "{a:?} {b:?}"
-                );
+                assert!(a.1 < b.0 || b.1 < a.0 || (a.2 - b.2).abs() >= 13.9, "{a:?} {b:?}");
             }
         }
     }

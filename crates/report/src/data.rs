@@ -31,16 +31,8 @@ pub struct Figure {
 
 impl Figure {
     /// A figure with a remark, which may be empty.
-    pub fn new(
-        label: impl Into<String>,
-        value: impl Into<String>,
-        note: impl Into<String>,
-    ) -> Figure {
-        Figure {
-            label: label.into(),
-            value: value.into(),
-            note: note.into(),
-        }
+    pub fn new(label: impl Into<String>, value: impl Into<String>, note: impl Into<String>) -> Figure {
+        Figure { label: label.into(), value: value.into(), note: note.into() }
     }
 }
 

@@ -9,7 +9,7 @@ use std::path::Path;
 use anyhow::Result;
 use ramekin_core::{Category, units};
 
-use crate::chart::{AreaChart, LineChart, Size, area_chart, line_chart};
+use crate::chart::{AreaChart, LineChart, Overlay, Size, area_chart, line_chart};
 use crate::data::{Check, Figure, Outcome, ReportData, Sample, StageData};
 use crate::progress::human;
 use crate::scale::{short, smooth};
@@ -37,18 +37,9 @@ pub fn render(data: &ReportData) -> String {
     );
     header(&mut out, data);
     for warning in &data.warnings {
-        let _ = writeln!(
-            out,
-            "<p class=\"note warn\"><b>Note</b> {}</p>",
-            escape(warning)
-        );
+        let _ = writeln!(out, "<p class=\"note warn\"><b>Note</b> {}</p>", escape(warning));
     }
-    let figures: Vec<Figure> = data
-        .figures
-        .iter()
-        .cloned()
-        .chain(own_figures(data))
-        .collect();
+    let figures: Vec<Figure> = data.figures.iter().cloned().chain(own_figures(data)).collect();
     if !figures.is_empty() {
         out.push_str("<section class=\"figures\">\n");
         for f in &figures {
@@ -114,12 +105,7 @@ fn header(out: &mut String, data: &ReportData) {
     if !data.facts.is_empty() {
         out.push_str("<dl class=\"facts\">");
         for (name, value) in &data.facts {
-            let _ = write!(
-                out,
-                "<div><dt>{}</dt><dd>{}</dd></div>",
-                escape(name),
-                escape(value)
-            );
+            let _ = write!(out, "<div><dt>{}</dt><dd>{}</dd></div>", escape(name), escape(value));
         }
         out.push_str("</dl>\n");
     }
@@ -137,34 +123,25 @@ fn own_figures(data: &ReportData) -> Vec<Figure> {
     let mut out = Vec::new();
     let steps = || data.stages.iter().flat_map(|s| &s.steps);
     if let Some(stage) = data.stages.iter().rev().find(|s| !s.steps.is_empty()) {
-        let line = smooth(&losses(stage));
-        if let (Some((first, from)), Some((last, to))) = (line.first(), line.last()) {
-            let value = format!("{} → {}", short(*from), short(*to));
-            out.push(Figure::new(
-                "training loss",
-                value,
-                format!("step {first} → {last}, smoothed"),
-            ));
+        let raw = losses(stage);
+        let first = raw.iter().find(|p| p.1.is_finite());
+        if let (Some((first, from)), Some((last, to))) = (first, smooth(&raw).last()) {
+            let (value, note) = if first == last {
+                (short(*from), format!("step {}", whole(*last)))
+            } else {
+                let value = format!("{} → {}", short(*from), short(*to));
+                (value, format!("step {} → {}, smoothed", whole(*first), whole(*last)))
+            };
+            out.push(Figure::new("training loss", value, note));
         }
         let held = held_out(stage);
         if let (Some((_, from)), Some((step, to))) = (held.first(), held.last()) {
-            let value = if held.len() > 1 {
-                format!("{} → {}", short(*from), short(*to))
-            } else {
-                short(*to)
-            };
-            out.push(Figure::new(
-                "held-out loss",
-                value,
-                format!("after step {step}"),
-            ));
+            let value =
+                if held.len() > 1 { format!("{} → {}", short(*from), short(*to)) } else { short(*to) };
+            out.push(Figure::new("held-out loss", value, format!("after step {}", whole(*step))));
         }
     }
-    let biggest = data
-        .stages
-        .iter()
-        .filter(|s| s.measured.is_some())
-        .max_by_key(|s| peak(s));
+    let biggest = data.stages.iter().filter(|s| s.measured.is_some()).max_by_key(|s| peak(s));
     if let Some(stage) = biggest.filter(|s| peak(s) > 0) {
         let mut notes = Vec::new();
         if let Some(plan) = stage.planned.filter(|p| p.peak > 0) {
@@ -173,27 +150,20 @@ fn own_figures(data: &ReportData) -> Vec<Figure> {
         if let Some(budget) = stage.budget {
             notes.push(format!("budget {}", units::bytes(budget)));
         }
-        out.push(Figure::new(
-            "peak memory",
-            units::bytes(peak(stage)),
-            notes.join(" · "),
-        ));
+        out.push(Figure::new("peak memory", units::bytes(peak(stage)), notes.join(" · ")));
     }
-    let mut speeds: Vec<f64> = steps()
-        .map(|s| s.tokens_per_s)
-        .filter(|t| *t > 0.0)
-        .collect();
+    let mut speeds: Vec<f64> = steps().map(|s| s.tokens_per_s).filter(|t| *t > 0.0).collect();
     if !speeds.is_empty() {
         speeds.sort_by(f64::total_cmp);
         let tokens: u64 = steps().map(|s| s.tokens).sum();
         let note = format!("median; {} tokens in all", units::count(tokens));
-        out.push(Figure::new(
-            "speed",
-            format!("{} tokens/s", short(speeds[speeds.len() / 2])),
-            note,
-        ));
+        out.push(Figure::new("tokens per second", short(speeds[speeds.len() / 2]), note));
     }
     out
+}
+
+fn whole(step: f64) -> String {
+    units::count(step as u64)
 }
 
 fn peak(stage: &StageData) -> u64 {
@@ -201,19 +171,11 @@ fn peak(stage: &StageData) -> u64 {
 }
 
 fn losses(stage: &StageData) -> Vec<(f64, f64)> {
-    stage
-        .steps
-        .iter()
-        .map(|s| (s.step as f64, s.loss))
-        .collect()
+    stage.steps.iter().map(|s| (s.step as f64, s.loss)).collect()
 }
 
 fn held_out(stage: &StageData) -> Vec<(f64, f64)> {
-    stage
-        .evals
-        .iter()
-        .filter_map(|e| Some((e.step as f64, e.get("loss")?)))
-        .collect()
+    stage.evals.iter().filter_map(|e| Some((e.step as f64, e.get("loss")?))).collect()
 }
 
 fn stage_section(out: &mut String, stage: &StageData, number: Option<usize>) {
@@ -227,8 +189,8 @@ fn stage_section(out: &mut String, stage: &StageData, number: Option<usize>) {
     }
     out.push_str("<div class=\"grid\">\n");
     loss_card(out, stage);
-    plain_card(out, stage, "Learning rate", |s| s.lr);
-    plain_card(out, stage, "Tokens per second", |s| s.tokens_per_s);
+    plain_card(out, stage, "Learning rate", false, |s| s.lr);
+    plain_card(out, stage, "Tokens per second", true, |s| s.tokens_per_s);
     memory_card(out, stage);
     bill_card(out, stage);
     audit_card(out, &stage.audit);
@@ -236,18 +198,9 @@ fn stage_section(out: &mut String, stage: &StageData, number: Option<usize>) {
     samples(out, &stage.samples);
 }
 
-const WIDE: Size = Size {
-    width: 1000.0,
-    height: 300.0,
-};
-const HALF: Size = Size {
-    width: 480.0,
-    height: 200.0,
-};
-const NARROW: Size = Size {
-    width: 330.0,
-    height: 210.0,
-};
+const WIDE: Size = Size { width: 1000.0, height: 300.0 };
+const HALF: Size = Size { width: 480.0, height: 200.0 };
+const NARROW: Size = Size { width: 330.0, height: 210.0 };
 
 fn card(out: &mut String, class: &str, title: &str, legend: &str, drawings: [String; 2]) {
     let [wide, narrow] = drawings;
@@ -280,16 +233,9 @@ fn loss_card(out: &mut String, stage: &StageData) {
     } else if !chart.points.is_empty() {
         legend += &key("main", "training");
     }
-    let best = chart
-        .marks
-        .iter()
-        .filter(|m| m.1.is_finite())
-        .min_by(|a, b| a.1.total_cmp(&b.1));
+    let best = chart.marks.iter().filter(|m| m.1.is_finite()).min_by(|a, b| a.1.total_cmp(&b.1));
     if let Some((step, value)) = best {
-        legend += &key(
-            "eval",
-            &format!("held out, best {} after step {step}", short(*value)),
-        );
+        legend += &key("eval", &format!("held out, best {} after step {}", short(*value), whole(*step)));
     }
     let lost = chart.points.iter().filter(|p| !p.1.is_finite()).count();
     if lost > 0 {
@@ -297,40 +243,20 @@ fn loss_card(out: &mut String, stage: &StageData) {
     }
     let legend = format!("<p class=\"legend\">{legend}</p>");
     let drawings = [WIDE, NARROW].map(|size| line_chart(size, &chart));
-    card(
-        out,
-        "full",
-        "Loss <small>nats a token, by step</small>",
-        &legend,
-        drawings,
-    );
+    card(out, "full", "Loss <small>nats a token, by step</small>", &legend, drawings);
 }
 
 fn plain_card(
     out: &mut String,
     stage: &StageData,
     title: &str,
+    smoothed: bool,
     value: impl Fn(&crate::metrics::StepLine) -> f64,
 ) {
-    let points: Vec<_> = stage
-        .steps
-        .iter()
-        .map(|s| (s.step as f64, value(s)))
-        .collect();
-    let chart = LineChart {
-        title,
-        points,
-        from_zero: true,
-        ..LineChart::default()
-    };
+    let points: Vec<_> = stage.steps.iter().map(|s| (s.step as f64, value(s))).collect();
+    let chart = LineChart { title, points, smoothed, from_zero: true, ..LineChart::default() };
     let drawings = [HALF, NARROW].map(|size| line_chart(size, &chart));
-    card(
-        out,
-        "half",
-        &format!("{title} <small>by step</small>"),
-        "",
-        drawings,
-    );
+    card(out, "half", &format!("{title} <small>by step</small>"), "", drawings);
 }
 
 /// The unit in which numbers of this size are read, and its bytes.
@@ -343,31 +269,19 @@ fn unit(largest: u64) -> (&'static str, f64) {
 }
 
 fn memory_card(out: &mut String, stage: &StageData) {
-    let highest = stage
-        .steps
-        .iter()
-        .map(|s| s.mem.peak.max(s.mem.usage().total()).max(s.mem.rss));
+    let highest = stage.steps.iter().map(|s| s.mem.peak.max(s.mem.usage().total()).max(s.mem.rss));
     let (name, size) = unit(highest.max().unwrap_or(0));
     let scaled = |bytes: u64| bytes as f64 / size;
-    let used: Vec<Category> = Category::ALL
-        .into_iter()
-        .filter(|c| stage.steps.iter().any(|s| s.mem.usage().get(*c) > 0))
-        .collect();
+    let used: Vec<Category> =
+        Category::ALL.into_iter().filter(|c| stage.steps.iter().any(|s| s.mem.usage().get(*c) > 0)).collect();
     if used.is_empty() {
         return;
     }
     let row = |s: &crate::metrics::StepLine| {
         let usage = s.mem.usage();
-        (
-            s.step as f64,
-            used.iter().map(|c| scaled(usage.get(*c))).collect(),
-        )
+        (s.step as f64, used.iter().map(|c| scaled(usage.get(*c))).collect())
     };
-    let rss: Vec<_> = stage
-        .steps
-        .iter()
-        .map(|s| (s.step as f64, scaled(s.mem.rss)))
-        .collect();
+    let rss: Vec<_> = stage.steps.iter().map(|s| (s.step as f64, scaled(s.mem.rss))).collect();
     let mut chart = AreaChart {
         title: "memory by category and step",
         layers: used.iter().map(|c| c.name()).collect(),
@@ -378,7 +292,7 @@ fn memory_card(out: &mut String, stage: &StageData) {
     let top = stage.steps.iter().map(|s| s.mem.peak).max().unwrap_or(0);
     let at = stage.steps.iter().find(|s| s.mem.peak == top && top > 0);
     if let Some(s) = at {
-        let label = format!("peak {} at step {}", units::bytes(top), s.step);
+        let label = format!("peak {} at step {}", units::bytes(top), units::count(s.step));
         chart.mark = Some(((s.step as f64, scaled(top)), label));
     }
     if let Some(plan) = stage.planned.filter(|p| p.peak > 0) {
@@ -387,14 +301,10 @@ fn memory_card(out: &mut String, stage: &StageData) {
     }
     // A budget far above everything would only squeeze the rest.
     if let Some(budget) = stage.budget.filter(|b| *b < 2 * top.max(1)) {
-        chart.levels.push((
-            scaled(budget),
-            "budget",
-            format!("budget {}", units::bytes(budget)),
-        ));
+        chart.levels.push((scaled(budget), "budget", format!("budget {}", units::bytes(budget))));
     }
     if stage.steps.iter().any(|s| s.mem.rss > 0) {
-        chart.lines.push((rss, "rss", "resident set".to_owned()));
+        chart.lines.push(Overlay { points: rss, class: "rss", label: "resident set".to_owned() });
     }
     let mut legend: String = used
         .iter()
@@ -408,13 +318,7 @@ fn memory_card(out: &mut String, stage: &StageData) {
     }
     let legend = format!("<p class=\"legend\">{legend}</p>");
     let drawings = [WIDE, NARROW].map(|size| area_chart(size, &chart));
-    card(
-        out,
-        "full",
-        &format!("Memory <small>{name}, by step</small>"),
-        &legend,
-        drawings,
-    );
+    card(out, "full", &format!("Memory <small>{name}, by step</small>"), &legend, drawings);
 }
 
 /// The plan beside what was measured.
@@ -453,10 +357,7 @@ fn bill_card(out: &mut String, stage: &StageData) {
     out.push_str("</tbody></table>");
     let mut remarks = Vec::new();
     if measured.rss > 0 {
-        remarks.push(format!(
-            "resident set at its highest {}",
-            units::bytes(measured.rss)
-        ));
+        remarks.push(format!("resident set at its highest {}", units::bytes(measured.rss)));
     }
     if let Some(budget) = stage.budget {
         remarks.push(format!("budget {}", units::bytes(budget)));
@@ -492,21 +393,13 @@ fn audit_card(out: &mut String, audit: &[Check]) {
         return;
     }
     let failed = audit.iter().filter(|c| !c.passed).count();
-    let told = if failed == 0 {
-        "all passed".to_owned()
-    } else {
-        format!("{failed} failed")
-    };
+    let told = if failed == 0 { "all passed".to_owned() } else { format!("{failed} failed") };
     let _ = write!(
         out,
         "<div class=\"card rest\"><h3>The audit <small>before step 1: {told}</small></h3><ul class=\"checks\">"
     );
     for check in audit {
-        let (class, told) = if check.passed {
-            ("good", "passed")
-        } else {
-            ("bad", "failed")
-        };
+        let (class, told) = if check.passed { ("good", "passed") } else { ("bad", "failed") };
         let _ = write!(
             out,
             "<li class=\"{class}\" title=\"{told}\"><b>{}</b> {}</li>",
@@ -523,11 +416,8 @@ fn samples(out: &mut String, samples: &[Sample]) {
     }
     out.push_str("<section class=\"samples\"><h3>Samples <small>before and after</small></h3>\n");
     for sample in samples {
-        let _ = write!(
-            out,
-            "<div class=\"card sample\"><pre class=\"prompt\">{}</pre>",
-            escape(&sample.prompt)
-        );
+        let _ =
+            write!(out, "<div class=\"card sample\"><pre class=\"prompt\">{}</pre>", escape(&sample.prompt));
         out.push_str("<div class=\"pair\">");
         answer(out, "before", sample.before.as_deref(), sample.before_right);
         answer(out, "after", sample.after.as_deref(), sample.after_right);
@@ -551,11 +441,7 @@ fn answer(out: &mut String, name: &str, text: Option<&str>, right: Option<bool>)
         Some(false) => ("wrong", "wrong"),
         None => ("", ""),
     };
-    let text = if text.trim().is_empty() {
-        "<i>nothing</i>".to_owned()
-    } else {
-        escape(text)
-    };
+    let text = if text.trim().is_empty() { "<i>nothing</i>".to_owned() } else { escape(text) };
     let _ = write!(
         out,
         "<div class=\"answer {class}\"><span>{name} <em>{verdict}</em></span><pre>{text}</pre></div>"

@@ -41,49 +41,27 @@ fn stage(kind: &str, steps: u64) -> StageData {
             .map(|s| EvalLine {
                 stage: 0,
                 step: s,
-                eval: json!({"loss": 0.5 + 3.0 / (1.0 + s as f64 / 20.0)})
-                    .as_object()
-                    .unwrap()
-                    .clone(),
+                eval: json!({"loss": 0.5 + 3.0 / (1.0 + s as f64 / 20.0)}).as_object().unwrap().clone(),
             })
             .collect(),
-        planned: Some(Mem {
-            activations: 16 << 20,
-            peak: 69 << 20,
-            rss: 0,
-            ..mem(0)
-        }),
+        planned: Some(Mem { activations: 16 << 20, peak: 69 << 20, rss: 0, ..mem(0) }),
         measured: Some(mem(17)),
         budget: Some(80 << 20),
         audit: vec![
-            Check {
-                name: "masks".into(),
-                passed: true,
-                detail: "41 % of 2 048 tokens are active".into(),
-            },
-            Check {
-                name: "one BOS a row".into(),
-                passed: true,
-                detail: "no doubled BOS in 64 rows".into(),
-            },
+            Check { name: "masks".into(), passed: true, detail: "41 % of 2 048 tokens are active".into() },
+            Check { name: "one BOS a row".into(), passed: true, detail: "no doubled BOS in 64 rows".into() },
             Check {
                 name: "no leak between packed rows".into(),
                 passed: true,
                 detail: "largest change 0".into(),
             },
-            Check {
-                name: "1×N equals N×1".into(),
-                passed: true,
-                detail: "largest difference 2e-7".into(),
-            },
+            Check { name: "1×N equals N×1".into(), passed: true, detail: "largest difference 2e-7".into() },
         ],
         samples: vec![
             Sample {
                 prompt: "Tom has 4 apples and buys 3 more. How many apples has he?".into(),
                 expected: Some("4 + 3 = 7\n#### 7".into()),
-                before: Some(
-                    "Tom was a little boy who liked to play in the park with his dog.".into(),
-                ),
+                before: Some("Tom was a little boy who liked to play in the park with his dog.".into()),
                 after: Some("4 + 3 = 7\n#### 7".into()),
                 before_right: Some(false),
                 after_right: Some(true),
@@ -105,11 +83,7 @@ fn data(steps: u64) -> ReportData {
     ReportData {
         name: "quickstart".into(),
         seconds: 83.4,
-        figures: vec![Figure::new(
-            "exact match",
-            "4 % → 91 %",
-            "256 held-out rows",
-        )],
+        figures: vec![Figure::new("exact match", "4 % → 91 %", "256 held-out rows")],
         facts: [
             ("model", "builtin:tiny, 1 622 144 parameters"),
             ("base", "nf4, 0.98 MiB"),
@@ -131,11 +105,7 @@ fn assert_balanced(page: &str) {
     let mut open = Vec::new();
     for tag in page.split('<').skip(1) {
         let tag = tag.split('>').next().unwrap();
-        let name = tag
-            .trim_start_matches('/')
-            .split([' ', '\n'])
-            .next()
-            .unwrap();
+        let name = tag.trim_start_matches('/').split([' ', '\n']).next().unwrap();
         if tag.ends_with('/') || ["!doctype", "meta"].contains(&name) {
             continue;
         }
@@ -158,7 +128,7 @@ fn everything_is_there() {
         "training loss",
         "held-out loss",
         "70.0 MiB",
-        "tokens/s",
+        "tokens per second",
         "aria-label=\"loss by step\"",
         "Learning rate",
         "peak 70.0 MiB at step 1",
@@ -179,9 +149,7 @@ fn everything_is_there() {
 #[test]
 fn nothing_comes_from_elsewhere() {
     let page = render(&data(400));
-    for word in [
-        "http:", "https:", "<script", "<link", "<img", "@import", "url(", "src=",
-    ] {
+    for word in ["http:", "https:", "<script", "<link", "<img", "@import", "url(", "src="] {
         assert!(!page.contains(word), "the page has {word}");
     }
 }
@@ -192,11 +160,7 @@ fn any_number_of_steps() {
         let page = render(&data(steps));
         assert_balanced(&page);
         assert!(!page.contains("NaN") && !page.contains("inf\""), "{steps}");
-        assert!(
-            page.len() < 400_000,
-            "{steps} steps make {} bytes",
-            page.len()
-        );
+        assert!(page.len() < 400_000, "{steps} steps make {} bytes", page.len());
     }
     assert_balanced(&render(&ReportData::default()));
 }
@@ -229,11 +193,7 @@ fn hostile_text_stays_text() {
     let stage = &mut data.stages[0];
     stage.kind = evil.into();
     stage.notes = vec![evil.into()];
-    stage.audit = vec![Check {
-        name: evil.into(),
-        passed: false,
-        detail: evil.into(),
-    }];
+    stage.audit = vec![Check { name: evil.into(), passed: false, detail: evil.into() }];
     stage.samples = vec![Sample {
         prompt: evil.into(),
         expected: Some(evil.into()),
@@ -266,11 +226,7 @@ fn pages_to_look_at() {
         write_report(dir.join(format!("report-{steps}.html")), &data(steps)).unwrap();
     }
     let mut two = data(60);
-    two.stages.push(StageData {
-        kind: "merge".into(),
-        notes: vec!["merged".into()],
-        ..StageData::default()
-    });
+    two.stages.push(StageData { kind: "merge".into(), notes: vec!["merged".into()], ..StageData::default() });
     two.stages.push(stage("train", 30));
     write_report(dir.join("report-stages.html"), &two).unwrap();
 }

@@ -192,15 +192,9 @@ impl MetricsWriter {
         let path = self.path.display();
         let text = std::fs::read(&self.path).with_context(|| format!("cannot read `{path}`"))?;
         let (lines, _) = parse(&text, &self.path)?;
-        let end = lines
-            .iter()
-            .take_while(|(line, _)| keep(line))
-            .last()
-            .map_or(0, |(_, end)| *end);
+        let end = lines.iter().take_while(|(line, _)| keep(line)).last().map_or(0, |(_, end)| *end);
         if end < text.len() {
-            self.file
-                .set_len(end as u64)
-                .with_context(|| format!("cannot cut `{path}`"))?;
+            self.file.set_len(end as u64).with_context(|| format!("cannot cut `{path}`"))?;
         }
         Ok(())
     }
@@ -213,11 +207,7 @@ impl MetricsWriter {
 pub fn read_metrics(path: impl AsRef<Path>) -> Result<Vec<Line>> {
     let path = path.as_ref();
     let text = std::fs::read(path).with_context(|| format!("cannot read `{}`", path.display()))?;
-    Ok(parse(&text, path)?
-        .0
-        .into_iter()
-        .map(|(line, _)| line)
-        .collect())
+    Ok(parse(&text, path)?.0.into_iter().map(|(line, _)| line).collect())
 }
 
 /// Each whole line with the offset behind it, and whether a torn one follows.
@@ -257,20 +247,8 @@ mod tests {
     use super::*;
 
     fn step(stage: usize, step: u64) -> StepLine {
-        let mem = Mem {
-            weights: 5,
-            peak: 9,
-            rss: 11,
-            ..Mem::default()
-        };
-        StepLine {
-            stage,
-            step,
-            loss: 0.1 + step as f64,
-            tokens: 64,
-            mem,
-            ..StepLine::default()
-        }
+        let mem = Mem { weights: 5, peak: 9, rss: 11, ..Mem::default() };
+        StepLine { stage, step, loss: 0.1 + step as f64, tokens: 64, mem, ..StepLine::default() }
     }
 
     fn eval(stage: usize, step: u64) -> EvalLine {
@@ -284,32 +262,12 @@ mod tests {
         line.grad_norm = f64::NAN;
         line.extra.insert("aux_loss".into(), json!(0.5));
         let value = serde_json::to_value(&line).unwrap();
-        let keys: Vec<_> = value
-            .as_object()
-            .unwrap()
-            .keys()
-            .map(String::as_str)
-            .collect();
+        let keys: Vec<_> = value.as_object().unwrap().keys().map(String::as_str).collect();
         assert_eq!(
             keys,
-            [
-                "stage",
-                "step",
-                "loss",
-                "lr",
-                "grad_norm",
-                "tokens",
-                "tokens_per_s",
-                "mem",
-                "aux_loss"
-            ]
+            ["stage", "step", "loss", "lr", "grad_norm", "tokens", "tokens_per_s", "mem", "aux_loss"]
         );
-        let mem: Vec<_> = value["mem"]
-            .as_object()
-            .unwrap()
-            .keys()
-            .map(String::as_str)
-            .collect();
+        let mem: Vec<_> = value["mem"].as_object().unwrap().keys().map(String::as_str).collect();
         assert_eq!(
             mem,
             [
@@ -345,9 +303,7 @@ mod tests {
         let at: Vec<_> = lines.iter().map(Line::at).collect();
         assert_eq!(at, [(0, 0), (0, 1), (0, 2), (0, 3), (0, 3)]);
         assert_eq!(lines[1], Line::Step(step(0, 1)));
-        let Line::Eval(last) = &lines[4] else {
-            panic!("no evaluation")
-        };
+        let Line::Eval(last) = &lines[4] else { panic!("no evaluation") };
         assert_eq!(last.get("loss"), Some(1.5));
     }
 
@@ -368,10 +324,7 @@ mod tests {
         assert_eq!(read_metrics(&path).unwrap().len(), 16);
 
         let mut writer = MetricsWriter::open(&path).unwrap();
-        assert!(
-            std::fs::read(&path).unwrap().ends_with(b"}\n"),
-            "the torn line is gone"
-        );
+        assert!(std::fs::read(&path).unwrap().ends_with(b"}\n"), "the torn line is gone");
         writer.truncate_after(1, 2).unwrap();
         let lines = read_metrics(&path).unwrap();
         assert_eq!(lines.len(), 12);
@@ -392,16 +345,10 @@ mod tests {
         for cut in 0..whole.len() {
             std::fs::write(&path, &whole[..cut]).unwrap();
             let lines = read_metrics(&path).unwrap();
-            assert_eq!(
-                lines.len(),
-                whole[..cut].iter().filter(|b| **b == b'\n').count()
-            );
+            assert_eq!(lines.len(), whole[..cut].iter().filter(|b| **b == b'\n').count());
         }
         std::fs::write(&path, b"{}\n{\"stage\":0}\n").unwrap();
         let error = read_metrics(&path).unwrap_err().to_string();
-        assert!(
-            error.contains("metrics.jsonl:1` is no line of metrics"),
-            "{error}"
-        );
+        assert!(error.contains("metrics.jsonl:1` is no line of metrics"), "{error}");
     }
 }

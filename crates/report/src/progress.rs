@@ -18,18 +18,13 @@ impl Console {
     /// Looks at standard error and the environment: `NO_COLOR` (set and not
     /// empty) and `TERM=dumb` mean no colours, the latter no bar either.
     pub fn detect() -> Console {
-        Self::of(std::io::stderr().is_terminal(), |name| {
-            std::env::var(name).ok()
-        })
+        Self::of(std::io::stderr().is_terminal(), |name| std::env::var(name).ok())
     }
 
     fn of(terminal: bool, var: impl Fn(&str) -> Option<String>) -> Console {
         let terminal = terminal && var("TERM").is_none_or(|t| t != "dumb");
         let plain = var("NO_COLOR").is_some_and(|v| !v.is_empty());
-        Console {
-            terminal,
-            color: terminal && !plain,
-        }
+        Console { terminal, color: terminal && !plain }
     }
 }
 
@@ -39,7 +34,7 @@ pub struct Progress {
 }
 
 enum View {
-    Bar(ProgressBar),
+    Bar(ProgressBar, bool),
     Lines(Lines<std::io::Stderr>),
 }
 
@@ -47,36 +42,18 @@ impl Progress {
     /// Begins to show `label` with `total` steps to do (0 if that is not known).
     pub fn new(console: Console, label: &str, total: u64) -> Progress {
         if !console.terminal {
-            return Progress {
-                view: View::Lines(Lines::new(std::io::stderr(), label, total)),
-            };
+            return Progress { view: View::Lines(Lines::new(std::io::stderr(), label, total)) };
         }
         let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(8));
-        let (cyan, dim) = if console.color {
-            (".cyan/dim", ".dim")
-        } else {
-            ("", "")
-        };
-        let template = if total == 0 {
-            format!("{{prefix}} {{spinner}} {{pos}}  {{msg}}  {{elapsed:5{dim}}}")
-        } else {
-            format!("{{prefix}} {{bar:24{cyan}}} {{pos}}/{{len}}  {{msg}}  {{eta:5{dim}}}")
-        };
-        // A template of our own making; the default style is as good if it were refused.
-        let style = ProgressStyle::with_template(&template)
-            .unwrap_or_else(|_| ProgressStyle::default_bar())
-            .progress_chars("━╸─");
-        bar.set_style(style);
+        bar.set_style(style(console.color, total > 0, false));
         bar.set_prefix(label.to_owned());
-        Progress {
-            view: View::Bar(bar),
-        }
+        Progress { view: View::Bar(bar, console.color) }
     }
 
     /// `done` steps are done; `message` says how it goes (`loss 1.23  540 tokens/s`).
     pub fn update(&mut self, done: u64, message: &str) {
         match &mut self.view {
-            View::Bar(bar) => {
+            View::Bar(bar, _) => {
                 bar.set_position(done);
                 bar.set_message(message.to_owned());
             }
@@ -87,7 +64,7 @@ impl Progress {
     /// Prints a line of its own, above the bar if there is one.
     pub fn line(&self, text: &str) {
         match &self.view {
-            View::Bar(bar) => bar.suspend(|| eprintln!("{text}")),
+            View::Bar(bar, _) => bar.suspend(|| eprintln!("{text}")),
             View::Lines(_) => eprintln!("{text}"),
         }
     }
@@ -95,13 +72,33 @@ impl Progress {
     /// Ends with a last message, which stays on the screen.
     pub fn finish(self, message: &str) {
         match self.view {
-            View::Bar(bar) => bar.finish_with_message(message.to_owned()),
+            View::Bar(bar, color) => {
+                bar.set_style(style(color, bar.length().is_some_and(|n| n > 0), true));
+                bar.abandon_with_message(message.to_owned());
+            }
             View::Lines(mut lines) => {
                 let elapsed = lines.began.elapsed();
                 lines.finish(elapsed, message);
             }
         }
     }
+}
+
+/// The bar's looks: with a known total, and at its end with the time taken
+/// instead of the time left.
+fn style(color: bool, known: bool, ended: bool) -> ProgressStyle {
+    // A template of our own making; the default style would do if it were refused.
+    ProgressStyle::with_template(&template(color, known, ended))
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("━╸─")
+}
+
+fn template(color: bool, known: bool, ended: bool) -> String {
+    let (cyan, dim) = if color { (".cyan/dim", ".dim") } else { ("", "") };
+    let time = if ended || !known { "elapsed" } else { "eta" };
+    let how_far =
+        if known { format!("{{bar:24{cyan}}} {{pos}}/{{len}}") } else { "{spinner} {pos}".to_owned() };
+    format!("{{prefix}} {how_far}  {{msg}}  {{{time}:5{dim}}}")
 }
 
 /// Plain lines: the first step, one every ten seconds, and the end.
@@ -117,13 +114,7 @@ const EVERY: Duration = Duration::from_secs(10);
 
 impl<W: Write> Lines<W> {
     fn new(out: W, label: &str, total: u64) -> Self {
-        Lines {
-            out,
-            label: label.to_owned(),
-            total,
-            began: Instant::now(),
-            printed: None,
-        }
+        Lines { out, label: label.to_owned(), total, began: Instant::now(), printed: None }
     }
 
     fn update(&mut self, elapsed: Duration, done: u64, message: &str) {
@@ -138,27 +129,20 @@ impl<W: Write> Lines<W> {
             let percent = 100.0 * done as f64 / self.total as f64;
             let left = self.total.saturating_sub(done);
             let eta = elapsed.as_secs_f64() / done.max(1) as f64 * left as f64;
-            let eta = if done > 0 && left > 0 {
+            // The first moments tell nothing about the rest.
+            let eta = if done > 0 && left > 0 && elapsed.as_secs() > 0 {
                 format!("  {} left", human(eta))
             } else {
                 String::new()
             };
-            format!(
-                "{label}  {done}/{}  {percent:.0}%  {message}{eta}",
-                self.total
-            )
+            format!("{label}  {done}/{}  {percent:.0}%  {message}{eta}", self.total)
         };
         // A closed standard error is no reason to stop training.
         let _ = writeln!(self.out, "{text}");
     }
 
     fn finish(&mut self, elapsed: Duration, message: &str) {
-        let _ = writeln!(
-            self.out,
-            "{}  {message}  ({})",
-            self.label,
-            human(elapsed.as_secs_f64())
-        );
+        let _ = writeln!(self.out, "{}  {message}  ({})", self.label, human(elapsed.as_secs_f64()));
     }
 }
 
@@ -194,6 +178,15 @@ mod tests {
     }
 
     #[test]
+    fn templates_are_understood() {
+        for flags in 0..8 {
+            let text = template(flags & 1 > 0, flags & 2 > 0, flags & 4 > 0);
+            assert!(ProgressStyle::with_template(&text).is_ok(), "{text}");
+        }
+        assert_eq!(template(false, true, false), "{prefix} {bar:24} {pos}/{len}  {msg}  {eta:5}");
+    }
+
+    #[test]
     fn unknown_totals() {
         let mut lines = Lines::new(Vec::new(), "read", 0);
         lines.update(Duration::ZERO, 7, "rows");
@@ -205,41 +198,11 @@ mod tests {
         let of = |terminal, name: &'static str, value: &'static str| {
             Console::of(terminal, |n| (n == name).then(|| value.to_owned()))
         };
-        assert_eq!(
-            of(true, "", ""),
-            Console {
-                terminal: true,
-                color: true
-            }
-        );
-        assert_eq!(
-            of(true, "NO_COLOR", "1"),
-            Console {
-                terminal: true,
-                color: false
-            }
-        );
-        assert_eq!(
-            of(true, "NO_COLOR", ""),
-            Console {
-                terminal: true,
-                color: true
-            }
-        );
-        assert_eq!(
-            of(true, "TERM", "dumb"),
-            Console {
-                terminal: false,
-                color: false
-            }
-        );
-        assert_eq!(
-            of(false, "", ""),
-            Console {
-                terminal: false,
-                color: false
-            }
-        );
+        assert_eq!(of(true, "", ""), Console { terminal: true, color: true });
+        assert_eq!(of(true, "NO_COLOR", "1"), Console { terminal: true, color: false });
+        assert_eq!(of(true, "NO_COLOR", ""), Console { terminal: true, color: true });
+        assert_eq!(of(true, "TERM", "dumb"), Console { terminal: false, color: false });
+        assert_eq!(of(false, "", ""), Console { terminal: false, color: false });
     }
 
     #[test]

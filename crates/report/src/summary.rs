@@ -33,13 +33,8 @@ pub fn hash_tree(root: &Path, path: &Path) -> Result<Map<String, Value>> {
     }
     files.sort();
     for file in files {
-        let sum =
-            Sum::of_file(&file).with_context(|| format!("cannot read `{}`", file.display()))?;
-        let name = file
-            .strip_prefix(root)
-            .unwrap_or(&file)
-            .to_string_lossy()
-            .replace('\\', "/");
+        let sum = Sum::of_file(&file).with_context(|| format!("cannot read `{}`", file.display()))?;
+        let name = file.strip_prefix(root).unwrap_or(&file).to_string_lossy().replace('\\', "/");
         out.insert(name, json!({"bytes": sum.bytes, "sha256": sum.sha256}));
     }
     Ok(out)
@@ -55,10 +50,7 @@ pub fn write_summary(run: &Path, figures: &impl Serialize, artifacts: &[&str]) -
     let Value::Object(mut all) = serde_json::to_value(figures)? else {
         anyhow::bail!("the figures of a summary must be an object");
     };
-    ensure!(
-        !all.contains_key("artifacts"),
-        "a summary makes its own `artifacts`"
-    );
+    ensure!(!all.contains_key("artifacts"), "a summary makes its own `artifacts`");
     let mut hashes = Map::new();
     for name in artifacts {
         let path = run.join(name);

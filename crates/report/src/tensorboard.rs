@@ -32,17 +32,13 @@ impl EventWriter {
     /// If the file cannot be made.
     pub fn create(dir: impl AsRef<Path>) -> Result<Self> {
         let seconds = now() as u64;
-        let stem = format!(
-            "events.out.tfevents.{seconds:010}.ramekin.{}",
-            std::process::id()
-        );
+        let stem = format!("events.out.tfevents.{seconds:010}.ramekin.{}", std::process::id());
         // Two writers within a second must not share a file.
         let path = (0..)
             .map(|n| dir.as_ref().join(format!("{stem}.{n}")))
             .find(|p| !p.exists())
             .context("no free file name")?;
-        let file =
-            File::create_new(&path).with_context(|| format!("cannot make `{}`", path.display()))?;
+        let file = File::create_new(&path).with_context(|| format!("cannot make `{}`", path.display()))?;
         let mut writer = EventWriter { path, file };
         let mut event = Vec::new();
         put_double(&mut event, 1, now());
@@ -71,10 +67,7 @@ impl EventWriter {
         ];
         let usage = line.mem.usage();
         for category in Category::ALL {
-            values.push((
-                format!("mem/{}", category.name()),
-                usage.get(category) as f64,
-            ));
+            values.push((format!("mem/{}", category.name()), usage.get(category) as f64));
         }
         values.push(("mem/peak".to_owned(), line.mem.peak as f64));
         values.push(("mem/rss".to_owned(), line.mem.rss as f64));
@@ -117,27 +110,17 @@ impl EventWriter {
     fn put(&mut self, event: &[u8]) -> Result<()> {
         let record = record(event);
         self.file.write_all(&record).with_context(|| {
-            format!(
-                "cannot write `{}`, which needed {} bytes",
-                self.path.display(),
-                record.len()
-            )
+            format!("cannot write `{}`, which needed {} bytes", self.path.display(), record.len())
         })
     }
 }
 
-fn numbers(
-    prefix: &str,
-    map: &serde_json::Map<String, Value>,
-) -> impl Iterator<Item = (String, f64)> {
-    map.iter()
-        .filter_map(move |(k, v)| Some((format!("{prefix}/{k}"), v.as_f64()?)))
+fn numbers(prefix: &str, map: &serde_json::Map<String, Value>) -> impl Iterator<Item = (String, f64)> {
+    map.iter().filter_map(move |(k, v)| Some((format!("{prefix}/{k}"), v.as_f64()?)))
 }
 
 fn now() -> f64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0.0, |d| d.as_secs_f64())
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
 }
 
 fn record(data: &[u8]) -> Vec<u8> {
@@ -164,11 +147,7 @@ fn crc32c(data: &[u8]) -> u32 {
             let mut crc = i as u32;
             let mut bit = 0;
             while bit < 8 {
-                crc = if crc & 1 == 1 {
-                    (crc >> 1) ^ 0x82f6_3b78
-                } else {
-                    crc >> 1
-                };
+                crc = if crc & 1 == 1 { (crc >> 1) ^ 0x82f6_3b78 } else { crc >> 1 };
                 bit += 1;
             }
             table[i] = crc;
@@ -176,9 +155,7 @@ fn crc32c(data: &[u8]) -> u32 {
         }
         table
     };
-    !data.iter().fold(!0, |crc, byte| {
-        (crc >> 8) ^ TABLE[((crc ^ u32::from(*byte)) & 255) as usize]
-    })
+    !data.iter().fold(!0, |crc, byte| (crc >> 8) ^ TABLE[((crc ^ u32::from(*byte)) & 255) as usize])
 }
 
 fn put_varint(out: &mut Vec<u8>, mut value: u64) {
@@ -275,33 +252,12 @@ mod tests {
         let mut writer = EventWriter::create(dir.path()).unwrap();
         let other = EventWriter::create(dir.path()).unwrap();
         assert_ne!(writer.path(), other.path());
-        let mem = Mem {
-            weights: 1 << 20,
-            rss: 7,
-            ..Mem::default()
-        };
-        let mut line = StepLine {
-            loss: 1.5,
-            lr: 1e-3,
-            mem,
-            ..StepLine::default()
-        };
+        let mem = Mem { weights: 1 << 20, rss: 7, ..Mem::default() };
+        let mut line = StepLine { loss: 1.5, lr: 1e-3, mem, ..StepLine::default() };
         line.grad_norm = f64::NAN;
         writer.step(300, &line).unwrap();
-        let eval = json!({"loss": 0.25, "note": "text"})
-            .as_object()
-            .unwrap()
-            .clone();
-        writer
-            .eval(
-                300,
-                &EvalLine {
-                    stage: 0,
-                    step: 300,
-                    eval,
-                },
-            )
-            .unwrap();
+        let eval = json!({"loss": 0.25, "note": "text"}).as_object().unwrap().clone();
+        writer.eval(300, &EvalLine { stage: 0, step: 300, eval }).unwrap();
         writer.scalars(1, &[]).unwrap();
 
         let records = records(&std::fs::read(writer.path()).unwrap());
@@ -314,10 +270,7 @@ mod tests {
             for (_, value) in fields(&fields(record)[2].1) {
                 let value = fields(&value);
                 let tag = String::from_utf8(value[0].1.clone()).unwrap();
-                values.push((
-                    tag,
-                    f32::from_le_bytes(value[1].1.clone().try_into().unwrap()),
-                ));
+                values.push((tag, f32::from_le_bytes(value[1].1.clone().try_into().unwrap())));
             }
         }
         let get = |tag: &str| values.iter().find(|(t, _)| t == tag).map(|(_, v)| *v);

@@ -68,31 +68,14 @@ impl fmt::Display for Damage {
         match self {
             Damage::NoChecksums(why) => write!(f, "`{CHECKSUMS}` {why}"),
             Damage::Missing { file } => write!(f, "`{file}` is missing"),
-            Damage::Size {
-                file,
-                expected,
-                found,
-            } if found < expected => {
-                write!(
-                    f,
-                    "`{file}` is cut off: {found} of {expected} bytes are there"
-                )
+            Damage::Size { file, expected, found } if found < expected => {
+                write!(f, "`{file}` is cut off: {found} of {expected} bytes are there")
             }
-            Damage::Size {
-                file,
-                expected,
-                found,
-            } => {
-                write!(
-                    f,
-                    "`{file}` has {found} bytes where {expected} were written"
-                )
+            Damage::Size { file, expected, found } => {
+                write!(f, "`{file}` has {found} bytes where {expected} were written")
             }
             Damage::Changed { file } => {
-                write!(
-                    f,
-                    "`{file}` has other bytes than were written (its SHA-256 differs)"
-                )
+                write!(f, "`{file}` has other bytes than were written (its SHA-256 differs)")
             }
             Damage::Unreadable { file, why } => write!(f, "`{file}` cannot be read: {why}"),
         }
@@ -121,27 +104,17 @@ pub fn verify(dir: &Path) -> Result<(), Damage> {
             Ok(meta) => meta.len(),
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(Damage::Missing { file }),
             Err(e) => {
-                return Err(Damage::Unreadable {
-                    file,
-                    why: e.to_string(),
-                });
+                return Err(Damage::Unreadable { file, why: e.to_string() });
             }
         };
         if found != expected.bytes {
-            return Err(Damage::Size {
-                file,
-                expected: expected.bytes,
-                found,
-            });
+            return Err(Damage::Size { file, expected: expected.bytes, found });
         }
         match Sum::of_file(&path) {
             Ok(sum) if sum == expected => {}
             Ok(_) => return Err(Damage::Changed { file }),
             Err(e) => {
-                return Err(Damage::Unreadable {
-                    file,
-                    why: e.to_string(),
-                });
+                return Err(Damage::Unreadable { file, why: e.to_string() });
             }
         }
     }
@@ -177,13 +150,7 @@ impl AtomicDir {
         restore(&disk, &target)?;
         disk.remove(&aside)?;
         disk.create_dir(&aside)?;
-        Ok(AtomicDir {
-            disk,
-            target,
-            aside,
-            sums: BTreeMap::new(),
-            done: false,
-        })
+        Ok(AtomicDir { disk, target, aside, sums: BTreeMap::new(), done: false })
     }
 
     /// Where files go until [`AtomicDir::commit`]; foreign code may write here directly.
@@ -195,11 +162,7 @@ impl AtomicDir {
     ///
     /// # Errors
     /// [`crate::DiskError`] with path and bytes needed; whatever `fill` returns.
-    pub fn file(
-        &mut self,
-        name: &str,
-        fill: impl FnOnce(&mut FileWriter) -> Result<()>,
-    ) -> Result<()> {
+    pub fn file(&mut self, name: &str, fill: impl FnOnce(&mut FileWriter) -> Result<()>) -> Result<()> {
         let path = self.aside.join(inside(name)?);
         if let Some(parent) = path.parent().filter(|p| *p != self.aside) {
             self.disk.create_dir(parent)?;
@@ -228,15 +191,13 @@ impl AtomicDir {
         for name in files.iter().filter(|n| *n != CHECKSUMS) {
             if !self.sums.contains_key(name) {
                 let path = self.aside.join(name);
-                let sum = Sum::of_file(&path)
-                    .with_context(|| format!("cannot read back `{}`", path.display()))?;
+                let sum =
+                    Sum::of_file(&path).with_context(|| format!("cannot read back `{}`", path.display()))?;
                 self.disk.sync_file(&path)?;
                 self.sums.insert(name.clone(), sum);
             }
         }
-        let sums = Checksums {
-            files: std::mem::take(&mut self.sums),
-        };
+        let sums = Checksums { files: std::mem::take(&mut self.sums) };
         let text = serde_json::to_vec_pretty(&sums)?;
         let mut writer = self.disk.create(&self.aside.join(CHECKSUMS))?;
         writer.put(&text)?;
@@ -299,9 +260,7 @@ pub(crate) fn recover_on(disk: &Disk, parent: &Path) -> Result<()> {
         Err(e) => return Err(e).with_context(|| format!("cannot list `{}`", parent.display())),
     };
     for entry in entries {
-        let path = entry
-            .with_context(|| format!("cannot list `{}`", parent.display()))?
-            .path();
+        let path = entry.with_context(|| format!("cannot list `{}`", parent.display()))?.path();
         if strip(&path, WRITING).is_some() {
             disk.remove(&path)?;
         } else if let Some(target) = strip(&path, OLD) {
@@ -383,13 +342,8 @@ fn strip(path: &Path, suffix: &str) -> Option<PathBuf> {
 
 fn inside(name: &str) -> Result<&Path> {
     let path = Path::new(name);
-    let plain = path
-        .components()
-        .all(|c| matches!(c, std::path::Component::Normal(_)));
-    ensure!(
-        plain && !name.is_empty(),
-        "`{name}` is no file name inside a folder"
-    );
+    let plain = path.components().all(|c| matches!(c, std::path::Component::Normal(_)));
+    ensure!(plain && !name.is_empty(), "`{name}` is no file name inside a folder");
     Ok(path)
 }
 

@@ -30,18 +30,13 @@ fn put(disk: Disk, target: &Path, text: &str) -> Result<PathBuf> {
 fn read(target: &Path) -> String {
     let text = fs::read_to_string(target.join("a.txt")).unwrap();
     assert_eq!(text, fs::read_to_string(target.join("sub/b.txt")).unwrap());
-    assert_eq!(
-        text,
-        fs::read_to_string(target.join("foreign.txt")).unwrap()
-    );
+    assert_eq!(text, fs::read_to_string(target.join("foreign.txt")).unwrap());
     text
 }
 
 fn names(dir: &Path) -> Vec<String> {
-    let mut names: Vec<_> = fs::read_dir(dir)
-        .unwrap()
-        .map(|e| e.unwrap().file_name().into_string().unwrap())
-        .collect();
+    let mut names: Vec<_> =
+        fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
 }
@@ -62,25 +57,14 @@ fn a_crash_anywhere_leaves_the_old_or_the_new() {
             "new" => news += 1,
             other => panic!("{other}"),
         }
-        assert_eq!(
-            names(tmp.path()),
-            ["adapter"],
-            "leftovers after a crash at operation {n}"
-        );
+        assert_eq!(names(tmp.path()), ["adapter"], "leftovers after a crash at operation {n}");
         if done {
-            assert_eq!(
-                count.load(Ordering::SeqCst),
-                n,
-                "the last round ran to its end"
-            );
+            assert_eq!(count.load(Ordering::SeqCst), n, "the last round ran to its end");
             assert_eq!(read(&target), "new");
             break;
         }
     }
-    assert!(
-        olds > 10 && news > 3,
-        "both outcomes were seen: {olds} old, {news} new"
-    );
+    assert!(olds > 10 && news > 3, "both outcomes were seen: {olds} old, {news} new");
 }
 
 #[test]
@@ -101,13 +85,7 @@ fn a_crash_in_recover_is_recovered() {
 
 #[test]
 fn a_single_fault_keeps_the_old_and_cleans_up() {
-    for op in [
-        Op::CreateDir,
-        Op::CreateFile,
-        Op::Write,
-        Op::SyncFile,
-        Op::SyncDir,
-    ] {
+    for op in [Op::CreateDir, Op::CreateFile, Op::Write, Op::SyncFile, Op::SyncDir] {
         let tmp = tempfile::tempdir().unwrap();
         let target = tmp.path().join("adapter");
         put(Disk::default(), &target, "old").unwrap();
@@ -133,10 +111,7 @@ fn single_files_are_old_or_new() {
         write_atomic(&path, b"old").unwrap();
         let done = write_atomic_on(&dying(n).0, &path, b"new and longer").is_ok();
         let text = fs::read_to_string(&path).unwrap();
-        assert!(
-            text == "new and longer" || (text == "old" && !done),
-            "{n}: {text}"
-        );
+        assert!(text == "new and longer" || (text == "old" && !done), "{n}: {text}");
         recover(tmp.path()).unwrap();
         assert_eq!(names(tmp.path()), ["summary.json"]);
     }
@@ -152,33 +127,17 @@ fn damage_is_named() {
 
     fs::write(&path, "some").unwrap();
     let damage = verify(&target).unwrap_err();
-    assert_eq!(
-        damage,
-        Damage::Size {
-            file: file.clone(),
-            expected: 9,
-            found: 4
-        }
-    );
-    assert_eq!(
-        damage.to_string(),
-        "`a.txt` is cut off: 4 of 9 bytes are there"
-    );
+    assert_eq!(damage, Damage::Size { file: file.clone(), expected: 9, found: 4 });
+    assert_eq!(damage.to_string(), "`a.txt` is cut off: 4 of 9 bytes are there");
 
     fs::write(&path, "some tixt").unwrap();
-    assert_eq!(
-        verify(&target).unwrap_err(),
-        Damage::Changed { file: file.clone() }
-    );
+    assert_eq!(verify(&target).unwrap_err(), Damage::Changed { file: file.clone() });
     fs::remove_file(&path).unwrap();
     assert_eq!(verify(&target).unwrap_err(), Damage::Missing { file });
     fs::write(target.join(CHECKSUMS), "{").unwrap();
     assert!(matches!(verify(&target), Err(Damage::NoChecksums(_))));
     fs::remove_file(target.join(CHECKSUMS)).unwrap();
-    assert_eq!(
-        verify(&target),
-        Err(Damage::NoChecksums("is missing".into()))
-    );
+    assert_eq!(verify(&target), Err(Damage::NoChecksums("is missing".into())));
 }
 
 #[test]
@@ -189,8 +148,5 @@ fn names_stay_inside() {
         assert!(dir.write(name, b"").is_err(), "{name}");
     }
     drop(dir);
-    assert!(
-        names(tmp.path()).is_empty(),
-        "a dropped folder leaves nothing"
-    );
+    assert!(names(tmp.path()).is_empty(), "a dropped folder leaves nothing");
 }

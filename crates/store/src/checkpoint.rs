@@ -90,11 +90,7 @@ impl CheckpointWriter {
     ///
     /// # Errors
     /// [`crate::DiskError`]; whatever `fill` returns.
-    pub fn stream(
-        &mut self,
-        file: &str,
-        fill: impl FnOnce(&mut FileWriter) -> Result<()>,
-    ) -> Result<()> {
+    pub fn stream(&mut self, file: &str, fill: impl FnOnce(&mut FileWriter) -> Result<()>) -> Result<()> {
         self.dir.file(file, fill)
     }
 
@@ -139,10 +135,7 @@ impl Checkpoints {
         let mut found = Vec::new();
         for entry in fs::read_dir(&self.dir).with_context(list)? {
             let path = entry.with_context(list)?.path();
-            let name = path
-                .file_name()
-                .and_then(|n| n.to_str())
-                .unwrap_or_default();
+            let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
             if let Some(step) = name.strip_prefix(PREFIX).and_then(|s| s.parse().ok()) {
                 found.push((step, path));
             }
@@ -169,14 +162,10 @@ impl Checkpoints {
         let name = format!("{PREFIX}{step}");
         let target = self.dir.join(&name);
         let saving = || format!("cannot save `{}`", target.display());
-        let mut writer = CheckpointWriter {
-            dir: AtomicDir::begin_on(self.disk.clone(), &target).with_context(saving)?,
-        };
+        let mut writer =
+            CheckpointWriter { dir: AtomicDir::begin_on(self.disk.clone(), &target).with_context(saving)? };
         let text = serde_json::to_vec_pretty(&trainer_state(step, epoch, state)?)?;
-        writer
-            .file(TRAINER_STATE, &text)
-            .and_then(|()| fill(&mut writer))
-            .with_context(saving)?;
+        writer.file(TRAINER_STATE, &text).and_then(|()| fill(&mut writer)).with_context(saving)?;
         writer.dir.commit().with_context(saving)?;
         atomic::verify(&target)
             .with_context(|| format!("`{}` does not read back as written", target.display()))?;
@@ -212,26 +201,17 @@ impl Checkpoints {
         for (step, path) in self.list()?.into_iter().rev() {
             match atomic::verify(&path).and_then(|()| read_state(&path, step)) {
                 Ok(state) => {
-                    return Ok(Latest {
-                        good: Some(Checkpoint { path, step, state }),
-                        damaged,
-                    });
+                    return Ok(Latest { good: Some(Checkpoint { path, step, state }), damaged });
                 }
                 Err(why) => damaged.push(Damaged { path, step, why }),
             }
         }
-        Ok(Latest {
-            good: None,
-            damaged,
-        })
+        Ok(Latest { good: None, damaged })
     }
 }
 
 fn name_of(path: &Path) -> String {
-    path.file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned()
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 fn trainer_state(step: u64, epoch: f64, state: &impl Serialize) -> Result<Value> {
@@ -243,27 +223,19 @@ fn trainer_state(step: u64, epoch: f64, state: &impl Serialize) -> Result<Value>
         anyhow::bail!("the state of a checkpoint must be an object, not `{given}`");
     };
     for (key, value) in given {
-        ensure!(
-            !all.contains_key(&key),
-            "a checkpoint's state has its own `{key}`"
-        );
+        ensure!(!all.contains_key(&key), "a checkpoint's state has its own `{key}`");
         all.insert(key, value);
     }
     Ok(Value::Object(all))
 }
 
 fn read_state(path: &Path, step: u64) -> Result<Value, Damage> {
-    let unreadable = |why: String| Damage::Unreadable {
-        file: TRAINER_STATE.into(),
-        why,
-    };
+    let unreadable = |why: String| Damage::Unreadable { file: TRAINER_STATE.into(), why };
     let text = fs::read(path.join(TRAINER_STATE)).map_err(|e| unreadable(e.to_string()))?;
     let state: Value = serde_json::from_slice(&text).map_err(|e| unreadable(e.to_string()))?;
     let told = state.get("global_step").and_then(Value::as_u64);
     if told != Some(step) {
-        return Err(unreadable(format!(
-            "`global_step` is not the folder's {step}"
-        )));
+        return Err(unreadable(format!("`global_step` is not the folder's {step}")));
     }
     Ok(state)
 }

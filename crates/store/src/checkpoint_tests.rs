@@ -11,15 +11,10 @@ use crate::index::Index;
 
 fn save(all: &Checkpoints, step: u64) -> Result<PathBuf> {
     let weights = Tensor::full(step as f32, (3, 5), &Device::Cpu)?;
-    all.save(
-        step,
-        step as f64 / 10.0,
-        &json!({"log_history": [], "seed": 7}),
-        |w| {
-            w.tensors("adapter.safetensors", &[("w".into(), Data::from(&weights))])?;
-            w.file("cursor.bin", &step.to_le_bytes())
-        },
-    )
+    all.save(step, step as f64 / 10.0, &json!({"log_history": [], "seed": 7}), |w| {
+        w.tensors("adapter.safetensors", &[("w".into(), Data::from(&weights))])?;
+        w.file("cursor.bin", &step.to_le_bytes())
+    })
 }
 
 fn steps(all: &Checkpoints) -> Vec<u64> {
@@ -31,10 +26,7 @@ fn good(all: &Checkpoints) -> Option<u64> {
     let c = all.latest_good().unwrap().good?;
     let index = Index::open(c.path.join("adapter.safetensors")).unwrap();
     assert_eq!(index.read_f32("w").unwrap(), vec![c.step as f32; 15]);
-    assert_eq!(
-        fs::read(c.path.join("cursor.bin")).unwrap(),
-        c.step.to_le_bytes()
-    );
+    assert_eq!(fs::read(c.path.join("cursor.bin")).unwrap(), c.step.to_le_bytes());
     assert_eq!(c.state["epoch"], json!(c.step as f64 / 10.0));
     Some(c.step)
 }
@@ -82,21 +74,11 @@ fn damaged_ones_are_passed_over_and_named() {
     assert_eq!(good(&all), Some(2));
     let damaged = all.latest_good().unwrap().damaged;
     let texts: Vec<_> = damaged.iter().map(|d| d.why.to_string()).collect();
-    assert_eq!(
-        damaged.iter().map(|d| d.step).collect::<Vec<_>>(),
-        [5, 4, 3]
-    );
-    assert!(
-        texts[0].starts_with("`adapter.safetensors` is cut off: "),
-        "{texts:?}"
-    );
+    assert_eq!(damaged.iter().map(|d| d.step).collect::<Vec<_>>(), [5, 4, 3]);
+    assert!(texts[0].starts_with("`adapter.safetensors` is cut off: "), "{texts:?}");
     assert!(texts[1].contains("its SHA-256 differs"), "{texts:?}");
     assert_eq!(texts[2], "`cursor.bin` is missing");
-    assert!(
-        damaged[0]
-            .to_string()
-            .contains("checkpoint-5` is damaged: ")
-    );
+    assert!(damaged[0].to_string().contains("checkpoint-5` is damaged: "));
 }
 
 #[test]
@@ -105,12 +87,7 @@ fn any_flipped_bit_is_seen() {
     let all = Checkpoints::open(tmp.path(), 9).unwrap();
     save(&all, 1).unwrap();
     let path = save(&all, 2).unwrap();
-    for name in [
-        "adapter.safetensors",
-        "cursor.bin",
-        TRAINER_STATE,
-        atomic::CHECKSUMS,
-    ] {
+    for name in ["adapter.safetensors", "cursor.bin", TRAINER_STATE, atomic::CHECKSUMS] {
         let whole = fs::read(path.join(name)).unwrap();
         for at in (0..whole.len()).step_by(if name == atomic::CHECKSUMS { 1 } else { 5 }) {
             let mut broken = whole.clone();
@@ -139,20 +116,11 @@ fn a_crash_at_any_operation_leaves_a_good_one() {
             }
             Ok(())
         });
-        let done = Checkpoints::open_on(disk, tmp.path(), 1)
-            .and_then(|c| save(&c, 2))
-            .is_ok();
+        let done = Checkpoints::open_on(disk, tmp.path(), 1).and_then(|c| save(&c, 2)).is_ok();
         let again = Checkpoints::open(tmp.path(), 1).unwrap();
         let latest = again.latest_good().unwrap();
-        assert!(
-            latest.damaged.is_empty(),
-            "operation {n}: {:?}",
-            latest.damaged
-        );
-        assert!(
-            good(&again) == Some(2) || (!done && good(&again) == Some(1)),
-            "operation {n}"
-        );
+        assert!(latest.damaged.is_empty(), "operation {n}: {:?}", latest.damaged);
+        assert!(good(&again) == Some(2) || (!done && good(&again) == Some(1)), "operation {n}");
         if done {
             assert!(n > 20, "a save has at least so many operations");
             break;
@@ -165,39 +133,24 @@ fn a_full_disk_keeps_the_last_good_one() {
     let tmp = tempfile::tempdir().unwrap();
     save(&Checkpoints::open(tmp.path(), 1).unwrap(), 1).unwrap();
     let disk = Disk::with_hook(|op, path| match op {
-        Op::Write if path.ends_with("adapter.safetensors") => {
-            Err(io::ErrorKind::StorageFull.into())
-        }
+        Op::Write if path.ends_with("adapter.safetensors") => Err(io::ErrorKind::StorageFull.into()),
         _ => Ok(()),
     });
     let all = Checkpoints::open_on(disk, tmp.path(), 1).unwrap();
     let error = save(&all, 2).unwrap_err();
     let text = format!("{error:#}");
     assert!(DiskError::found_full(&error));
-    assert!(
-        text.starts_with("cannot save `") && text.contains("checkpoint-2`: no room"),
-        "{text}"
-    );
-    assert!(
-        text.contains("adapter.safetensors`, which needed "),
-        "{text}"
-    );
+    assert!(text.starts_with("cannot save `") && text.contains("checkpoint-2`: no room"), "{text}");
+    assert!(text.contains("adapter.safetensors`, which needed "), "{text}");
     assert_eq!(good(&all), Some(1));
-    assert_eq!(
-        fs::read_dir(tmp.path()).unwrap().count(),
-        1,
-        "nothing half-written stays"
-    );
+    assert_eq!(fs::read_dir(tmp.path()).unwrap().count(), 1, "nothing half-written stays");
 }
 
 #[test]
 fn the_state_cannot_shadow_the_step() {
     let tmp = tempfile::tempdir().unwrap();
     let all = Checkpoints::open(tmp.path(), 1).unwrap();
-    assert!(
-        all.save(1, 0.0, &json!({"global_step": 9}), |_| Ok(()))
-            .is_err()
-    );
+    assert!(all.save(1, 0.0, &json!({"global_step": 9}), |_| Ok(())).is_err());
     assert!(all.save(1, 0.0, &json!([1]), |_| Ok(())).is_err());
     assert_eq!(good_step(&all), None);
 }

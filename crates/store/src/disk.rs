@@ -42,11 +42,7 @@ pub struct Disk {
 
 impl fmt::Debug for Disk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.hook.is_some() {
-            "Disk(with faults)"
-        } else {
-            "Disk"
-        })
+        f.write_str(if self.hook.is_some() { "Disk(with faults)" } else { "Disk" })
     }
 }
 
@@ -67,18 +63,12 @@ impl DiskError {
     /// Whether room is what is missing (disk full, quota used up, file too large).
     pub fn is_full(&self) -> bool {
         use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
-        matches!(
-            self.source.kind(),
-            StorageFull | QuotaExceeded | FileTooLarge
-        )
+        matches!(self.source.kind(), StorageFull | QuotaExceeded | FileTooLarge)
     }
 
     /// Whether an error, or one that it was caused by, says that the disk is full.
     pub fn found_full(error: &anyhow::Error) -> bool {
-        error.chain().any(|e| {
-            e.downcast_ref::<DiskError>()
-                .is_some_and(DiskError::is_full)
-        })
+        error.chain().any(|e| e.downcast_ref::<DiskError>().is_some_and(DiskError::is_full))
     }
 }
 
@@ -93,11 +83,7 @@ impl fmt::Display for DiskError {
             _ => write!(f, "failed while {} `{path}`", self.doing)?,
         }
         if let Some(needed) = self.needed {
-            write!(
-                f,
-                ", which needed {} ({needed} bytes)",
-                units::bytes(needed)
-            )?;
+            write!(f, ", which needed {} ({needed} bytes)", units::bytes(needed))?;
         }
         write!(f, ": {}", self.source)
     }
@@ -109,21 +95,14 @@ impl std::error::Error for DiskError {}
 pub(crate) type DiskResult<T> = Result<T, DiskError>;
 
 fn failed(path: &Path, doing: &'static str, source: io::Error) -> DiskError {
-    DiskError {
-        path: path.to_owned(),
-        doing,
-        needed: None,
-        source,
-    }
+    DiskError { path: path.to_owned(), doing, needed: None, source }
 }
 
 impl Disk {
     /// A disk whose operations can fail: the hook is asked before each one, and
     /// a refused write still takes half of its bytes, as a real disk may.
     pub fn with_hook(hook: impl Fn(Op, &Path) -> io::Result<()> + Send + Sync + 'static) -> Self {
-        Disk {
-            hook: Some(Arc::new(hook)),
-        }
+        Disk { hook: Some(Arc::new(hook)) }
     }
 
     fn ask(&self, op: Op, path: &Path) -> io::Result<()> {
@@ -137,15 +116,11 @@ impl Disk {
         doing: &'static str,
         act: impl FnOnce() -> io::Result<T>,
     ) -> DiskResult<T> {
-        self.ask(op, path)
-            .and_then(|()| act())
-            .map_err(|e| failed(path, doing, e))
+        self.ask(op, path).and_then(|()| act()).map_err(|e| failed(path, doing, e))
     }
 
     pub(crate) fn create_dir(&self, path: &Path) -> DiskResult<()> {
-        self.run(Op::CreateDir, path, "making the folder", || {
-            fs::create_dir_all(path)
-        })
+        self.run(Op::CreateDir, path, "making the folder", || fs::create_dir_all(path))
     }
 
     pub(crate) fn rename(&self, from: &Path, to: &Path) -> DiskResult<()> {
@@ -170,32 +145,25 @@ impl Disk {
     }
 
     pub(crate) fn sync_file(&self, path: &Path) -> DiskResult<()> {
-        self.run(Op::SyncFile, path, "syncing", || {
-            File::open(path)?.sync_all()
-        })
+        self.run(Op::SyncFile, path, "syncing", || File::open(path)?.sync_all())
     }
 
     /// Makes renames inside a folder durable; only Unix lets a folder be synced.
     pub(crate) fn sync_dir(&self, path: &Path) -> DiskResult<()> {
-        self.run(Op::SyncDir, path, "syncing", || {
-            if cfg!(unix) {
-                File::open(path)?.sync_all()
-            } else {
-                Ok(())
-            }
-        })
+        self.run(
+            Op::SyncDir,
+            path,
+            "syncing",
+            || {
+                if cfg!(unix) { File::open(path)?.sync_all() } else { Ok(()) }
+            },
+        )
     }
 
     /// A new file that counts and hashes what goes into it.
     pub(crate) fn create(&self, path: &Path) -> DiskResult<FileWriter> {
         let file = self.run(Op::CreateFile, path, "making", || File::create(path))?;
-        Ok(FileWriter {
-            file,
-            path: path.to_owned(),
-            disk: self.clone(),
-            sha: Sha256::new(),
-            bytes: 0,
-        })
+        Ok(FileWriter { file, path: path.to_owned(), disk: self.clone(), sha: Sha256::new(), bytes: 0 })
     }
 }
 
@@ -232,18 +200,9 @@ impl FileWriter {
 
     /// Forces the bytes to the device; returns their number and SHA-256.
     pub(crate) fn finish(self) -> DiskResult<Sum> {
-        let FileWriter {
-            file,
-            path,
-            disk,
-            sha,
-            bytes,
-        } = self;
+        let FileWriter { file, path, disk, sha, bytes } = self;
         disk.run(Op::SyncFile, &path, "syncing", || file.sync_all())?;
-        Ok(Sum {
-            sha256: hex(&sha.finalize()),
-            bytes,
-        })
+        Ok(Sum { sha256: hex(&sha.finalize()), bytes })
     }
 }
 
@@ -277,10 +236,7 @@ impl Sum {
         let mut count = Count(Sha256::new(), 0);
         let mut reader = io::BufReader::with_capacity(1 << 20, File::open(path)?);
         io::copy(&mut reader, &mut count)?;
-        Ok(Sum {
-            sha256: hex(&count.0.finalize()),
-            bytes: count.1,
-        })
+        Ok(Sum { sha256: hex(&count.0.finalize()), bytes: count.1 })
     }
 }
 
@@ -302,31 +258,14 @@ mod tests {
         });
         let error = full.create(&path).unwrap().put(&[7; 2048]).unwrap_err();
         let text = error.to_string();
-        assert!(
-            text.starts_with("no room on the disk while writing `"),
-            "{text}"
-        );
-        assert!(
-            text.contains("x.bin`, which needed 2.0 KiB (2048 bytes)"),
-            "{text}"
-        );
-        assert!(DiskError::found_full(
-            &anyhow::Error::from(error).context("saving")
-        ));
-        assert_eq!(
-            fs::read(&path).unwrap().len(),
-            1024,
-            "half of the bytes arrived"
-        );
+        assert!(text.starts_with("no room on the disk while writing `"), "{text}");
+        assert!(text.contains("x.bin`, which needed 2.0 KiB (2048 bytes)"), "{text}");
+        assert!(DiskError::found_full(&anyhow::Error::from(error).context("saving")));
+        assert_eq!(fs::read(&path).unwrap().len(), 1024, "half of the bytes arrived");
 
         let denied = Disk::with_hook(|_, _| Err(io::ErrorKind::PermissionDenied.into()));
         let error = denied.create(&path).map(|_| ()).unwrap_err();
-        assert!(
-            error
-                .to_string()
-                .starts_with("no permission while making `"),
-            "{error}"
-        );
+        assert!(error.to_string().starts_with("no permission while making `"), "{error}");
         assert!(!error.is_full());
     }
 
@@ -339,9 +278,6 @@ mod tests {
         file.put(b"bc").unwrap();
         let written = file.finish().unwrap();
         assert_eq!(written, Sum::of_file(&path).unwrap());
-        assert_eq!(
-            written.sha256,
-            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-        );
+        assert_eq!(written.sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
     }
 }

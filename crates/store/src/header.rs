@@ -69,10 +69,7 @@ impl Header {
     }
 
     pub(crate) fn read_open(path: &Path, mut file: &File) -> Result<Header> {
-        let length = file
-            .metadata()
-            .with_context(|| format!("`{}`", path.display()))?
-            .len();
+        let length = file.metadata().with_context(|| format!("`{}`", path.display()))?.len();
         let mut prefix = [0; 8];
         if length < 8 {
             let what = format!("is too short for a safetensors file: {length} bytes");
@@ -86,10 +83,7 @@ impl Header {
             let what = if lfs {
                 "is no safetensors file but a Git LFS pointer to one".into()
             } else if said > length - 8 {
-                format!(
-                    "says that its header has {said} bytes, but only {} follow",
-                    length - 8
-                )
+                format!("says that its header has {said} bytes, but only {} follow", length - 8)
             } else {
                 format!("says that its header has {said} bytes; at most {MAX_HEADER} are allowed")
             };
@@ -125,11 +119,7 @@ impl Header {
         tensors.sort_by(|(a, x), (b, y)| (x.offset, x.bytes, a).cmp(&(y.offset, y.bytes, b)));
         let mut end = start;
         for (i, (name, info)) in tensors.iter().enumerate() {
-            let before = if i == 0 {
-                "the header"
-            } else {
-                tensors[i - 1].0.as_str()
-            };
+            let before = if i == 0 { "the header" } else { tensors[i - 1].0.as_str() };
             if info.offset < end {
                 return Err(wrong(format!(
                     "has tensors `{before}` and `{name}` that share {} bytes",
@@ -148,36 +138,24 @@ impl Header {
             let extra = data - (end - start);
             return Err(wrong(format!("has {extra} bytes after its last tensor")));
         }
-        Ok(Header {
-            tensors,
-            metadata: raw.metadata,
-        })
+        Ok(Header { tensors, metadata: raw.metadata })
     }
 }
 
 fn wrong(path: &Path, what: impl fmt::Display) -> UserError {
-    let name = path
-        .file_name()
-        .unwrap_or(path.as_os_str())
-        .to_string_lossy();
+    let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
     UserError::new(format!("`{name}` {what}")).in_file(path)
 }
 
 /// One entry against the data that is there; every sum is a checked one.
 fn check(path: &Path, start: u64, data: u64, raw: RawTensor) -> Result<TensorInfo, String> {
-    let RawTensor {
-        dtype: name,
-        shape,
-        data_offsets: (from, to),
-    } = raw;
+    let RawTensor { dtype: name, shape, data_offsets: (from, to) } = raw;
     let dtype = parse_dtype(&name).ok_or_else(|| format!("`{name}` is no dtype"))?;
     if from > to {
         return Err(format!("its data ends at {to}, before its start at {from}"));
     }
     if to > data {
-        return Err(format!(
-            "its data ends at byte {to}; the file holds {data} bytes of data"
-        ));
+        return Err(format!("its data ends at byte {to}; the file holds {data} bytes of data"));
     }
     let bits = shape
         .iter()
@@ -185,23 +163,14 @@ fn check(path: &Path, start: u64, data: u64, raw: RawTensor) -> Result<TensorInf
         .ok_or_else(|| format!("the shape {shape:?} has more bytes than can be counted"))?;
     if bits % 8 != 0 || bits / 8 != to - from {
         let want = bits.div_ceil(8);
-        return Err(format!(
-            "{name} {shape:?} needs {want} bytes, its data has {}",
-            to - from
-        ));
+        return Err(format!("{name} {shape:?} needs {want} bytes, its data has {}", to - from));
     }
     let shape = shape
         .iter()
         .map(|d| usize::try_from(*d))
         .collect::<Result<_, _>>()
         .map_err(|_| format!("the shape {shape:?} is too large for this machine"))?;
-    Ok(TensorInfo {
-        dtype,
-        shape,
-        file: path.to_owned(),
-        offset: start + from,
-        bytes: to - from,
-    })
+    Ok(TensorInfo { dtype, shape, file: path.to_owned(), offset: start + from, bytes: to - from })
 }
 
 /// The dtype of this name in safetensors files.
@@ -232,10 +201,7 @@ impl<'de> Deserialize<'de> for RawHeader {
             }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawHeader, A::Error> {
                 let mut seen = HashSet::new();
-                let mut out = RawHeader {
-                    tensors: Vec::new(),
-                    metadata: BTreeMap::new(),
-                };
+                let mut out = RawHeader { tensors: Vec::new(), metadata: BTreeMap::new() };
                 while let Some(name) = map.next_key::<String>()? {
                     if !seen.insert(name.clone()) {
                         return Err(de::Error::custom(format!("`{name}` is there twice")));
@@ -316,25 +282,13 @@ mod tests {
             std::fs::write(&path, bytes).unwrap();
             let error = Header::read(&path).unwrap_err();
             assert_eq!(ramekin_core::exit_code(&error), 2);
-            assert!(
-                error.to_string().contains(part),
-                "{error} should say {part}"
-            );
+            assert!(error.to_string().contains(part), "{error} should say {part}");
         };
         check(b"", "too short for a safetensors file: 0 bytes");
-        check(
-            &[9, 0, 0, 0, 0, 0, 0, 0, b'{'],
-            "header has 9 bytes, but only 1 follow",
-        );
+        check(&[9, 0, 0, 0, 0, 0, 0, 0, b'{'], "header has 9 bytes, but only 1 follow");
         check(&[255; 32], "header has 18446744073709551615 bytes");
-        check(
-            b"version https://git-lfs.github.com/spec/v1\n",
-            "`git lfs pull`",
-        );
-        check(
-            &[2, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xfe],
-            "cannot be understood",
-        );
+        check(b"version https://git-lfs.github.com/spec/v1\n", "`git lfs pull`");
+        check(&[2, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xfe], "cannot be understood");
     }
 
     proptest! {

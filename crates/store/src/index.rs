@@ -39,11 +39,7 @@ impl Index {
     /// [`UserError`] naming file and tensor if something is missing, broken or lies.
     pub fn open(path: impl AsRef<Path>) -> Result<Index> {
         let path = path.as_ref();
-        let file = if path.is_dir() {
-            find(path)?
-        } else {
-            path.to_owned()
-        };
+        let file = if path.is_dir() { find(path)? } else { path.to_owned() };
         if file.extension().is_some_and(|e| e == "json") {
             Self::open_sharded(&file)
         } else {
@@ -53,11 +49,7 @@ impl Index {
 
     fn open_single(path: &Path) -> Result<Index> {
         let (file, header) = open_file(path)?;
-        let tensors = header
-            .tensors
-            .into_iter()
-            .map(|(n, t)| (n, (0, t)))
-            .collect();
+        let tensors = header.tensors.into_iter().map(|(n, t)| (n, (0, t))).collect();
         Ok(Index {
             root: path.to_owned(),
             files: vec![file],
@@ -70,9 +62,8 @@ impl Index {
     fn open_sharded(path: &Path) -> Result<Index> {
         let text = fs::read(path)
             .map_err(|e| UserError::new(format!("cannot read the index: {e}")).in_file(path))?;
-        let map: ShardIndex = serde_json::from_slice(&text).map_err(|e| {
-            UserError::new(format!("cannot understand the index: {e}")).in_file(path)
-        })?;
+        let map: ShardIndex = serde_json::from_slice(&text)
+            .map_err(|e| UserError::new(format!("cannot understand the index: {e}")).in_file(path))?;
         let folder = path.parent().unwrap_or(Path::new("."));
         let mut index = Index {
             root: path.to_owned(),
@@ -89,8 +80,7 @@ impl Index {
         }
         for (name, mut wanted) in by_file {
             let mut parts = Path::new(&name).components();
-            let plain =
-                matches!(parts.next(), Some(Component::Normal(_))) && parts.next().is_none();
+            let plain = matches!(parts.next(), Some(Component::Normal(_))) && parts.next().is_none();
             if !plain {
                 let what = format!("`{name}` is no name of a file beside it");
                 return Err(lies(what).into());
@@ -227,12 +217,7 @@ impl Index {
             Dtype::F8_E4M3 => {
                 let shape = &self.find(name)?.1.shape;
                 let bytes = self.read_bytes(name)?;
-                Ok(Tensor::from_raw_buffer(
-                    &bytes,
-                    DType::F8E4M3,
-                    shape,
-                    &Device::Cpu,
-                )?)
+                Ok(Tensor::from_raw_buffer(&bytes, DType::F8E4M3, shape, &Device::Cpu)?)
             }
             other => Err(self.unreadable(name, other, "a tensor")),
         }
@@ -240,19 +225,13 @@ impl Index {
 
     fn read_as<T: Pod + WithDType>(&self, name: &str) -> Result<Tensor> {
         let shape = self.find(name)?.1.shape.as_slice();
-        Ok(Tensor::from_vec(
-            self.read_vec::<T>(name)?,
-            shape,
-            &Device::Cpu,
-        )?)
+        Ok(Tensor::from_vec(self.read_vec::<T>(name)?, shape, &Device::Cpu)?)
     }
 
     fn unreadable(&self, name: &str, dtype: Dtype, wanted: &str) -> anyhow::Error {
-        UserError::new(format!(
-            "tensor `{name}` has dtype {dtype}, which cannot be read as {wanted}"
-        ))
-        .in_file(&self.root)
-        .into()
+        UserError::new(format!("tensor `{name}` has dtype {dtype}, which cannot be read as {wanted}"))
+            .in_file(&self.root)
+            .into()
     }
 
     /// A tensor's numbers as f32, row-major; of F32, BF16, F16 and F64 tensors.
@@ -286,9 +265,8 @@ impl Index {
 }
 
 fn open_file(path: &Path) -> Result<(File, Header)> {
-    let file = File::open(path).map_err(|e| {
-        UserError::new(format!("`{}` cannot be opened: {e}", path.display())).in_file(path)
-    })?;
+    let file = File::open(path)
+        .map_err(|e| UserError::new(format!("`{}` cannot be opened: {e}", path.display())).in_file(path))?;
     let header = Header::read_open(path, &file)?;
     Ok((file, header))
 }
@@ -316,16 +294,10 @@ fn find(folder: &Path) -> Result<PathBuf> {
         .map(|n| format!("`{}`", n.to_string_lossy()))
         .take(12)
         .collect();
-    let there = if names.is_empty() {
-        "nothing".into()
-    } else {
-        names.join(", ")
-    };
-    Err(UserError::new(format!(
-        "neither `{SINGLE}` nor `{SHARDED}` is there, but {there}"
-    ))
-    .in_file(folder)
-    .into())
+    let there = if names.is_empty() { "nothing".into() } else { names.join(", ") };
+    Err(UserError::new(format!("neither `{SINGLE}` nor `{SHARDED}` is there, but {there}"))
+        .in_file(folder)
+        .into())
 }
 
 #[cfg(unix)]

@@ -71,21 +71,12 @@ impl Spec {
         let spec = match data {
             Data::Tensor(t) => Spec {
                 name: name.to_owned(),
-                dtype: to_stored(t.dtype()).with_context(|| {
-                    format!("tensor `{name}` of {:?} cannot be written", t.dtype())
-                })?,
+                dtype: to_stored(t.dtype())
+                    .with_context(|| format!("tensor `{name}` of {:?} cannot be written", t.dtype()))?,
                 shape: t.dims().to_vec(),
             },
-            Data::Raw {
-                dtype,
-                shape,
-                bytes,
-            } => {
-                let spec = Spec {
-                    name: name.to_owned(),
-                    dtype: *dtype,
-                    shape: shape.clone(),
-                };
+            Data::Raw { dtype, shape, bytes } => {
+                let spec = Spec { name: name.to_owned(), dtype: *dtype, shape: shape.clone() };
                 let wanted = spec.bytes()?;
                 ensure!(
                     wanted == bytes.len() as u64,
@@ -109,10 +100,7 @@ impl Spec {
             .filter(|bits| bits % 8 == 0)
             .map(|bits| bits / 8)
             .with_context(|| {
-                format!(
-                    "tensor `{}`, {} {:?}, has no size in bytes",
-                    self.name, self.dtype, self.shape
-                )
+                format!("tensor `{}`, {} {:?}, has no size in bytes", self.name, self.dtype, self.shape)
             })
     }
 }
@@ -190,11 +178,7 @@ pub fn write_sharded(
         })?;
         for spec in shard {
             let twice = weight_map.insert(spec.name.as_str(), file.clone());
-            ensure!(
-                twice.is_none(),
-                "there are two tensors `{}` to write",
-                spec.name
-            );
+            ensure!(twice.is_none(), "there are two tensors `{}` to write", spec.name);
         }
         files.push(file);
     }
@@ -213,16 +197,10 @@ pub(crate) fn stream(
     tensors: &[(String, Data)],
     metadata: &[(&str, &str)],
 ) -> Result<()> {
-    let specs: Vec<Spec> = tensors
-        .iter()
-        .map(|(n, d)| Spec::of(n, d))
-        .collect::<Result<_>>()?;
+    let specs: Vec<Spec> = tensors.iter().map(|(n, d)| Spec::of(n, d)).collect::<Result<_>>()?;
     let by_name: BTreeMap<&str, &Data> = tensors.iter().map(|(n, d)| (n.as_str(), d)).collect();
     stream_specs(w, &specs.iter().collect::<Vec<_>>(), metadata, |name| {
-        by_name
-            .get(name)
-            .map(|d| Kept::Lent(d))
-            .context("no such tensor")
+        by_name.get(name).map(|d| Kept::Lent(d)).context("no such tensor")
     })
 }
 
@@ -241,23 +219,13 @@ fn stream_specs<'a>(
     sorted.sort_by(|a, b| b.dtype.cmp(&a.dtype).then_with(|| a.name.cmp(&b.name)));
     let mut header = Map::new();
     if !metadata.is_empty() {
-        let texts: Map<_, _> = metadata
-            .iter()
-            .map(|(k, v)| ((*k).into(), json!(v)))
-            .collect();
+        let texts: Map<_, _> = metadata.iter().map(|(k, v)| ((*k).into(), json!(v))).collect();
         header.insert("__metadata__".into(), texts.into());
     }
     let (mut offset, mut names) = (0u64, HashSet::new());
     for spec in &sorted {
-        ensure!(
-            names.insert(&spec.name),
-            "there are two tensors `{}` to write",
-            spec.name
-        );
-        ensure!(
-            spec.name != "__metadata__",
-            "no tensor may be called `__metadata__`"
-        );
+        ensure!(names.insert(&spec.name), "there are two tensors `{}` to write", spec.name);
+        ensure!(spec.name != "__metadata__", "no tensor may be called `__metadata__`");
         let end = offset + spec.bytes()?;
         let entry = json!({
             "dtype": spec.dtype.to_string(), "shape": spec.shape, "data_offsets": [offset, end],
@@ -296,9 +264,7 @@ fn put_data(w: &mut FileWriter, data: &Data) -> Result<()> {
         Data::Tensor(tensor) => tensor.to_device(&Device::Cpu)?.contiguous()?,
     };
     let (storage, layout) = tensor.storage_and_layout();
-    let Storage::Cpu(storage) = &*storage else {
-        anyhow::bail!("a tensor did not come to the CPU")
-    };
+    let Storage::Cpu(storage) = &*storage else { anyhow::bail!("a tensor did not come to the CPU") };
     let range = layout.start_offset()..layout.start_offset() + tensor.elem_count();
     // The bytes of this tensor's part of a storage that may be larger.
     macro_rules! put {
