@@ -13,13 +13,13 @@ use anyhow::{Result, bail};
 use ramekin_core::Array;
 use ramekin_slots::{FlatBatch, Forward, Mode};
 use ramekin_tape::{GradStore, Tape};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::assembly::Assembly;
 use crate::step::{LabelledBatch, Trainer, hidden};
 
 /// One check with its outcome.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Check {
     /// What was checked.
     pub name: String,

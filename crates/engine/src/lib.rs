@@ -20,7 +20,7 @@ pub mod builtin;
 pub mod generation;
 mod inputs;
 pub mod parts;
-pub mod record;
+pub mod journal;
 pub mod run;
 pub mod source;
 pub mod stages;

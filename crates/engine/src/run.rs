@@ -3,17 +3,19 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use ramekin_core::UserError;
 use ramekin_plan::Bill;
+use ramekin_report::Outcome;
 use ramekin_recipe::{Adapter, Model, Part, Recipe, Stage};
 use ramekin_store::write_atomic;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json, json};
 
 use crate::assembly::Blueprint;
-use crate::stages;
+use crate::{journal, stages};
 
 /// How a recipe is run.
 #[derive(Clone)]
@@ -181,6 +183,7 @@ pub fn run(recipe: &Recipe, options: &Options) -> Result<RunOutcome> {
     }
     write_atomic(out.join("recipe.toml"), options.resolved.as_bytes())?;
     let had_begun = carry.done;
+    let began = Instant::now();
     for (index, stage) in recipe.stage.iter().enumerate().skip(carry.done) {
         let dir = if recipe.stage.len() == 1 { out.clone() } else { out.join("stages").join(stage_name(recipe, index)) };
         std::fs::create_dir_all(&dir)?;
@@ -188,8 +191,23 @@ pub fn run(recipe: &Recipe, options: &Options) -> Result<RunOutcome> {
             StageContext { recipe, index, dir, options, carry, resumed: options.resume && index == had_begun };
         let quantizer = stage_quantizer(stage);
         let plan = cx.blueprint(stage, quantizer)?;
-        let figures = stages::run(&mut cx, stage, &plan).with_context(|| format!("stage {}", cx.name()))?;
         let name = cx.name();
+        let done = stages::run(&mut cx, stage, &plan).with_context(|| format!("stage {name}"));
+        let figures = match done {
+            Ok(figures) => figures,
+            Err(e) => {
+                let mut stages = cx.carry.stages;
+                stages.insert(name, json!({}));
+                let ended = match ramekin_core::exit_code(&e) {
+                    130 => Outcome::Interrupted,
+                    _ => Outcome::Failed(format!("{e:#}")),
+                };
+                let so_far = RunOutcome { stages };
+                // The page is a courtesy here; the error is what counts.
+                let _ = journal::report(&recipe.name, options, &so_far, ended, began.elapsed().as_secs_f64());
+                return Err(e);
+            }
+        };
         carry = cx.carry;
         carry.stages.insert(name, figures);
         carry.done = index + 1;
@@ -197,7 +215,9 @@ pub fn run(recipe: &Recipe, options: &Options) -> Result<RunOutcome> {
     }
     let summary = json!({ "name": recipe.name, "stages": carry.stages, "sha256": carry.hashes });
     write_atomic(out.join("summary.json"), &serde_json::to_vec_pretty(&summary)?)?;
-    Ok(RunOutcome { stages: carry.stages })
+    let outcome = RunOutcome { stages: carry.stages };
+    journal::report(&recipe.name, options, &outcome, Outcome::Done, began.elapsed().as_secs_f64())?;
+    Ok(outcome)
 }
 
 /// A run goes on only with the recipe it began with.
@@ -230,7 +250,7 @@ fn clear(out: &Path) -> Result<()> {
         "generated.safetensors",
         "certificate.json",
         "audit.json",
-        "report.json",
+        "start.json",
     ];
     for entry in std::fs::read_dir(out)? {
         let path = entry?.path();

@@ -10,7 +10,7 @@ use ramekin_recipe::{EvalStage, Metric, Part};
 use ramekin_slots::{Decoder, Forward, KvPolicy, Mode};
 use ramekin_store::write_atomic;
 use ramekin_tape::Tape;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json, json};
 
 use super::train::load_data;
@@ -37,7 +37,7 @@ pub struct Evaluation<'a> {
 }
 
 /// An answer beside what was expected.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[allow(missing_docs)]
 pub struct Answer {
     pub prompt: String,
@@ -137,6 +137,6 @@ pub fn run(cx: &mut StageContext<'_>, s: &EvalStage, plan: &Blueprint) -> Result
     if !answers.is_empty() {
         write_atomic(cx.dir.join("samples.jsonl"), &lines)?;
     }
-    eprintln!("  {}", Json::Object(figures.clone()));
+    eprintln!("  {}", crate::journal::words(&figures));
     Ok(Json::Object(figures))
 }

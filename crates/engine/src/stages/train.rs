@@ -11,6 +11,7 @@ use ramekin_data::{DataSettings, Dataset, Sampler};
 use ramekin_plan::Bill;
 use ramekin_recipe::{Part, Recipe, TrainStage};
 use ramekin_store::write_atomic;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json, json};
 
 use super::eval::{Answer, Evaluation, evaluate, names};
@@ -19,8 +20,8 @@ use super::tokens::TokenFile;
 use crate::assembly::{Assembly, Blueprint, ensure_trainable};
 use crate::bill::StepShape;
 use crate::checkpoint;
+use crate::journal::Journal;
 use crate::parts;
-use crate::record::Recorder;
 use crate::run::StageContext;
 use crate::step::{LabelledBatch, StepReport, Trainer};
 use crate::{audit, bill};
@@ -182,34 +183,18 @@ pub fn run(cx: &mut StageContext<'_>, s: &TrainStage, plan: &Blueprint) -> Resul
         step = at;
         eprintln!("  resuming after step {step} of {total}");
     }
-    let mut recorder = Recorder::open(&cx.options.out.join("metrics.jsonl"), &stage, step)?;
-
-    let mut figures = Map::new();
-    let mut samples = Vec::new();
-    if step == 0 {
-        if s.audit {
-            let audit_started = Instant::now();
-            let first = LabelledBatch::new(sampler.batch(0, 0));
-            let mut checks = audit::run(&assembly, &trainer, &first).context("the audit before step 1")?;
-            checks.extend(text_audit(&assembly, &data)?);
-            for c in &checks {
-                eprintln!("  audit: {}: {}", c.name, c.result);
-            }
-            write_atomic(cx.dir.join("audit.json"), &serde_json::to_vec_pretty(&checks)?)?;
-            eprintln!("  audit took {:.1} s", audit_started.elapsed().as_secs_f64());
-        }
-        if let Some(e) = &evaluator {
-            let (found, answers) = evaluate(&assembly, &e.data, &e.settings)?;
-            recorder.line(&json!({ "stage": stage, "step": 0, "eval": found }))?;
-            eprintln!("  before: {}", Json::Object(found.clone()));
-            write_atomic(cx.dir.join("before.json"), &serde_json::to_vec(&json!({ "eval": found, "answers": answers }))?)?;
-        }
-    }
+    let mut journal = Journal::open(&cx.options.out, cx.index, &stage, step, total, s.log_every)?;
+    let start = if step == 0 {
+        let audit = if s.audit { check_first(&assembly, &trainer, &sampler, &data, &journal)? } else { Vec::new() };
+        let start = Start::look(&assembly, evaluator.as_ref(), audit, &mut journal)?;
+        write_atomic(cx.dir.join("start.json"), &serde_json::to_vec(&start)?)?;
+        start
+    } else {
+        let file = cx.dir.join("start.json");
+        serde_json::from_slice(&std::fs::read(&file).unwrap_or_default())
+            .with_context(|| format!("`{}` is damaged", file.display()))?
+    };
     let meter = meter::current();
-    let training_started = Instant::now();
-    let mut seen = 0usize;
-    let mut measured_peak = 0;
-    let mut measured = ramekin_core::Usage::default();
     let mut last = None;
     while step < total {
         let begun = Instant::now();
@@ -218,21 +203,11 @@ pub fn run(cx: &mut StageContext<'_>, s: &TrainStage, plan: &Blueprint) -> Resul
         let report = trainer.step(&assembly, &batches, step)?;
         drop(batches);
         step += 1;
-        seen += report.tokens;
-        if meter.peak() > measured_peak {
-            measured_peak = meter.peak();
-            measured = meter.at_peak();
-        }
-        recorder.line(&step_line(&stage, step, &report, begun.elapsed().as_secs_f64()))?;
-        if step.is_multiple_of(s.log_every) && (step.is_multiple_of((total / 20).max(1)) || step == total) {
-            let rate = seen as f64 / training_started.elapsed().as_secs_f64();
-            eprintln!("  step {step}/{total}  loss {:.4}  lr {:.2e}  {rate:.0} tokens/s", report.loss, report.lr);
-        }
+        journal.step(step, &report, begun)?;
         last = Some(report);
         if let Some(e) = evaluator.as_ref().filter(|e| step.is_multiple_of(e.every) && step < total) {
             let (found, _) = evaluate(&assembly, &e.data, &e.settings)?;
-            eprintln!("  step {step}: {}", Json::Object(found.clone()));
-            recorder.line(&json!({ "stage": stage, "step": step, "eval": found }))?;
+            journal.eval(step, &found)?;
         }
         let stop = cx.options.stop.load(Ordering::SeqCst);
         let due = s.checkpoint.every.is_some_and(|n| step.is_multiple_of(n)) || step == total;
@@ -245,53 +220,101 @@ pub fn run(cx: &mut StageContext<'_>, s: &TrainStage, plan: &Blueprint) -> Resul
             return Err(Interrupted(message).into());
         }
     }
-    let train_seconds = training_started.elapsed().as_secs_f64();
-    if let Some(report) = last {
-        figures.insert("loss".to_owned(), json!(report.loss));
-        figures.insert("tokens_per_s".to_owned(), json!(seen as f64 / train_seconds));
-    }
+    let mut figures = Map::new();
+    let mut samples = Vec::new();
     if let Some(e) = &evaluator {
         let (found, answers) = evaluate(&assembly, &e.data, &e.settings)?;
-        recorder.line(&json!({ "stage": stage, "step": total, "eval": found }))?;
-        eprintln!("  after:  {}", Json::Object(found.clone()));
+        journal.eval(total, &found)?;
         figures.insert("eval".to_owned(), json!(found));
-        samples = answers;
+        figures.insert("eval_before".to_owned(), json!(start.eval));
+        samples = start.beside(answers);
     }
+    let (measured_peak, measured, rate) = journal.finish();
     leave(cx, plan, &assembly)?;
-    let before: Json = std::fs::read(cx.dir.join("before.json"))
-        .ok()
-        .and_then(|b| serde_json::from_slice(&b).ok())
-        .unwrap_or(Json::Null);
-    if let Some(found) = before.get("eval") {
-        figures.insert("eval_before".to_owned(), found.clone());
-    }
-    write_samples(cx, &before, &samples)?;
-    figures.insert("steps".to_owned(), json!(total));
-    figures.insert("trainable".to_owned(), json!(bill.trainable));
-    figures.insert("planned_peak".to_owned(), json!(bill.peak));
-    figures.insert("measured_peak".to_owned(), json!(measured_peak));
-    figures.insert("planned".to_owned(), json!(bill.at_peak));
-    figures.insert("measured".to_owned(), json!(measured));
-    figures.insert("peak_rss".to_owned(), json!(meter::resident().1));
-    figures.insert("seconds".to_owned(), json!(started.elapsed().as_secs_f64()));
+    write_samples(cx, &samples)?;
+    samples.truncate(SHOWN);
+    let peak_rss = meter::resident().1;
     eprintln!(
         "  peak: planned {}, measured {}, resident {}",
         units::bytes(bill.peak),
         units::bytes(measured_peak),
-        units::bytes(meter::resident().1)
+        units::bytes(peak_rss)
     );
+    let more = json!({
+        "loss": last.map(|r: StepReport| r.loss),
+        "tokens_per_s": rate,
+        "steps": total,
+        "trainable": bill.trainable,
+        "planned_peak": bill.peak,
+        "measured_peak": measured_peak,
+        "planned": bill.at_peak,
+        "measured": measured,
+        "peak_rss": peak_rss,
+        "budget": cx.recipe.memory.budget.map(|b| b.0),
+        "seconds": started.elapsed().as_secs_f64(),
+        "audit": start.audit,
+        "samples": samples,
+    });
+    figures.extend(more.as_object().cloned().unwrap_or_default());
     Ok(Json::Object(figures))
 }
 
-fn step_line(stage: &str, step: u64, r: &StepReport, seconds: f64) -> Json {
-    let meter = meter::current();
-    let mut mem = serde_json::to_value(meter.at_peak()).unwrap_or_default();
-    mem["peak"] = json!(meter.peak());
-    mem["rss"] = json!(meter::resident().0);
-    json!({
-        "stage": stage, "step": step, "loss": r.loss, "lr": r.lr, "grad_norm": r.grad_norm,
-        "tokens": r.tokens, "tokens_per_s": r.tokens as f64 / seconds.max(1e-9), "mem": mem,
-    })
+/// Samples in the summary and on the report page.
+const SHOWN: usize = 12;
+
+/// How things stood before step 1; kept for a run that is resumed.
+#[derive(Serialize, Deserialize)]
+struct Start {
+    eval: Map<String, Json>,
+    answers: Vec<Answer>,
+    audit: Vec<audit::Check>,
+}
+
+impl Start {
+    fn look(
+        assembly: &Assembly,
+        evaluator: Option<&Evaluator<'_>>,
+        audit: Vec<audit::Check>,
+        journal: &mut Journal,
+    ) -> Result<Self> {
+        let Some(e) = evaluator else { return Ok(Start { eval: Map::new(), answers: Vec::new(), audit }) };
+        let (eval, answers) = evaluate(assembly, &e.data, &e.settings)?;
+        journal.eval(0, &eval)?;
+        Ok(Start { eval, answers, audit })
+    }
+
+    /// Each answer with what it was before.
+    fn beside(&self, after: Vec<Answer>) -> Vec<Json> {
+        let mut all = Vec::with_capacity(after.len());
+        for (i, answer) in after.into_iter().enumerate() {
+            let mut line = json!(answer);
+            if let Some(before) = self.answers.get(i) {
+                line["before"] = json!(before.completion);
+                line["before_right"] = json!(before.right);
+            }
+            all.push(line);
+        }
+        all
+    }
+}
+
+/// The audit before step 1.
+fn check_first(
+    assembly: &Assembly,
+    trainer: &Trainer,
+    sampler: &Sampler,
+    data: &Dataset,
+    journal: &Journal,
+) -> Result<Vec<audit::Check>> {
+    let begun = Instant::now();
+    let first = LabelledBatch::new(sampler.batch(0, 0));
+    let mut checks = audit::run(assembly, trainer, &first).context("the audit before step 1")?;
+    checks.extend(text_audit(assembly, data)?);
+    for c in &checks {
+        journal.say(&format!("audit: {}: {}", c.name, c.result));
+    }
+    journal.say(&format!("audit passed in {:.1} s", begun.elapsed().as_secs_f64()));
+    Ok(checks)
 }
 
 /// Looks at real rows: BOS, EOS, masks.
@@ -324,14 +347,12 @@ fn leave(cx: &mut StageContext<'_>, plan: &Blueprint, assembly: &Assembly) -> Re
 }
 
 /// `samples.jsonl`: prompts with the answers before and after.
-fn write_samples(cx: &StageContext<'_>, before: &Json, after: &[Answer]) -> Result<()> {
-    if after.is_empty() {
+fn write_samples(cx: &StageContext<'_>, samples: &[Json]) -> Result<()> {
+    if samples.is_empty() {
         return Ok(());
     }
     let mut text = String::new();
-    for (i, a) in after.iter().enumerate() {
-        let mut line = json!(a);
-        line["before"] = before["answers"][i]["completion"].clone();
+    for line in samples {
         text.push_str(&line.to_string());
         text.push('\n');
     }

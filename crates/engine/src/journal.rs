@@ -1,0 +1,182 @@
+//! What a training stage writes while it runs, and the run's report page.
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::Result;
+use ramekin_core::{Usage, meter};
+use ramekin_report::{
+    Check, Console, EvalLine, EventWriter, Figure, Line, Mem, MetricsWriter, Outcome, Progress, ReportData, Sample,
+    StageData, StepLine, read_metrics, write_report,
+};
+use serde_json::{Map, Value as Json};
+
+use crate::run::{Options, RunOutcome};
+use crate::step::StepReport;
+
+/// Metrics, TensorBoard events and progress of one stage.
+pub struct Journal {
+    stage: usize,
+    metrics: MetricsWriter,
+    events: EventWriter,
+    progress: Progress,
+    total: u64,
+    began: Instant,
+    seen: usize,
+    log_every: u64,
+    peak: u64,
+    at_peak: Usage,
+}
+
+impl Journal {
+    /// Opens the run's files; what a run that is resumed wrote after step `after` goes.
+    pub fn open(out: &Path, stage: usize, label: &str, after: u64, total: u64, log_every: u64) -> Result<Self> {
+        let mut metrics = MetricsWriter::open(out.join("metrics.jsonl"))?;
+        metrics.truncate_after(stage, after)?;
+        Ok(Journal {
+            stage,
+            metrics,
+            events: EventWriter::create(out)?,
+            progress: Progress::new(Console::detect(), label, total),
+            total,
+            began: Instant::now(),
+            seen: 0,
+            log_every: log_every.max(1),
+            peak: 0,
+            at_peak: Usage::default(),
+        })
+    }
+
+    /// Says something above the progress.
+    pub fn say(&self, text: &str) {
+        self.progress.line(&format!("  {text}"));
+    }
+
+    /// Notes step number `step`, which began at `begun`.
+    pub fn step(&mut self, step: u64, r: &StepReport, begun: Instant) -> Result<()> {
+        let meter = meter::current();
+        if meter.peak() > self.peak {
+            self.peak = meter.peak();
+            self.at_peak = meter.at_peak();
+        }
+        self.seen += r.tokens;
+        let line = StepLine {
+            stage: self.stage,
+            step,
+            loss: r.loss,
+            lr: r.lr,
+            grad_norm: r.grad_norm,
+            tokens: r.tokens as u64,
+            tokens_per_s: r.tokens as f64 / begun.elapsed().as_secs_f64().max(1e-9),
+            mem: Mem::new(&meter.at_peak(), self.peak, meter::resident().0),
+            extra: Map::new(),
+        };
+        self.metrics.step(&line)?;
+        self.events.step(step, &line)?;
+        if step.is_multiple_of(self.log_every) || step == self.total {
+            let rate = self.seen as f64 / self.began.elapsed().as_secs_f64().max(1e-9);
+            self.progress.update(step, &format!("loss {:.4}  {rate:.0} tokens/s", r.loss));
+        }
+        Ok(())
+    }
+
+    /// Notes an evaluation after `step` (0: before the first).
+    pub fn eval(&mut self, step: u64, found: &Map<String, Json>) -> Result<()> {
+        let line = EvalLine { stage: self.stage, step, eval: found.clone() };
+        self.metrics.eval(&line)?;
+        self.events.eval(step, &line)?;
+        self.say(&format!("eval at step {step}: {}", words(found)));
+        Ok(())
+    }
+
+    /// Ends the progress; the largest total that the meter saw, what was alive
+    /// at it, and tokens a second over all.
+    pub fn finish(self) -> (u64, Usage, f64) {
+        let rate = self.seen as f64 / self.began.elapsed().as_secs_f64().max(1e-9);
+        self.progress.finish(&format!("{rate:.0} tokens/s"));
+        (self.peak, self.at_peak, rate)
+    }
+}
+
+/// `loss 0.2432, exact_match 0.94`.
+pub fn words(found: &Map<String, Json>) -> String {
+    let value = |v: &Json| v.as_f64().map_or_else(|| v.to_string(), |x| format!("{x:.4}"));
+    found.iter().map(|(k, v)| format!("{k} {}", value(v))).collect::<Vec<_>>().join(", ")
+}
+
+/// Writes `report.html` from what the stages left.
+pub fn report(name: &str, options: &Options, outcome: &RunOutcome, ended: Outcome, seconds: f64) -> Result<()> {
+    let lines = read_metrics(options.out.join("metrics.jsonl")).unwrap_or_default();
+    let mut data = ReportData {
+        name: name.to_owned(),
+        outcome: ended,
+        seconds,
+        recipe: options.resolved.clone(),
+        ..ReportData::default()
+    };
+    for (index, (stage, figures)) in outcome.stages.iter().enumerate() {
+        let kind = stage.split_once('-').map_or(stage.as_str(), |(_, k)| k);
+        let mut part = StageData { kind: kind.to_owned(), ..StageData::default() };
+        for line in lines.iter().filter(|l| l.at().0 == index) {
+            match line {
+                Line::Step(l) => part.steps.push(l.clone()),
+                Line::Eval(l) => part.evals.push(l.clone()),
+            }
+        }
+        fill(&mut part, figures);
+        data.figures.extend(headline(figures));
+        data.stages.push(part);
+    }
+    write_report(options.out.join("report.html"), &data)
+}
+
+fn fill(part: &mut StageData, figures: &Json) {
+    let usage = |key: &str| serde_json::from_value::<Usage>(figures[key].clone()).ok();
+    let number = |key: &str| figures[key].as_u64().unwrap_or(0);
+    part.planned = usage("planned").map(|u| Mem::new(&u, number("planned_peak"), 0));
+    part.measured = usage("measured").map(|u| Mem::new(&u, number("measured_peak"), number("peak_rss")));
+    part.budget = figures["budget"].as_u64();
+    let list = |key: &str| figures[key].as_array().cloned().unwrap_or_default();
+    let text = |v: &Json| v.as_str().map(str::to_owned);
+    part.audit = list("audit")
+        .iter()
+        .map(|c| Check {
+            name: text(&c["name"]).unwrap_or_default(),
+            passed: true,
+            detail: text(&c["result"]).unwrap_or_default(),
+        })
+        .collect();
+    part.samples = list("samples")
+        .iter()
+        .map(|s| Sample {
+            prompt: text(&s["prompt"]).unwrap_or_default(),
+            expected: text(&s["expected"]),
+            before: text(&s["before"]),
+            after: text(&s["completion"]),
+            before_right: s["before_right"].as_bool(),
+            after_right: s["right"].as_bool(),
+        })
+        .collect();
+    if let Some(relative) = figures["relative"].as_f64() {
+        part.notes.push(format!(
+            "the merged model, reloaded from disk, equals base + adapter within {relative:.1e} of the largest logit"
+        ));
+    }
+}
+
+/// Metrics before and after, for the top of the page.
+fn headline(figures: &Json) -> Vec<Figure> {
+    let Some(after) = figures["eval"].as_object() else { return Vec::new() };
+    after
+        .iter()
+        .filter_map(|(name, value)| {
+            let show = |x: f64| if name == "exact_match" { format!("{:.0} %", 100.0 * x) } else { format!("{x:.3}") };
+            let now = show(value.as_f64()?);
+            let text = match figures["eval_before"][name].as_f64() {
+                Some(then) => format!("{} → {now}", show(then)),
+                None => now,
+            };
+            Some(Figure::new(name.replace('_', " "), text, "held-out rows"))
+        })
+        .collect()
+}
