@@ -58,7 +58,9 @@ fn status(command: &mut Command) -> u8 {
     match command.status() {
         Ok(s) => s.code().map_or_else(
             || {
-                eprintln!("error: the program was killed by the system ({s}); out of memory is the usual reason");
+                eprintln!(
+                    "error: the program was killed by the system ({s}); out of memory is the usual reason"
+                );
                 1
             },
             |c| u8::try_from(c).unwrap_or(1),
@@ -115,44 +117,55 @@ fn test(rest: &[String]) -> u8 {
 
 fn bench(rest: &[String]) -> u8 {
     let mut command = cargo();
-    command.current_dir(root()).args(["run", "--release", "--quiet", "--package", "ramekin-tests", "--bin", "bench", "--"]);
+    command.current_dir(root()).args([
+        "run",
+        "--release",
+        "--quiet",
+        "--package",
+        "ramekin-tests",
+        "--bin",
+        "bench",
+        "--",
+    ]);
     status(command.args(rest))
 }
 
-/// Format, lints, tests, the quickstart, the docs; stops at the first failure.
+/// One step of CI: runs and returns an exit code.
+type Step = Box<dyn Fn() -> u8>;
+
+/// A step that is a cargo command in the workspace's root.
+fn cargo_step(args: &'static [&'static str], envs: &'static [(&'static str, &'static str)]) -> Step {
+    Box::new(move || {
+        let mut command = cargo();
+        command.current_dir(root()).args(args).envs(envs.iter().copied());
+        status(&mut command)
+    })
+}
+
+/// Format, lints, the quickstart, the docs, all tests; stops at the first failure.
 fn ci() -> u8 {
     let started = Instant::now();
-    let mut steps: Vec<(&str, Box<dyn Fn() -> u8>)> = Vec::new();
-    let step = |args: &'static [&'static str], envs: &'static [(&'static str, &'static str)]| -> Box<dyn Fn() -> u8> {
-        Box::new(move || {
-            let mut c = cargo();
-            c.current_dir(root()).args(args).envs(envs.iter().copied());
-            status(&mut c)
-        })
-    };
-    steps.push(("format", step(&["fmt", "--all", "--check"], &[])));
-    steps.push((
-        "clippy",
-        step(&["clippy", "--release", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"], &[]),
-    ));
-    steps.push(("quickstart", Box::new(|| {
+    let quickstart: Step = Box::new(|| {
         let recipe = root().join("recipes/quickstart.toml").display().to_string();
         let out = target().join("ci-quickstart").display().to_string();
         ramekin(&["run".to_owned(), recipe, "--out".to_owned(), out])
-    })));
-    steps.push((
-        "docs",
-        step(
-            &["doc", "--release", "--workspace", "--no-deps", "--quiet"],
-            &[("RUSTDOCFLAGS", "-D warnings")],
-        ),
-    ));
-    steps.push(("tests", Box::new(|| test(&[]))));
+    });
+    const CLIPPY: &[&str] =
+        &["clippy", "--release", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
+    const DOCS: &[&str] = &["doc", "--release", "--workspace", "--no-deps", "--quiet"];
+    let steps: [(&str, Step); 5] = [
+        ("format", cargo_step(&["fmt", "--all", "--check"], &[])),
+        ("quickstart", quickstart),
+        ("clippy", cargo_step(CLIPPY, &[])),
+        ("docs", cargo_step(DOCS, &[("RUSTDOCFLAGS", "-D warnings")])),
+        ("tests", Box::new(|| test(&[]))),
+    ];
     for (name, run) in steps {
         let begun = Instant::now();
         eprintln!("── {name}");
         let code = run();
-        eprintln!("── {name}: {} in {:.0} s", if code == 0 { "passed" } else { "FAILED" }, begun.elapsed().as_secs_f64());
+        let word = if code == 0 { "passed" } else { "FAILED" };
+        eprintln!("── {name}: {word} in {:.0} s", begun.elapsed().as_secs_f64());
         if code != 0 {
             return code;
         }

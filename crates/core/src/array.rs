@@ -7,8 +7,8 @@
 
 use std::cell::RefCell;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Storage, StorageRef, Tensor, WithDType};
@@ -156,7 +156,7 @@ impl Array {
     /// Length of the last dimension (1 for a scalar) and the product of the others.
     pub fn rows(&self) -> (usize, usize) {
         let d = self.dims().last().copied().unwrap_or(1);
-        (if d == 0 { 0 } else { self.len() / d }, d)
+        (self.len().checked_div(d).unwrap_or(0), d)
     }
 
     /// The same numbers in another shape.
@@ -269,9 +269,7 @@ impl<T: Element> Deref for View<'_, T> {
     fn deref(&self) -> &[T] {
         // `view` checked both; an empty slice keeps this total.
         match &*self.storage {
-            Storage::Cpu(cpu) => {
-                cpu.as_slice::<T>().map_or(&[], |s| &s[self.start..self.start + self.len])
-            }
+            Storage::Cpu(cpu) => cpu.as_slice::<T>().map_or(&[], |s| &s[self.start..self.start + self.len]),
             _ => &[],
         }
     }

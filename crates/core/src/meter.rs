@@ -201,9 +201,7 @@ thread_local! {
 /// The meter that new arrays of this thread are charged to.
 pub fn current() -> Arc<Meter> {
     static PROCESS: OnceLock<Arc<Meter>> = OnceLock::new();
-    CURRENT
-        .with(|c| c.borrow().clone())
-        .unwrap_or_else(|| PROCESS.get_or_init(Meter::new).clone())
+    CURRENT.with(|c| c.borrow().clone()).unwrap_or_else(|| PROCESS.get_or_init(Meter::new).clone())
 }
 
 /// Makes `meter` the current one of this thread until the guard is dropped.

@@ -55,12 +55,13 @@ impl Matcher {
     fn new(setting: &str, modules: &Modules) -> Result<Self, BadSetting> {
         match modules {
             Modules::Pattern(p) if p.eq_ignore_ascii_case(Modules::ALL_LINEAR) => Ok(Self::AllLinear),
-            Modules::Pattern(p) => Regex::new(&format!("^(?:{p})$"))
-                .map(Self::Whole)
-                .map_err(|e| BadSetting::new(setting, format!("is no regular expression: {}", last_line(&e)))),
-            Modules::List(list) if list.is_empty() => {
-                Err(BadSetting::new(setting, "is an empty list; name at least one module or use \"all-linear\""))
-            }
+            Modules::Pattern(p) => Regex::new(&format!("^(?:{p})$")).map(Self::Whole).map_err(|e| {
+                BadSetting::new(setting, format!("is no regular expression: {}", last_line(&e)))
+            }),
+            Modules::List(list) if list.is_empty() => Err(BadSetting::new(
+                setting,
+                "is an empty list; name at least one module or use \"all-linear\"",
+            )),
             Modules::List(list) => Ok(Self::List(list.clone())),
         }
     }
@@ -109,8 +110,9 @@ impl Selector {
         let layers_pattern = layers_pattern
             .iter()
             .map(|p| {
-                Regex::new(&format!(r".*\.{p}\.(\d+)\."))
-                    .map_err(|e| BadSetting::new("layers_pattern", format!("is no regular expression: {}", last_line(&e))))
+                Regex::new(&format!(r".*\.{p}\.(\d+)\.")).map_err(|e| {
+                    BadSetting::new("layers_pattern", format!("is no regular expression: {}", last_line(&e)))
+                })
             })
             .collect::<Result<_, _>>()?;
         Ok(Selector {
@@ -131,9 +133,7 @@ impl Selector {
         let layer = if self.layers_pattern.is_empty() {
             layer_of(c.path)
         } else {
-            self.layers_pattern
-                .iter()
-                .find_map(|p| p.captures(c.path).and_then(|m| m[1].parse().ok()))
+            self.layers_pattern.iter().find_map(|p| p.captures(c.path).and_then(|m| m[1].parse().ok()))
         };
         layer.is_some_and(|l| layers.contains(&l))
     }
@@ -181,7 +181,10 @@ impl Selector {
 
 /// The value that `rank_pattern` or `alpha_pattern` gives a module: the first
 /// key that matches the whole path or its ending after a dot.
-pub fn pattern_value<'a, V>(pattern: impl IntoIterator<Item = (&'a String, &'a V)>, path: &str) -> Option<&'a V>
+pub fn pattern_value<'a, V>(
+    pattern: impl IntoIterator<Item = (&'a String, &'a V)>,
+    path: &str,
+) -> Option<&'a V>
 where
     V: 'a,
 {
@@ -213,7 +216,8 @@ mod tests {
 
     #[test]
     fn suffix_regex_and_all_linear() {
-        let pick = |m: &Modules| Selector::new("target_modules", m, None, None, &[]).unwrap().select(&candidates());
+        let pick =
+            |m: &Modules| Selector::new("target_modules", m, None, None, &[]).unwrap().select(&candidates());
         assert_eq!(pick(&list(&["q_proj"])).unwrap(), [PATHS[0], PATHS[2]]);
         assert_eq!(pick(&list(&["lm_head"])).unwrap(), ["lm_head"]);
         assert_eq!(pick(&Modules::Pattern("all-linear".into())).unwrap(), PATHS[..4]);
@@ -225,16 +229,28 @@ mod tests {
 
     #[test]
     fn layers_and_exclusion() {
-        let s = Selector::new("target_modules", &list(&["q_proj", "down_proj"]), Some(&list(&["down_proj"])), Some(&[12]), &[]);
+        let s = Selector::new(
+            "target_modules",
+            &list(&["q_proj", "down_proj"]),
+            Some(&list(&["down_proj"])),
+            Some(&[12]),
+            &[],
+        );
         assert_eq!(s.unwrap().select(&candidates()).unwrap(), [PATHS[2]]);
-        assert!(Selector::new("target_modules", &Modules::Pattern("all-linear".into()), None, Some(&[0]), &[]).is_err());
+        assert!(
+            Selector::new("target_modules", &Modules::Pattern("all-linear".into()), None, Some(&[0]), &[])
+                .is_err()
+        );
         assert_eq!(layer_of(PATHS[3]), Some(12));
         assert_eq!(layer_of("lm_head"), None);
     }
 
     #[test]
     fn patterns_give_values() {
-        let map = std::collections::BTreeMap::from([("down_proj".to_owned(), 5), (r"layers\.12\..*".to_owned(), 7)]);
+        let map = std::collections::BTreeMap::from([
+            ("down_proj".to_owned(), 5),
+            (r"layers\.12\..*".to_owned(), 7),
+        ]);
         assert_eq!(pattern_value(&map, PATHS[1]), Some(&5));
         assert_eq!(pattern_value(&map, PATHS[2]), Some(&7));
         assert_eq!(pattern_value(&map, PATHS[0]), None);

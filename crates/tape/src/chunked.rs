@@ -9,6 +9,9 @@ use crate::ops;
 use crate::sink::GradStore;
 use crate::tape::{Tape, Value};
 
+/// The loss of one chunk: the chunk's tape, its rows, and which rows they are.
+pub type ChunkLoss<'a> = dyn Fn(&Tape, &Value, Range<usize>) -> Result<Value> + 'a;
+
 impl Tape {
     /// `Σ f(chunk)` over chunks of `rows` rows of `x` (`[N, d]`), `f` giving a
     /// scalar. Each chunk is recorded, walked back and freed before the next
@@ -19,7 +22,7 @@ impl Tape {
         &self,
         x: &Value,
         rows: usize,
-        f: &dyn Fn(&Tape, &Value, Range<usize>) -> Result<Value>,
+        f: &ChunkLoss<'_>,
     ) -> Result<Value> {
         let (n, d) = x.array().rows();
         let dtype = x.array().dtype();
@@ -59,9 +62,7 @@ impl Tape {
             Ok(Box::new(move |g| {
                 let factor = if g.is_shape_only() { 1.0 } else { g.scalar()? };
                 let flows = std::iter::once(grad_x).chain(grads.into_iter().map(|(_, g)| Some(g)));
-                flows
-                    .map(|flow| flow.map(|a| ops::scale_in_place(a, factor)).transpose())
-                    .collect()
+                flows.map(|flow| flow.map(|a| ops::scale_in_place(a, factor)).transpose()).collect()
             }))
         })
     }

@@ -36,12 +36,13 @@ impl Tape {
                 .map(|v| Ok((self.save(v.array(), SavedKind::Input)?, v.is_tracked())))
                 .collect::<Result<Vec<_>>>()?;
             Ok(Box::new(move |grad| {
-                let arrays =
-                    saved.into_iter().map(|(s, t)| Ok((s.get()?, t))).collect::<Result<Vec<_>>>()?;
+                let arrays = saved.into_iter().map(|(s, t)| Ok((s.get()?, t))).collect::<Result<Vec<_>>>()?;
                 if shape_only {
                     return arrays
                         .iter()
-                        .map(|(a, t)| t.then(|| Array::shape_only(a.dims(), a.dtype(), Category::Workspace)).transpose())
+                        .map(|(a, t)| {
+                            t.then(|| Array::shape_only(a.dims(), a.dtype(), Category::Workspace)).transpose()
+                        })
                         .collect();
                 }
                 let vars = arrays

@@ -23,6 +23,7 @@ mod segment;
 mod sink;
 mod tape;
 
+pub use chunked::ChunkLoss;
 pub use sink::{GradSink, GradStore};
 pub use tape::{Backward, Saved, SavedHook, SavedKind, Tape, Value};
 

@@ -287,7 +287,12 @@ impl Tape {
                 }
                 Kind::Op { parents, backward } => {
                     let flows = backward(grad)?;
-                    ensure!(flows.len() == parents.len(), "{} gradients for {} parents", flows.len(), parents.len());
+                    ensure!(
+                        flows.len() == parents.len(),
+                        "{} gradients for {} parents",
+                        flows.len(),
+                        parents.len()
+                    );
                     for (parent, flow) in parents.into_iter().zip(flows) {
                         let (Some(parent), Some(flow)) = (parent, flow) else { continue };
                         match grads.get_mut(&parent) {

@@ -62,10 +62,17 @@ pub fn attention(
     let (qa, ka, va) = (q.array(), kv.k.array(), kv.v.array());
     let (n, width) = qa.rows();
     ensure!(width == spec.heads * spec.head_dim, "queries {:?} for {spec:?}", qa.dims());
-    ensure!(ka.dims() == va.dims() && ka.rows().1 == spec.kv_heads * spec.head_dim, "keys {:?} for {spec:?}", ka.dims());
+    ensure!(
+        ka.dims() == va.dims() && ka.rows().1 == spec.kv_heads * spec.head_dim,
+        "keys {:?} for {spec:?}",
+        ka.dims()
+    );
     let (m, _) = ka.rows();
     for s in segments.iter() {
-        ensure!(s.q_start + s.q_len <= n && s.k_start + s.k_len <= m && s.q_len <= s.k_len, "segment {s:?} of {n} queries and {m} keys");
+        ensure!(
+            s.q_start + s.q_len <= n && s.k_start + s.k_len <= m && s.q_len <= s.k_len,
+            "segment {s:?} of {n} queries and {m} keys"
+        );
     }
     let shape_only = qa.is_shape_only() || ka.is_shape_only();
     let (y, lse) = dispatch!(qa, T => {

@@ -42,7 +42,11 @@ pub fn embedding(tape: &Tape, w: &Value, ids: &Rc<Vec<u32>>) -> Result<Value> {
     })
 }
 
-fn half_rows<H: ramekin_core::Element + Into<f32>>(table: &Array, ids: &[u32], dims: &[usize]) -> Result<Array> {
+fn half_rows<H: ramekin_core::Element + Into<f32>>(
+    table: &Array,
+    ids: &[u32],
+    dims: &[usize],
+) -> Result<Array> {
     ensure!(dims.len() == 2, "a table has two dimensions");
     output::<f32>(dims, &[table], |out| {
         let numbers = table.view::<H>()?;

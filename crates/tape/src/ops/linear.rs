@@ -170,7 +170,12 @@ pub fn linear_onto(tape: &Tape, y: Value, x: &Value, w: &Value) -> Result<Value>
 
 /// As [`linear`] with a packed weight: multiplied tile by tile, never unpacked
 /// as a whole, and nothing kept for it.
-pub fn linear_packed(tape: &Tape, x: &Value, w: &Arc<dyn PackedWeight>, bias: Option<&Value>) -> Result<Value> {
+pub fn linear_packed(
+    tape: &Tape,
+    x: &Value,
+    w: &Arc<dyn PackedWeight>,
+    bias: Option<&Value>,
+) -> Result<Value> {
     let xa = x.array();
     let (o, i) = w.shape();
     check(xa, i, o, bias)?;

@@ -38,7 +38,9 @@ pub fn rms_norm(tape: &Tape, x: &Value, w: &Value, eps: f64) -> Result<Value> {
         Ok(Box::new(move |g: Array| {
             let (x, inv) = (saved.get()?, inv.get()?);
             if g.is_shape_only() {
-                let like = |want: bool, a: &Array| want.then(|| Array::shape_only(a.dims(), a.dtype(), Category::Workspace)).transpose();
+                let like = |want: bool, a: &Array| {
+                    want.then(|| Array::shape_only(a.dims(), a.dtype(), Category::Workspace)).transpose()
+                };
                 return Ok(vec![like(want_x, &x)?, like(want_w, &w_array)?]);
             }
             dispatch!(g, T => {

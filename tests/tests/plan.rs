@@ -1,0 +1,287 @@
+//! The bill against the meter, and the walls of the house against `cargo metadata`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
+
+use ramekin_core::{Category, Meter, meter};
+use ramekin_engine::parts;
+use ramekin_engine::step::hidden;
+use ramekin_tests::kitchen::{cook, finish};
+use ramekin_tests::lab;
+use serde_json::{Value as Json, json};
+
+/// A model whose weights, activations and logits are all of some size.
+fn recipe(stage: &str) -> String {
+    format!(
+        r#"
+seed = 1
+[model]
+source = "init"
+DTYPE
+tokenizer = {{ kind = "bpe", data = "builtin:text", vocab_size = 512 }}
+[model.config]
+architectures = ["LlamaForCausalLM"]
+model_type = "llama"
+hidden_size = 128
+intermediate_size = 320
+num_hidden_layers = 4
+num_attention_heads = 8
+num_key_value_heads = 4
+max_position_embeddings = 256
+rms_norm_eps = 1e-5
+initializer_range = 0.05
+
+[[stage]]
+kind = "train"
+steps = 4
+{stage}
+"#
+    )
+}
+
+const LORA: &str = r#"adapter = [{ kind = "lora", r = 8, target_modules = "all-linear" }]"#;
+const ROWS: &str = r#"data = { kind = "builtin", name = "records", rows = 64, max_length = 128 }"#;
+const PACKED: &str =
+    r#"data = { kind = "builtin", name = "records", rows = 200, max_length = 200, packing = true }"#;
+
+/// The plan before the run, the plan of the stage and what the meter saw.
+fn plan_against_meter(name: &str, dtype: &str, stage: &str) {
+    let kitchen = cook(&recipe(stage).replace("DTYPE", dtype));
+    let figures = kitchen.figures("0-train");
+    let number =
+        |key: &str| figures[key].as_u64().unwrap_or_else(|| panic!("{name}: no `{key}` in {figures}"));
+    let (planned, measured) = (number("planned_peak"), number("measured_peak"));
+    let categories = format!("planned {}\nmeasured {}", figures["planned"], figures["measured"]);
+    assert!(measured > 1_000_000, "{name}: {measured} B is no measurement");
+    assert!(measured <= planned, "{name}: measured {measured} B, planned {planned} B\n{categories}");
+    let off = (planned - measured) as f64 / measured as f64;
+    assert!(
+        off <= 0.05,
+        "{name}: planned {planned} B is {:.1} % above {measured} B\n{categories}",
+        off * 100.0
+    );
+
+    // `plan` says the same without loading anything.
+    let mut command = Command::new(ramekin_tests::kitchen::binary());
+    command.arg("plan").arg(kitchen.folder().join("recipe.toml")).arg("--json");
+    let outcome = finish(command);
+    outcome.expect(0);
+    let bills: Json = serde_json::from_str(&outcome.stdout).expect("JSON alone on standard output");
+    let before = bills[0]["peak"].as_u64().expect("a peak");
+    assert!(
+        before >= measured,
+        "{name}: `plan` says {before} B before anything is loaded, measured {measured} B"
+    );
+    assert_eq!(bills[0]["trainable"], figures["trainable"], "{name}");
+}
+
+#[test]
+fn full_training() {
+    plan_against_meter("full", "", &format!("{ROWS}\nbatch = {{ micro_batch_size = 4 }}"));
+}
+
+#[test]
+fn lora() {
+    plan_against_meter("lora", "", &format!("{LORA}\n{ROWS}\nbatch = {{ micro_batch_size = 4 }}"));
+}
+
+#[test]
+fn lora_with_checkpointing() {
+    let stage = format!(
+        "{LORA}\n{ROWS}\nactivation = {{ kind = \"checkpoint\" }}\nbatch = {{ micro_batch_size = 8 }}"
+    );
+    plan_against_meter("lora, checkpoint", "", &stage);
+}
+
+#[test]
+fn nf4_with_checkpointing() {
+    let stage = format!(
+        "quantizer = {{ kind = \"nf4\" }}\n{LORA}\n{ROWS}\nactivation = {{ kind = \"checkpoint\" }}\n\
+         batch = {{ micro_batch_size = 8 }}"
+    );
+    plan_against_meter("nf4, checkpoint", "", &stage);
+}
+
+#[test]
+fn packing() {
+    let stage = format!("{LORA}\n{PACKED}\nbatch = {{ micro_batch_size = 2 }}");
+    plan_against_meter("packing", "", &stage);
+}
+
+#[test]
+fn accumulation() {
+    let stage =
+        format!("{LORA}\n{ROWS}\nbatch = {{ micro_batch_size = 4, gradient_accumulation_steps = 3 }}");
+    plan_against_meter("accumulation", "", &stage);
+}
+
+#[test]
+fn bf16() {
+    let stage = format!("{LORA}\n{ROWS}\nbatch = {{ micro_batch_size = 4 }}");
+    plan_against_meter("bf16", "dtype = \"bf16\"", &stage);
+}
+
+#[test]
+fn full_training_with_accumulation_and_checkpointing() {
+    let stage = format!(
+        "{ROWS}\nactivation = {{ kind = \"checkpoint\" }}\n\
+         batch = {{ micro_batch_size = 4, gradient_accumulation_steps = 2 }}"
+    );
+    plan_against_meter("full, accumulation, checkpoint", "", &stage);
+}
+
+/// In a step on a packed base no array is as large as a frozen weight's dense
+/// form, and logits never exist all at once.
+#[test]
+fn no_dense_weight_and_never_all_logits() {
+    let config = json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 256,
+        "intermediate_size": 1024, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "max_position_embeddings": 1024, "rms_norm_eps": 1e-5, "vocab_size": 2048,
+        "initializer_range": 0.05, "tie_word_embeddings": false,
+    });
+    let meter = Meter::new();
+    let _scope = meter::scope(meter.clone());
+    let mut blueprint = lab::fresh_model(config);
+    blueprint.quantizer = Some(lab::part("nf4", json!({})));
+    blueprint.adapters = vec![lab::new_adapter(
+        "lora",
+        json!({ "r": 4, "target_modules": ["q_proj", "v_proj", "down_proj"] }),
+    )];
+    let assembly = lab::assemble(&blueprint);
+    let (tokens, vocabulary) = (100, 2048);
+    let smallest_ffn = 256 * 1024 * 4;
+    let batch = lab::batch(&lab::sequences(&[tokens], vocabulary, 1));
+    let mut trainer = lab::trainer(1e-3);
+    trainer.activation = parts::activation(&lab::part("checkpoint", json!({}))).expect("checkpoint");
+    trainer.objective = parts::objective(&lab::part("sft", json!({ "chunk_tokens": 16 }))).expect("sft");
+    meter.reset_peak();
+    lab::train(&assembly, &mut trainer, &batch, 2);
+    let largest = meter.largest();
+    let all_logits = (tokens * vocabulary * 4) as u64;
+    for category in Category::ALL {
+        let n = largest.get(category);
+        assert!(
+            n < smallest_ffn,
+            "{}: an array of {n} B; a frozen weight has {smallest_ffn}",
+            category.name()
+        );
+        assert!(n < all_logits, "{}: an array of {n} B; all logits have {all_logits}", category.name());
+    }
+    // The meter does see such an array where there is one.
+    meter.reset_peak();
+    let fx = ramekin_slots::Forward::new(
+        ramekin_tape::Tape::off(),
+        assembly.sites.clone(),
+        batch.flat.clone(),
+        ramekin_slots::Mode::inference(),
+    );
+    let h = hidden(&assembly.model, &fx, None).expect("a forward");
+    drop(assembly.model.head(&fx, &h).expect("logits"));
+    let seen = Category::ALL.into_iter().map(|c| meter.largest().get(c)).max();
+    assert_eq!(seen, Some(all_logits));
+}
+
+/// Families of parts: their crates' names begin so.
+const FAMILIES: [&str; 10] = [
+    "ramekin-activation-",
+    "ramekin-adapter-",
+    "ramekin-decode-",
+    "ramekin-gradient-",
+    "ramekin-kv-",
+    "ramekin-model-",
+    "ramekin-objective-",
+    "ramekin-optim-",
+    "ramekin-quant-",
+    "ramekin-schedule-",
+];
+
+/// The crates that may know a recipe or the engine.
+const ABOVE: [&str; 6] =
+    ["ramekin-engine", "ramekin-catalog", "ramekin-cli", "ramekin-serve", "ramekin-tests", "ramekin-bench"];
+
+/// Each crate of the workspace with the crates of the workspace that it is built from.
+fn crates() -> BTreeMap<String, BTreeSet<String>> {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(["metadata", "--no-deps", "--offline", "--format-version", "1", "--manifest-path"]);
+    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"));
+    let outcome = finish(command);
+    outcome.expect(0);
+    let metadata: Json = serde_json::from_str(&outcome.stdout).expect("JSON");
+    let list = |v: &Json| v.as_array().cloned().unwrap_or_default();
+    list(&metadata["packages"])
+        .iter()
+        .map(|p| {
+            let needs = list(&p["dependencies"]);
+            let needs = needs.iter().filter(|d| d["kind"] != "dev").filter_map(|d| d["name"].as_str());
+            let needs = needs.filter(|d| d.starts_with("ramekin-")).map(str::to_owned).collect();
+            (p["name"].as_str().unwrap_or_default().to_owned(), needs)
+        })
+        .collect()
+}
+
+fn is_family(name: &str) -> bool {
+    FAMILIES.iter().any(|f| name.starts_with(f))
+}
+
+#[test]
+fn dependencies_point_downwards() {
+    let crates = crates();
+    assert!(crates.len() > 20, "{crates:?}");
+    for (name, needs) in crates.iter().filter(|(n, _)| !ABOVE.contains(&n.as_str()) && *n != "xtask") {
+        for above in ["ramekin-recipe", "ramekin-engine", "ramekin-catalog", "ramekin-cli"] {
+            assert!(!needs.contains(above), "`{name}` is below the engine and depends on `{above}`");
+        }
+    }
+    assert!(crates["ramekin-engine"].contains("ramekin-recipe"));
+    for low in ["ramekin-core", "ramekin-kernels", "ramekin-tape", "ramekin-slots"] {
+        let up: Vec<_> = crates[low].iter().filter(|n| is_family(n) || *n == "ramekin-registry").collect();
+        assert!(up.is_empty(), "`{low}` depends on {up:?}");
+    }
+}
+
+#[test]
+fn no_part_knows_another() {
+    let crates = crates();
+    let families: Vec<_> = crates.iter().filter(|(n, _)| is_family(n)).collect();
+    assert!(families.len() >= 10, "{families:?}");
+    for (name, needs) in families {
+        let others: Vec<_> = needs.iter().filter(|n| is_family(n)).collect();
+        assert!(others.is_empty(), "`{name}` depends on {others:?}");
+    }
+    for name in ["ramekin-engine", "ramekin-plan", "ramekin-data", "ramekin-registry", "ramekin-recipe"] {
+        let parts: Vec<_> = crates[name].iter().filter(|n| is_family(n)).collect();
+        assert!(parts.is_empty(), "`{name}` knows the parts {parts:?} by name");
+    }
+}
+
+#[test]
+fn the_catalog_links_every_family() {
+    let crates = crates();
+    let families: BTreeSet<_> = crates.keys().filter(|n| is_family(n)).cloned().collect();
+    let linked: BTreeSet<_> = crates["ramekin-catalog"].iter().filter(|n| is_family(n)).cloned().collect();
+    assert_eq!(linked, families);
+    // And the binary shows parts of each slot.
+    let mut command = Command::new(ramekin_tests::kitchen::binary());
+    command.args(["parts", "--json"]);
+    let outcome = finish(command);
+    outcome.expect(0);
+    let parts: Vec<Json> = serde_json::from_str(&outcome.stdout).expect("a list of parts");
+    let slots: BTreeSet<_> = parts.iter().filter_map(|p| p["slot"].as_str()).collect();
+    let expected = [
+        "activation",
+        "adapter",
+        "data",
+        "decode",
+        "gradient",
+        "kv",
+        "model",
+        "objective",
+        "optimizer",
+        "quantizer",
+        "schedule",
+    ];
+    for slot in expected {
+        assert!(slots.contains(slot), "no part of slot `{slot}` is linked");
+    }
+}

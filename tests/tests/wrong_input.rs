@@ -1,0 +1,192 @@
+//! Broken recipes and files, through the binary as a user would run it.
+//!
+//! A case is a folder `wrong/NAME`: `recipe.toml`, whose first lines `#: ARGS` say what is
+//! typed behind `ramekin` (all but the last must succeed), the files it needs beside those of
+//! `wrong/_shared`, and `expected.txt`: the exit code, then standard error with the folder
+//! replaced by `DIR`. Binary files are made by [`files`]. `UPDATE_EXPECTED=1` rewrites.
+
+#[path = "wrong_input/files.rs"]
+mod files;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use ramekin_tests::kitchen::binary;
+
+fn wrong() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("wrong")
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let target = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy(&path, &target);
+        } else if !path.ends_with("expected.txt") {
+            std::fs::copy(&path, target).unwrap();
+        }
+    }
+}
+
+/// Exit code and standard error of the case's last command.
+fn outcome(case: &str, dir: &Path) -> String {
+    let recipe = std::fs::read_to_string(dir.join("recipe.toml")).unwrap();
+    let mut commands: Vec<&str> = recipe.lines().map_while(|l| l.strip_prefix("#: ")).collect();
+    if commands.is_empty() {
+        commands.push("run recipe.toml");
+    }
+    for (i, command) in commands.iter().enumerate() {
+        let output = Command::new(binary())
+            .args(command.split(' '))
+            .current_dir(dir)
+            .env("HF_HUB_OFFLINE", "1")
+            .env("HF_HOME", dir.join("hf"))
+            .env_remove("HF_TOKEN")
+            .env("RAMEKIN_THREADS", "1")
+            .output()
+            .unwrap();
+        let code = output.status.code();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        if i + 1 < commands.len() {
+            assert_eq!(code, Some(0), "{case}: `{command}` comes before the mistake\n{stderr}");
+            continue;
+        }
+        let code = code.unwrap_or_else(|| panic!("{case}: ended by a signal\n{stderr}"));
+        let canonical = dir.canonicalize().unwrap();
+        let stderr = stderr
+            .replace(&canonical.display().to_string(), "DIR")
+            .replace(&dir.display().to_string(), "DIR");
+        for sign in ["panicked", "RUST_BACKTRACE", "Some(", "Err(", "Error {", "/src/"] {
+            assert!(!stderr.contains(sign), "{case}: `{sign}` is not for users\n{stderr}");
+        }
+        return format!("exit code {code}\n{stderr}");
+    }
+    unreachable!("there is a last command")
+}
+
+fn check(case: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    copy(&wrong().join("_shared"), dir.path());
+    copy(&wrong().join(case), dir.path());
+    files::make(case, dir.path());
+    let found = outcome(case, dir.path());
+    let file = wrong().join(case).join("expected.txt");
+    if std::env::var_os("UPDATE_EXPECTED").is_some() {
+        std::fs::write(&file, &found).unwrap();
+        return;
+    }
+    let expected = std::fs::read_to_string(&file).unwrap_or_default();
+    assert!(
+        found == expected,
+        "{case} differs; UPDATE_EXPECTED=1 rewrites\n--- expected\n{expected}\n--- found\n{found}"
+    );
+}
+
+macro_rules! cases {
+    ($($name:ident)*) => {
+        $(#[test]
+        fn $name() {
+            check(&stringify!($name).replace('_', "-"));
+        })*
+
+        #[test]
+        fn every_folder_is_a_test() {
+            let tests: BTreeSet<String> = [$(stringify!($name)),*].iter().map(|n| n.replace('_', "-")).collect();
+            let folders: BTreeSet<String> = std::fs::read_dir(wrong())
+                .unwrap()
+                .map(|e| e.unwrap().file_name().into_string().unwrap())
+                .filter(|n| !n.starts_with('_'))
+                .collect();
+            assert_eq!(tests, folders);
+        }
+    };
+}
+
+cases! {
+    adapter_lacks_tensor
+    adapter_left_over
+    adapter_missing
+    adapter_other_shape
+    adapter_unknown_kind
+    adapter_unsupported_field
+    budget_too_small
+    budget_too_small_run
+    character_unknown
+    chat_without_template
+    columns_misspelt
+    config_heads
+    config_inline
+    config_kv_heads
+    config_lacks_field
+    config_lacks_model_type
+    config_model_type
+    config_negative
+    config_no_json
+    config_rope_scaling
+    data_empty
+    data_missing
+    data_missing_plan
+    dropout_above_one
+    eval_data_missing
+    eval_without_rows
+    exact_match_without_references
+    generate_without_prompt
+    group_size
+    init_config_missing
+    jsonl_lacks_column
+    jsonl_line_1003
+    labels_masked
+    metric_unknown
+    model_builtin_unknown
+    model_folder_missing
+    model_is_hub_name
+    model_none
+    model_offline
+    model_stage_missing
+    model_without_config
+    module_misspelt
+    modules_regex_invalid
+    modules_regex_no_match
+    part_misspelt
+    quantizer_left_to_full_training
+    quantizer_with_full_training
+    rank_zero
+    rate_negative
+    recipe_missing
+    recipe_no_toml
+    resume_nothing
+    resume_other_recipe
+    safetensors_dtype
+    safetensors_duplicate
+    safetensors_empty
+    safetensors_header_length
+    safetensors_no_json
+    safetensors_offsets
+    safetensors_shape
+    safetensors_truncated
+    set_bad_path
+    set_bad_stage
+    set_bad_value
+    setting_misspelt
+    several_mistakes
+    slot_misspelt
+    stage_key_misspelt
+    stage_key_of_another
+    stage_kind_misspelt
+    template_missing
+    template_raises
+    template_syntax
+    tensor_missing
+    tensor_shape
+    tokenizer_missing
+    tokenizer_no_json
+    tokenizer_none
+    tokenizer_text_missing
+    tokenizer_too_large
+    tokens_file_missing
+    weights_nan
+    wrong_type
+}
