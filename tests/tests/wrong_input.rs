@@ -114,6 +114,7 @@ cases! {
     adapter_unsupported_field
     budget_too_small
     budget_too_small_run
+    char_unknown_in_data
     character_unknown
     chat_without_template
     columns_misspelt
@@ -133,6 +134,7 @@ cases! {
     eval_data_missing
     eval_without_rows
     exact_match_without_references
+    generate_input_missing
     generate_without_prompt
     group_size
     init_config_missing
@@ -140,6 +142,7 @@ cases! {
     jsonl_line_1003
     labels_masked
     metric_unknown
+    model_beside_model
     model_builtin_unknown
     model_folder_missing
     model_is_hub_name
@@ -151,13 +154,12 @@ cases! {
     modules_regex_invalid
     modules_regex_no_match
     part_misspelt
-    quantizer_left_to_full_training
+    quantizer_in_a_later_stage
     quantizer_with_full_training
     rank_zero
     rate_negative
     recipe_missing
     recipe_no_toml
-    resume_nothing
     resume_other_recipe
     safetensors_dtype
     safetensors_duplicate

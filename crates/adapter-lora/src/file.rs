@@ -38,7 +38,8 @@ pub(crate) fn config(lora: &Lora, base: &str) -> Json {
 fn targets(lora: &Lora) -> Json {
     match &lora.settings.target_modules {
         Modules::Pattern(p) if p.eq_ignore_ascii_case(Modules::ALL_LINEAR) => {
-            let mut names: Vec<&str> = lora.targets.iter().map(|t| t.rsplit('.').next().unwrap_or(t)).collect();
+            let mut names: Vec<&str> =
+                lora.targets.iter().map(|t| t.rsplit('.').next().unwrap_or(t)).collect();
             names.sort_unstable();
             names.dedup();
             json!(names)
@@ -101,9 +102,11 @@ fn settings(config: &Json) -> Result<LoraSettings> {
         if let Some((_, off)) = FOREIGN.iter().find(|(k, _)| k == key) {
             let text = value.to_string();
             if !off.is_empty() && !off.contains(&text.as_str()) {
-                return Err(UserError::new(format!("the adapter sets `{key}` to {text}, which `lora` does not do"))
-                    .help("it needs another adapter part")
-                    .into());
+                return Err(UserError::new(format!(
+                    "the adapter sets `{key}` to {text}, which `lora` does not do"
+                ))
+                .help("it needs another adapter part")
+                .into());
             }
             continue;
         }
@@ -127,11 +130,15 @@ pub(crate) fn load(lora: &mut Lora, source: &mut dyn WeightSource) -> Result<()>
     for named in &lora.params {
         let dims = named.param.value().dims().to_vec();
         let Some(info) = source.info(&named.key) else {
-            return Err(UserError::new(format!("the adapter has no tensor `{}`", named.key)).in_file(label).into());
+            return Err(UserError::new(format!("the adapter has no tensor `{}`", named.key))
+                .in_file(label)
+                .into());
         };
         if info.dims != dims {
-            let message =
-                format!("the tensor `{}` is {:?} in the file; this model needs {dims:?}", named.key, info.dims);
+            let message = format!(
+                "the tensor `{}` is {:?} in the file; this model needs {dims:?}",
+                named.key, info.dims
+            );
             return Err(UserError::new(message).in_file(label).into());
         }
         let value = source.read(&named.key, &dims)?.to_dtype(DType::F32, Category::Trainable)?;
@@ -140,7 +147,8 @@ pub(crate) fn load(lora: &mut Lora, source: &mut dyn WeightSource) -> Result<()>
         left.retain(|n| n != &named.key);
     }
     if let Some(first) = left.first() {
-        let message = format!("{} tensors of the adapter fit nothing in this model, first `{first}`", left.len());
+        let message =
+            format!("{} tensors of the adapter fit nothing in this model, first `{first}`", left.len());
         return Err(UserError::new(message).in_file(label).into());
     }
     Ok(())

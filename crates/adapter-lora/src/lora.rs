@@ -73,9 +73,12 @@ impl LinearAdapter for LowRank {
 
     fn fold(&self, site: &LinearSite, weight: Array) -> Result<Array> {
         if self.bias.is_some() {
-            return Err(UserError::new(format!("`lora_bias` at `{}` has no place in the merged weight", site.path))
-                .help("train without `lora_bias`, or serve the adapter unmerged")
-                .into());
+            return Err(UserError::new(format!(
+                "`lora_bias` at `{}` has no place in the merged weight",
+                site.path
+            ))
+            .help("train without `lora_bias`, or serve the adapter unmerged")
+            .into());
         }
         let (a, b) = (self.a.value(), self.b.value());
         let ((o, i), r) = (site.shape, a.dims()[0]);
@@ -140,8 +143,7 @@ impl Lora {
     /// Copies of whole modules that train and are saved with the adapter.
     fn attach_saved_modules(&mut self, cx: &mut AttachContext<'_>, sites: &Sites) -> Result<()> {
         for entry in self.settings.modules_to_save.clone().unwrap_or_default() {
-            let names: Vec<String> =
-                sites.params_of_module(&entry)?.into_iter().map(str::to_owned).collect();
+            let names: Vec<String> = sites.params_of_module(&entry)?.into_iter().map(str::to_owned).collect();
             for name in names {
                 let site = sites.param(&name)?;
                 let base = site.base().value();

@@ -98,13 +98,19 @@ impl LoraSettings {
             return Err(BadSetting::new("r", "is 0; a rank must be at least 1"));
         }
         if let Some((key, _)) = self.rank_pattern.iter().find(|(_, r)| **r == 0) {
-            return Err(BadSetting::new("rank_pattern", format!("gives `{key}` rank 0; a rank must be at least 1")));
+            return Err(BadSetting::new(
+                "rank_pattern",
+                format!("gives `{key}` rank 0; a rank must be at least 1"),
+            ));
         }
         if !self.lora_alpha.is_finite() {
             return Err(BadSetting::new("lora_alpha", "must be a finite number"));
         }
         if !(0.0..1.0).contains(&self.lora_dropout) {
-            return Err(BadSetting::new("lora_dropout", format!("is {}; it must be in [0, 1)", self.lora_dropout)));
+            return Err(BadSetting::new(
+                "lora_dropout",
+                format!("is {}; it must be in [0, 1)", self.lora_dropout),
+            ));
         }
         if let InitWeights::Named(name) = &self.init_lora_weights
             && name != "gaussian"

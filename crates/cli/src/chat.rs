@@ -43,7 +43,11 @@ pub fn run(args: &ChatArgs) -> Result<()> {
     let mut messages: Vec<Json> = Vec::new();
     let mut turn = 0;
     if terminal {
-        let kind = if template.is_some() { "chat template" } else { "no chat template: your text is simply continued" };
+        let kind = if template.is_some() {
+            "chat template"
+        } else {
+            "no chat template: your text is simply continued"
+        };
         eprintln!("{} ({kind}); /exit or Ctrl-D leaves, /clear forgets", assembly.label);
     }
     loop {
@@ -85,7 +89,12 @@ pub fn run(args: &ChatArgs) -> Result<()> {
 }
 
 /// Prints the answer as it comes and returns it whole.
-fn stream(generator: &Generator<'_>, prompt: &[u32], limits: &Limits<'_>, assembly: &Assembly) -> Result<String> {
+fn stream(
+    generator: &Generator<'_>,
+    prompt: &[u32],
+    limits: &Limits<'_>,
+    assembly: &Assembly,
+) -> Result<String> {
     let tokenizer = assembly.tokenizer()?;
     let ids: RefCell<Vec<u32>> = RefCell::default();
     let shown = RefCell::new(0);
@@ -123,14 +132,16 @@ fn open(model: &str) -> Result<Blueprint> {
         seed: 0,
         full_training: false,
     };
-    let adapter = if folder.join("adapter_config.json").exists() { folder.to_owned() } else { folder.join("adapter") };
+    let adapter =
+        if folder.join("adapter_config.json").exists() { folder.to_owned() } else { folder.join("adapter") };
     if folder.join("model/config.json").exists() {
         return Ok(blueprint(&folder.join("model").display().to_string(), Vec::new()));
     }
     if adapter.join("adapter_config.json").exists() {
         let text = std::fs::read_to_string(adapter.join("adapter_config.json"))?;
-        let config: Json = serde_json::from_str(&text)
-            .map_err(|e| UserError::new(format!("is no JSON: {e}")).in_file(adapter.join("adapter_config.json")))?;
+        let config: Json = serde_json::from_str(&text).map_err(|e| {
+            UserError::new(format!("is no JSON: {e}")).in_file(adapter.join("adapter_config.json"))
+        })?;
         let base = config["base_model_name_or_path"].as_str().unwrap_or_default();
         let source = if base.starts_with("builtin:") || Path::new(base).exists() {
             base.to_owned()

@@ -25,14 +25,16 @@ impl Loaded {
     pub fn open(path: &Path, overrides: &[String]) -> Result<Self, Failure> {
         let doc = Doc::open(path, overrides)?;
         let recipe = Recipe::read_with(&doc, |slot, part| complete(&doc, slot, part))?;
-        let base_dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned();
+        let base_dir =
+            path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned();
         Ok(Loaded { doc, recipe, base_dir })
     }
 
     /// Turns a setting's refusal into a diagnostic that underlines it.
     pub fn explain<T>(&self, result: Result<T>) -> Result<T, Failure> {
         result.map_err(|e| {
-            let bad = e.chain().find_map(|c| c.downcast_ref::<BadSetting>()).filter(|b| b.part.is_some()).cloned();
+            let bad =
+                e.chain().find_map(|c| c.downcast_ref::<BadSetting>()).filter(|b| b.part.is_some()).cloned();
             match bad {
                 Some(bad) => {
                     let part = bad.part.unwrap_or_default();

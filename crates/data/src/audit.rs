@@ -45,9 +45,7 @@ pub fn audit(
 ) -> Audit {
     let mut audit = Audit::default();
     let count = most.min(data.examples.len());
-    let picked: Vec<&Example> = (0..count)
-        .map(|i| &data.examples[i * data.examples.len() / count])
-        .collect();
+    let picked: Vec<&Example> = (0..count).map(|i| &data.examples[i * data.examples.len() / count]).collect();
     let mut masked = 0;
     for example in &picked {
         audit.look(example, tokenizer);
@@ -55,9 +53,8 @@ pub fn audit(
     }
     audit.masked_share = masked as f64 / audit.tokens.max(1) as f64;
     let shown = views.min(count);
-    audit.views = (0..shown)
-        .map(|i| mask_view(tokenizer, picked[i * count / shown], 600, coloured))
-        .collect();
+    audit.views =
+        (0..shown).map(|i| mask_view(tokenizer, picked[i * count / shown], 600, coloured)).collect();
     audit.judge(data, tokenizer, vocab_size);
     audit
 }
@@ -75,12 +72,7 @@ impl Audit {
             self.inner_bos += usize::from(!both && example.ids[opening..].contains(&bos));
         }
         let ends = |id: &u32| tokenizer.eos_ids().contains(id);
-        let target = example
-            .ids
-            .iter()
-            .zip(&example.labels)
-            .skip(1)
-            .any(|(id, l)| *l != IGNORED && ends(id));
+        let target = example.ids.iter().zip(&example.labels).skip(1).any(|(id, l)| *l != IGNORED && ends(id));
         self.eos_targets += usize::from(target);
         let closing = example.ids.iter().rev().take_while(|id| ends(id)).count();
         self.doubled_eos += usize::from(closing > 1 && closing < example.len());
@@ -109,16 +101,11 @@ impl Audit {
             ));
         }
         if self.begin_with_bos > 0 && self.begin_with_bos < n {
-            self.warnings.push(format!(
-                "only {} of {n} examples begin with BOS",
-                self.begin_with_bos
-            ));
+            self.warnings.push(format!("only {} of {n} examples begin with BOS", self.begin_with_bos));
         }
         if self.doubled_eos > 0 {
-            self.warnings.push(format!(
-                "{} of {n} examples end in more than one end token",
-                self.doubled_eos
-            ));
+            self.warnings
+                .push(format!("{} of {n} examples end in more than one end token", self.doubled_eos));
         }
         if let Some(eos) = tokenizer.eos_id() {
             let missing = n - self.eos_targets;

@@ -65,10 +65,8 @@ impl Batch {
             let Some(example) = data.examples.get(piece.example) else {
                 continue;
             };
-            self.ids
-                .extend_from_slice(&example.ids[piece.tokens.clone()]);
-            self.labels
-                .extend_from_slice(&example.labels[piece.tokens.clone()]);
+            self.ids.extend_from_slice(&example.ids[piece.tokens.clone()]);
+            self.labels.extend_from_slice(&example.labels[piece.tokens.clone()]);
         }
         let mut at = first;
         for len in &row.segments {
@@ -101,12 +99,7 @@ impl Sampler {
     /// A sampler that takes `rows_per_micro` rows a micro-batch and
     /// `micros_per_step` micro-batches a step (0 counts as 1 in both). Rows come in file order
     /// where the data says so, else in a new order each epoch.
-    pub fn new(
-        data: Arc<Dataset>,
-        seed: u64,
-        rows_per_micro: usize,
-        micros_per_step: usize,
-    ) -> Self {
+    pub fn new(data: Arc<Dataset>, seed: u64, rows_per_micro: usize, micros_per_step: usize) -> Self {
         let shuffle = data.shuffle;
         Sampler {
             data,
@@ -145,8 +138,7 @@ impl Sampler {
 
     /// Micro-batch `micro` of step `step`, both from 0. Empty only if the data set is.
     pub fn batch(&self, step: usize, micro: usize) -> Batch {
-        let first =
-            (step as u64 * self.micros_per_step as u64 + micro as u64) * self.rows_per_micro as u64;
+        let first = (step as u64 * self.micros_per_step as u64 + micro as u64) * self.rows_per_micro as u64;
         let mut batch = Batch::default();
         for p in first..first + self.rows_per_micro as u64 {
             if let Some(row) = self.row_at(p) {
@@ -158,9 +150,7 @@ impl Sampler {
 
     /// All micro-batches of a step.
     pub fn step(&self, step: usize) -> Vec<Batch> {
-        (0..self.micros_per_step)
-            .map(|micro| self.batch(step, micro))
-            .collect()
+        (0..self.micros_per_step).map(|micro| self.batch(step, micro)).collect()
     }
 
     fn row_at(&self, p: u64) -> Option<&Row> {
@@ -169,11 +159,7 @@ impl Sampler {
             return None;
         }
         let at = (p % n) as usize;
-        self.data.rows.get(if self.shuffle {
-            self.order(p / n)[at] as usize
-        } else {
-            at
-        })
+        self.data.rows.get(if self.shuffle { self.order(p / n)[at] as usize } else { at })
     }
 
     fn order(&self, epoch: u64) -> Arc<Vec<u32>> {

@@ -12,12 +12,8 @@ use crate::source::{Origin, Record, Records, open};
 /// The rows of one file.
 pub(crate) fn rows(path: &Path, settings: &CsvSettings) -> Result<Records> {
     let file: Arc<Path> = path.into();
-    let tabs = path
-        .extension()
-        .is_some_and(|e| e.eq_ignore_ascii_case("tsv"));
-    let delimiter = settings
-        .delimiter
-        .map_or(if tabs { b'\t' } else { b',' }, |d| d as u8);
+    let tabs = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("tsv"));
+    let delimiter = settings.delimiter.map_or(if tabs { b'\t' } else { b',' }, |d| d as u8);
     let mut reader = csv::ReaderBuilder::new()
         .delimiter(delimiter)
         .quoting(settings.quotes.unwrap_or(!tabs))
@@ -26,22 +22,11 @@ pub(crate) fn rows(path: &Path, settings: &CsvSettings) -> Result<Records> {
         .from_reader(open(path)?);
     let header: Option<Vec<String>> = if settings.header {
         let names = reader.headers().map_err(|e| fault(&file, &e))?;
-        let names: Vec<String> = names
-            .iter()
-            .map(|n| n.trim_start_matches('\u{feff}').trim().to_owned())
-            .collect();
-        let first = Origin {
-            file: file.clone(),
-            line: Some(1),
-        };
-        if let Some(twice) = names
-            .iter()
-            .enumerate()
-            .find(|(i, n)| names[..*i].contains(n))
-        {
-            return Err(first
-                .error(format!("two columns are called `{}`", twice.1))
-                .into());
+        let names: Vec<String> =
+            names.iter().map(|n| n.trim_start_matches('\u{feff}').trim().to_owned()).collect();
+        let first = Origin { file: file.clone(), line: Some(1) };
+        if let Some(twice) = names.iter().enumerate().find(|(i, n)| names[..*i].contains(n)) {
+            return Err(first.error(format!("two columns are called `{}`", twice.1)).into());
         }
         Some(names)
     } else {
@@ -54,29 +39,18 @@ pub(crate) fn rows(path: &Path, settings: &CsvSettings) -> Result<Records> {
             Err(e) => return Some(Err(fault(&file, &e))),
         };
         let line = row.position().map(|p| p.line() as usize);
-        let origin = Origin {
-            file: file.clone(),
-            line,
-        };
+        let origin = Origin { file: file.clone(), line };
         if let Some(names) = &header
             && names.len() != row.len()
         {
-            let error = origin.error(format!(
-                "the row has {} fields, the header {}",
-                row.len(),
-                names.len()
-            ));
-            return Some(Err(error
-                .help("quote fields that hold the delimiter, or set `delimiter`")
-                .into()));
+            let error = origin.error(format!("the row has {} fields, the header {}", row.len(), names.len()));
+            return Some(Err(error.help("quote fields that hold the delimiter, or set `delimiter`").into()));
         }
         let fields: Map<String, Json> = row
             .iter()
             .enumerate()
             .map(|(i, value)| {
-                let name = header
-                    .as_ref()
-                    .map_or_else(|| i.to_string(), |names| names[i].clone());
+                let name = header.as_ref().map_or_else(|| i.to_string(), |names| names[i].clone());
                 (name, Json::String(value.to_owned()))
             })
             .collect();
@@ -85,16 +59,11 @@ pub(crate) fn rows(path: &Path, settings: &CsvSettings) -> Result<Records> {
 }
 
 fn fault(file: &Arc<Path>, error: &csv::Error) -> anyhow::Error {
-    let origin = Origin {
-        file: file.clone(),
-        line: error.position().map(|p| p.line() as usize),
-    };
+    let origin = Origin { file: file.clone(), line: error.position().map(|p| p.line() as usize) };
     match error.kind() {
-        csv::ErrorKind::Utf8 { err, .. } => origin
-            .error(format!("field {} of the row is not UTF-8", err.field() + 1))
-            .into(),
-        _ => origin
-            .error(format!("the row cannot be read: {error}"))
-            .into(),
+        csv::ErrorKind::Utf8 { err, .. } => {
+            origin.error(format!("field {} of the row is not UTF-8", err.field() + 1)).into()
+        }
+        _ => origin.error(format!("the row cannot be read: {error}")).into(),
     }
 }

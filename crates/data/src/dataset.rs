@@ -70,19 +70,12 @@ impl DataSettings {
     /// engine and refused here.
     pub fn load(&self, tokenizer: &Tokenizer, base_dir: &Path) -> Result<Dataset> {
         let preparation = self.preparation().ok_or_else(|| {
-            UserError::new(
-                "data of kind `tokens` cannot go here: its ids are ready and need no tokenizer",
-            )
+            UserError::new("data of kind `tokens` cannot go here: its ids are ready and need no tokenizer")
         })?;
         preparation.check()?;
         let name = match self {
             DataSettings::Builtin(s) => format!("builtin:{}", s.name),
-            _ => self
-                .paths()
-                .iter()
-                .map(|p| p.display().to_string())
-                .collect::<Vec<_>>()
-                .join(", "),
+            _ => self.paths().iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", "),
         };
         let stream = matches!(self, DataSettings::Text(s) if s.unit == TextUnit::Whole);
         let records = self.records(base_dir)?.skip(preparation.skip_rows);
@@ -94,14 +87,7 @@ impl DataSettings {
         if stream {
             preparer = preparer.for_stream();
         }
-        Loading {
-            name,
-            preparation: &preparation,
-            preparer,
-            tokenizer,
-            stream,
-        }
-        .run(records)
+        Loading { name, preparation: &preparation, preparer, tokenizer, stream }.run(records)
     }
 }
 
@@ -128,9 +114,7 @@ impl Loading<'_> {
             }
             let prepared: Vec<Result<_>> = chunk
                 .par_iter()
-                .map(|(origin, sample)| {
-                    self.preparer.prepare(sample).map_err(|e| origin.explain(e))
-                })
+                .map(|(origin, sample)| self.preparer.prepare(sample).map_err(|e| origin.explain(e)))
                 .collect();
             for item in prepared {
                 let item = item?;
@@ -151,12 +135,8 @@ impl Loading<'_> {
             return Err(self.nothing_left(&report, masked.as_ref()));
         }
         self.note(&mut report);
-        let mut data = Dataset {
-            name: self.name,
-            shuffle: self.preparation.shuffle,
-            report,
-            ..Dataset::default()
-        };
+        let mut data =
+            Dataset { name: self.name, shuffle: self.preparation.shuffle, report, ..Dataset::default() };
         match self.preparation.split {
             Some(split) => {
                 let (train, dev) = divide(examples, split.dev, self.stream);
@@ -165,11 +145,7 @@ impl Loading<'_> {
                         "`split.dev` = {} of {} examples leaves nothing to {}",
                         split.dev,
                         train.len() + dev.len(),
-                        if train.is_empty() {
-                            "train on"
-                        } else {
-                            "evaluate on"
-                        }
+                        if train.is_empty() { "train on" } else { "evaluate on" }
                     ))
                     .in_file(&data.name)
                     .help("change the share or give more rows")
@@ -193,10 +169,9 @@ impl Loading<'_> {
     fn note(&self, report: &mut LoadReport) {
         let limit = self.preparation.max_length;
         if report.truncated > 0 {
-            report.notes.push(format!(
-                "{} of {} examples were cut to {limit} tokens",
-                report.truncated, report.read
-            ));
+            report
+                .notes
+                .push(format!("{} of {} examples were cut to {limit} tokens", report.truncated, report.read));
         }
         if report.without_target > 0 {
             report.notes.push(format!(
@@ -213,17 +188,13 @@ impl Loading<'_> {
         }
         let chat = matches!(report.format.as_str(), "messages" | "sharegpt");
         if self.tokenizer.eos_id().is_none() && !chat && !self.stream {
-            report
-                .notes
-                .push("the tokenizer has no end token, so examples get none".to_owned());
+            report.notes.push("the tokenizer has no end token, so examples get none".to_owned());
         }
     }
 
     fn nothing_left(&self, report: &LoadReport, masked: Option<&Example>) -> anyhow::Error {
         let Some(example) = masked else {
-            return UserError::new("the data has no rows")
-                .in_file(&self.name)
-                .into();
+            return UserError::new("the data has no rows").in_file(&self.name).into();
         };
         let view = crate::mask_view::mask_view(self.tokenizer, example, 400, false);
         UserError::new(format!("none of the {} examples has a target: every label is masked", report.read))
@@ -239,12 +210,7 @@ impl Loading<'_> {
 /// The last `share` of the examples, or of the one stream's tokens.
 fn divide(mut examples: Vec<Example>, share: f64, stream: bool) -> (Vec<Example>, Vec<Example>) {
     if stream {
-        let mut all = Example {
-            ids: Vec::new(),
-            labels: Vec::new(),
-            prompt_len: 0,
-            reference: None,
-        };
+        let mut all = Example { ids: Vec::new(), labels: Vec::new(), prompt_len: 0, reference: None };
         for e in examples {
             all.ids.extend(e.ids);
             all.labels.extend(e.labels);
@@ -271,11 +237,7 @@ impl Dataset {
         self.rows = if options.packing {
             pack(&lengths, options.max_length, options.packing_strategy)
         } else {
-            lengths
-                .iter()
-                .enumerate()
-                .map(|(e, n)| Row::whole(e, *n))
-                .collect()
+            lengths.iter().enumerate().map(|(e, n)| Row::whole(e, *n)).collect()
         };
         self.examples = examples;
         self.count();
@@ -290,18 +252,9 @@ impl Dataset {
 
     /// A data set of examples that are ready, one a row, in file order.
     pub fn from_examples(name: impl Into<String>, examples: Vec<Example>) -> Self {
-        let rows = examples
-            .iter()
-            .enumerate()
-            .map(|(e, x)| Row::whole(e, x.len()))
-            .collect();
+        let rows = examples.iter().enumerate().map(|(e, x)| Row::whole(e, x.len())).collect();
         let read = examples.len();
-        let mut data = Dataset {
-            name: name.into(),
-            examples,
-            rows,
-            ..Dataset::default()
-        };
+        let mut data = Dataset { name: name.into(), examples, rows, ..Dataset::default() };
         data.report.format = "tokens".to_owned();
         data.report.read = read;
         data.count();
@@ -325,16 +278,13 @@ impl Dataset {
         let name = name.into();
         let wrong = |what: String| UserError::new(what).in_file(&name);
         let count = ids.len();
-        for (what, n) in [
-            ("attention_mask", mask.as_ref().map(Vec::len)),
-            ("labels", labels.as_ref().map(Vec::len)),
-        ] {
+        for (what, n) in
+            [("attention_mask", mask.as_ref().map(Vec::len)), ("labels", labels.as_ref().map(Vec::len))]
+        {
             if n.is_some_and(|n| n != count) {
-                return Err(wrong(format!(
-                    "`{what}` has {} rows, `input_ids` {count}",
-                    n.unwrap_or(0)
-                ))
-                .into());
+                return Err(
+                    wrong(format!("`{what}` has {} rows, `input_ids` {count}", n.unwrap_or(0))).into()
+                );
             }
         }
         let mut examples = Vec::with_capacity(count);
@@ -367,20 +317,15 @@ impl Dataset {
             let row_labels = match labels.as_ref().map(|l| &l[r]) {
                 Some(l) if l.len() != row.len() => {
                     let n = row.len();
-                    return Err(wrong(format!(
-                        "row {r} of `labels` has {} entries for {n} ids",
-                        l.len()
-                    ))
-                    .into());
+                    return Err(
+                        wrong(format!("row {r} of `labels` has {} entries for {n} ids", l.len())).into()
+                    );
                 }
                 Some(l) => l[keep.clone()].to_vec(),
                 None => row[keep.clone()].iter().map(|id| i64::from(*id)).collect(),
             };
             if let Some(bad) = row_labels.iter().find(|l| **l < 0 && **l != IGNORED) {
-                return Err(wrong(format!(
-                    "row {r} of `labels` has {bad}; a label is an id or -100"
-                ))
-                .into());
+                return Err(wrong(format!("row {r} of `labels` has {bad}; a label is an id or -100")).into());
             }
             examples.push(Example {
                 ids: row[keep].to_vec(),
@@ -411,10 +356,7 @@ impl Dataset {
         order.sort_by_key(|r| std::cmp::Reverse(self.rows[*r].len()));
         // Fewer rows than asked for come round again, as the sampler does it.
         let rows = if order.is_empty() { 0 } else { rows };
-        Batch::of_rows(
-            self,
-            order.iter().cycle().take(rows).map(|r| &self.rows[*r]),
-        )
+        Batch::of_rows(self, order.iter().cycle().take(rows).map(|r| &self.rows[*r]))
     }
 
     /// How many rows have how many tokens: (length, rows), shortest first.
@@ -430,12 +372,7 @@ impl Dataset {
     pub fn largest_id(&self) -> Option<i64> {
         self.examples
             .iter()
-            .flat_map(|e| {
-                e.ids
-                    .iter()
-                    .map(|i| i64::from(*i))
-                    .chain(e.labels.iter().copied())
-            })
+            .flat_map(|e| e.ids.iter().map(|i| i64::from(*i)).chain(e.labels.iter().copied()))
             .max()
     }
 }

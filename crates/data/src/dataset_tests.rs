@@ -15,10 +15,7 @@ fn load(kind: &str, settings: Json, file: (&str, &str)) -> Result<Dataset> {
 }
 
 fn builtin(settings: Json) -> Dataset {
-    DataSettings::from_json("builtin", settings)
-        .unwrap()
-        .load(small(), Path::new("."))
-        .unwrap()
+    DataSettings::from_json("builtin", settings).unwrap().load(small(), Path::new(".")).unwrap()
 }
 
 #[test]
@@ -29,106 +26,55 @@ fn loads_reports_and_holds_out() {
     let settings = json!({"columns": {"prompt": "question", "completion": "answer"}, "split": {"dev": 0.1}, "skip_rows": 5, "max_rows": 30});
     let data = load("jsonl", settings, ("q.jsonl", &rows)).unwrap();
     let dev = data.dev.as_ref().unwrap();
-    assert_eq!(
-        (data.report.read, data.examples.len(), dev.examples.len()),
-        (30, 27, 3)
-    );
-    assert_eq!(
-        dev.examples[2].reference.as_ref().unwrap().completion,
-        "It is 34."
-    );
-    assert!(
-        data.report.notes[0].contains("prompt_completion"),
-        "{:?}",
-        data.report.notes
-    );
-    assert_eq!(
-        data.report.tokens,
-        data.histogram()
-            .iter()
-            .map(|(len, n)| len * n)
-            .sum::<usize>()
-    );
+    assert_eq!((data.report.read, data.examples.len(), dev.examples.len()), (30, 27, 3));
+    assert_eq!(dev.examples[2].reference.as_ref().unwrap().completion, "It is 34.");
+    assert!(data.report.notes[0].contains("prompt_completion"), "{:?}", data.report.notes);
+    assert_eq!(data.report.tokens, data.histogram().iter().map(|(len, n)| len * n).sum::<usize>());
     assert_eq!(data.report.prefix_differs, 0);
 }
 
 #[test]
 fn a_set_without_target_shows_a_row() {
     let rows =
-        "{\"prompt\": \"Anna has 4 red apples and gives 2 to Ben.\", \"completion\": \" So 2.\"}\n"
-            .repeat(3);
-    let e = load("jsonl", json!({"max_length": 4}), ("q.jsonl", &rows))
-        .unwrap_err()
-        .to_string();
+        "{\"prompt\": \"Anna has 4 red apples and gives 2 to Ben.\", \"completion\": \" So 2.\"}\n".repeat(3);
+    let e = load("jsonl", json!({"max_length": 4}), ("q.jsonl", &rows)).unwrap_err().to_string();
     assert!(
         e.starts_with("none of the 3 examples has a target: every label is masked\n  --> q.jsonl"),
         "{e}"
     );
     assert!(e.contains("[<s>Anna"), "{e}");
-    assert!(
-        load("jsonl", json!({}), ("q.jsonl", "\n"))
-            .unwrap_err()
-            .to_string()
-            .contains("no rows")
-    );
+    assert!(load("jsonl", json!({}), ("q.jsonl", "\n")).unwrap_err().to_string().contains("no rows"));
     // One of two: dropped and counted.
     let rows = format!("{rows}{{\"prompt\": \"A\", \"completion\": \" b\"}}\n");
     let data = load("jsonl", json!({"max_length": 4}), ("q.jsonl", &rows)).unwrap();
-    assert_eq!(
-        (
-            data.report.without_target,
-            data.report.kept,
-            data.report.truncated
-        ),
-        (3, 1, 3)
-    );
+    assert_eq!((data.report.without_target, data.report.kept, data.report.truncated), (3, 1, 3));
 }
 
 #[test]
 fn errors_in_rows_name_the_line() {
     let rows = "{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}]}\n".repeat(2);
-    let e = load(
-        "jsonl",
-        json!({"template": "{{ raise_exception('no') }}"}),
-        ("m.jsonl", &rows),
-    )
-    .unwrap_err()
-    .to_string();
-    assert!(
-        e.contains("refuses the chat: no") && e.contains("m.jsonl:1"),
-        "{e}"
-    );
+    let e = load("jsonl", json!({"template": "{{ raise_exception('no') }}"}), ("m.jsonl", &rows))
+        .unwrap_err()
+        .to_string();
+    assert!(e.contains("refuses the chat: no") && e.contains("m.jsonl:1"), "{e}");
     let e = load("jsonl", json!({}), ("m.jsonl", &rows)).unwrap_err();
     assert_eq!(ramekin_core::exit_code(&e), 2);
     assert!(e.to_string().contains("m.jsonl:1"), "{e}");
-    let e = load(
-        "jsonl",
-        json!({"template": "chatm.jinja"}),
-        ("m.jsonl", &rows),
-    )
-    .unwrap_err()
-    .to_string();
+    let e = load("jsonl", json!({"template": "chatm.jinja"}), ("m.jsonl", &rows)).unwrap_err().to_string();
     assert!(e.contains("no such file"), "{e}");
 }
 
 #[test]
 fn a_stream_is_cut_into_rows() {
     let text = "One day, Anna went to the park. ".repeat(50);
-    let data = load(
-        "text",
-        json!({"unit": "whole", "max_length": 16, "split": {"dev": 0.25}}),
-        ("t.txt", &text),
-    )
-    .unwrap();
+    let data =
+        load("text", json!({"unit": "whole", "max_length": 16, "split": {"dev": 0.25}}), ("t.txt", &text))
+            .unwrap();
     let dev = data.dev.as_ref().unwrap();
     let ids = small().encode(&text, true).unwrap();
     assert_eq!(data.examples[0].ids, ids[..data.examples[0].len()]);
     assert_eq!(data.report.tokens + dev.report.tokens, ids.len());
-    assert!(
-        data.rows[..data.rows.len() - 1]
-            .iter()
-            .all(|r| r.len() == 16)
-    );
+    assert!(data.rows[..data.rows.len() - 1].iter().all(|r| r.len() == 16));
     assert!((dev.report.tokens as f64 / ids.len() as f64 - 0.25).abs() < 0.01);
     // No end token in a stream, and every token but each row's first is a target.
     assert!(!data.examples[0].ids.contains(&small().eos_id().unwrap()));
@@ -139,54 +85,30 @@ fn a_stream_is_cut_into_rows() {
 #[test]
 fn batches_are_flat_shifted_and_apart() {
     let labels = vec![vec![-100, 11, 12], vec![-100, 21]];
-    let data = Dataset::from_token_rows(
-        "t",
-        vec![vec![10, 11, 12], vec![20, 21]],
-        None,
-        Some(labels),
-    )
-    .unwrap();
+    let data =
+        Dataset::from_token_rows("t", vec![vec![10, 11, 12], vec![20, 21]], None, Some(labels)).unwrap();
     let batch = Sampler::new(data.clone().into(), 0, 2, 1).batch(0, 0);
     assert_eq!(batch.ids, [10, 11, 12, 20, 21]);
     assert_eq!(batch.labels, [11, 12, -100, 21, -100]);
     assert_eq!(batch.positions, [0, 1, 2, 0, 1]);
     assert_eq!(batch.segments, [0..3, 3..5]);
-    assert_eq!(
-        (batch.rows, batch.active_tokens(), batch.longest_segment()),
-        (2, 3, 3)
-    );
-    assert_eq!(
-        Sampler::new(data.into(), 0, 2, 1).batch(9, 0),
-        batch,
-        "rows of a file repeat in order"
-    );
+    assert_eq!((batch.rows, batch.active_tokens(), batch.longest_segment()), (2, 3, 3));
+    assert_eq!(Sampler::new(data.into(), 0, 2, 1).batch(9, 0), batch, "rows of a file repeat in order");
 }
 
 #[test]
 fn token_rows_are_checked() {
     let rows = |ids, mask, labels| Dataset::from_token_rows("t", ids, mask, labels);
-    let padded = rows(
-        vec![vec![1, 2, 3, 0], vec![0, 4, 5, 6]],
-        Some(vec![vec![1, 1, 1, 0], vec![0, 1, 1, 1]]),
-        None,
-    )
-    .unwrap();
+    let padded =
+        rows(vec![vec![1, 2, 3, 0], vec![0, 4, 5, 6]], Some(vec![vec![1, 1, 1, 0], vec![0, 1, 1, 1]]), None)
+            .unwrap();
     assert_eq!(padded.examples[0].ids, [1, 2, 3]);
     assert_eq!(padded.examples[1].labels, [4, 5, 6]);
     for (got, expected) in [
-        (
-            rows(vec![vec![1, 2, 3]], Some(vec![vec![1, 0, 1]]), None),
-            "has a gap",
-        ),
+        (rows(vec![vec![1, 2, 3]], Some(vec![vec![1, 0, 1]]), None), "has a gap"),
         (rows(vec![vec![1]], Some(vec![vec![0]]), None), "no token"),
-        (
-            rows(vec![vec![1, 2]], None, Some(vec![vec![1]])),
-            "1 entries for 2 ids",
-        ),
-        (
-            rows(vec![vec![1, 2]], None, Some(vec![])),
-            "`labels` has 0 rows, `input_ids` 1",
-        ),
+        (rows(vec![vec![1, 2]], None, Some(vec![vec![1]])), "1 entries for 2 ids"),
+        (rows(vec![vec![1, 2]], None, Some(vec![])), "`labels` has 0 rows, `input_ids` 1"),
         (rows(vec![vec![1, 2]], None, Some(vec![vec![1, -5]])), "-5"),
         (rows(vec![], None, None), "no rows"),
     ] {
@@ -207,9 +129,7 @@ fn batches_are_a_function_of_seed_and_step() {
     // Every epoch shows each row once, in an order of its own.
     let first_tokens = |epoch: usize| -> Vec<Vec<u32>> {
         let rows = Sampler::new(data.clone(), 5, 1, 1);
-        (epoch * 50..epoch * 50 + 50)
-            .map(|s| rows.batch(s, 0).ids)
-            .collect()
+        (epoch * 50..epoch * 50 + 50).map(|s| rows.batch(s, 0).ids).collect()
     };
     let (mut a, mut b) = (first_tokens(0), first_tokens(1));
     assert_ne!(a, b);
@@ -222,9 +142,7 @@ fn batches_are_a_function_of_seed_and_step() {
 
 #[test]
 fn the_longest_batch_is_never_exceeded() {
-    let data = std::sync::Arc::new(builtin(
-        json!({"name": "tiny-text", "bytes": 30000, "max_length": 64}),
-    ));
+    let data = std::sync::Arc::new(builtin(json!({"name": "tiny-text", "bytes": 30000, "max_length": 64})));
     let sampler = Sampler::new(data.clone(), 5, 3, 1);
     let longest = sampler.longest_batch();
     assert_eq!(longest.rows, 3);
@@ -235,7 +153,8 @@ fn the_longest_batch_is_never_exceeded() {
 
 #[test]
 fn packed_and_unpacked_rows_hold_the_same_targets() {
-    let settings = |packing: bool| json!({"name": "tiny-text", "bytes": 20000, "max_length": 512, "packing": packing});
+    let settings =
+        |packing: bool| json!({"name": "tiny-text", "bytes": 20000, "max_length": 512, "packing": packing});
     let (packed, plain) = (builtin(settings(true)), builtin(settings(false)));
     assert_eq!(packed.examples, plain.examples);
     assert!(packed.rows.len() * 2 < plain.rows.len());
@@ -244,12 +163,7 @@ fn packed_and_unpacked_rows_hold_the_same_targets() {
         let mut all: Vec<_> = batch
             .segments
             .iter()
-            .map(|s| {
-                (
-                    batch.ids[s.clone()].to_vec(),
-                    batch.labels[s.clone()].to_vec(),
-                )
-            })
+            .map(|s| (batch.ids[s.clone()].to_vec(), batch.labels[s.clone()].to_vec()))
             .collect();
         all.sort();
         all
@@ -261,89 +175,49 @@ fn packed_and_unpacked_rows_hold_the_same_targets() {
 fn audits_find_what_is_wrong() {
     let data = builtin(json!({"name": "records", "rows": 60}));
     let a = audit(&data, small(), 600, 50, 2, false);
-    assert_eq!(
-        (a.examples, a.begin_with_bos, a.doubled_bos, a.eos_targets),
-        (50, 50, 0, 50)
-    );
-    assert!(
-        a.errors.is_empty() && a.warnings.is_empty(),
-        "{:?}",
-        a.lines()
-    );
-    assert!(
-        a.views[0].starts_with("[<s>") && a.views[0].contains("Record:] giver:"),
-        "{}",
-        a.views[0]
-    );
+    assert_eq!((a.examples, a.begin_with_bos, a.doubled_bos, a.eos_targets), (50, 50, 0, 50));
+    assert!(a.errors.is_empty() && a.warnings.is_empty(), "{:?}", a.lines());
+    assert!(a.views[0].starts_with("[<s>") && a.views[0].contains("Record:] giver:"), "{}", a.views[0]);
     assert!(a.masked_share > 0.3 && a.masked_share < 0.9);
     assert!(audit(&data, small(), 600, 50, 1, true).views[0].contains("\u{1b}[32m"));
     assert!(audit(&data, small(), 300, 50, 0, false).errors[0].contains("knows ids below 300"));
     // The text brings a BOS of its own.
     let doubled = load("text", json!({}), ("t.txt", "<s>One day.\nTwo days.\n")).unwrap();
     let a = audit(&doubled, small(), 600, 50, 0, false);
-    assert!(
-        a.errors[0].contains("1 of 2 examples begin with two `<s>`"),
-        "{:?}",
-        a.errors
-    );
+    assert!(a.errors[0].contains("1 of 2 examples begin with two `<s>`"), "{:?}", a.errors);
     // Chats whose template never says the end.
     let rows = "{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}, {\"role\": \"assistant\", \"content\": \"y\"}]}\n";
-    let chat = load(
-        "jsonl",
-        json!({"template": "{{ messages[1].content }}!"}),
-        ("m.jsonl", rows),
-    )
-    .unwrap();
+    let chat = load("jsonl", json!({"template": "{{ messages[1].content }}!"}), ("m.jsonl", rows)).unwrap();
     let a = audit(&chat, small(), 600, 50, 0, false);
-    assert!(
-        a.warnings.iter().any(|w| w.contains("no end token")),
-        "{:?}",
-        a.warnings
-    );
+    assert!(a.warnings.iter().any(|w| w.contains("no end token")), "{:?}", a.warnings);
 }
 
 #[test]
 fn settings_refuse_what_makes_no_sense() {
-    let bad = |kind: &str, settings: Json| {
-        DataSettings::from_json(kind, settings)
-            .unwrap_err()
-            .to_string()
-    };
+    let bad = |kind: &str, settings: Json| DataSettings::from_json(kind, settings).unwrap_err().to_string();
     assert!(bad("jsonl", json!({"path": "a", "packin": true})).contains("unknown field `packin`"));
     assert!(bad("jsonl", json!({})).contains("missing field `path`"));
     assert!(bad("jsonl", json!({"path": 5})).contains("expected a path or a list of paths"));
     assert!(bad("jsnl", json!({})).contains("did you mean `jsonl`?"));
     assert!(
-        bad(
-            "jsonl",
-            json!({"path": "a", "packing": true, "max_length": 0})
-        )
-        .starts_with("`packing` needs a row length")
+        bad("jsonl", json!({"path": "a", "packing": true, "max_length": 0}))
+            .starts_with("`packing` needs a row length")
     );
-    assert!(
-        bad("jsonl", json!({"path": "a", "split": {"dev": 1.5}})).starts_with("`split.dev` is 1.5")
-    );
+    assert!(bad("jsonl", json!({"path": "a", "split": {"dev": 1.5}})).starts_with("`split.dev` is 1.5"));
     assert!(bad("builtin", json!({"name": "record"})).contains("did you mean `records`?"));
     assert!(bad("csv", json!({"path": "a", "delimiter": "é"})).starts_with("`delimiter`"));
-    let aliased =
-        DataSettings::from_json("jsonl", json!({"path": "a", "max_seq_length": 77})).unwrap();
+    let aliased = DataSettings::from_json("jsonl", json!({"path": "a", "max_seq_length": 77})).unwrap();
     assert_eq!(aliased.preparation().unwrap().max_length, 77);
     // What is written out can be read back.
     let full = json!({"path": ["a", "b"], "columns": {"prompt": "q"}, "packing_strategy": "bfd_split", "split": {"dev": 0.5}});
     let once: crate::JsonlSettings = serde_json::from_value(full).unwrap();
-    assert_eq!(
-        once,
-        serde_json::from_value(serde_json::to_value(&once).unwrap()).unwrap()
-    );
+    assert_eq!(once, serde_json::from_value(serde_json::to_value(&once).unwrap()).unwrap());
 }
 
 #[test]
 fn every_kind_is_registered() {
     for kind in DataSettings::KINDS {
-        assert!(
-            ramekin_registry::find(ramekin_registry::Slot::Data, kind).is_ok(),
-            "{kind}"
-        );
+        assert!(ramekin_registry::find(ramekin_registry::Slot::Data, kind).is_ok(), "{kind}");
     }
 }
 
@@ -355,29 +229,11 @@ fn gsm8k_loads() {
         return;
     }
     let columns = json!({"prompt": "Question: {question}\nAnswer:", "completion": " {answer}"});
-    let settings =
-        json!({"path": "train.jsonl", "columns": columns, "max_rows": 300, "packing": true});
-    let data = DataSettings::from_json("jsonl", settings)
-        .unwrap()
-        .load(small(), &folder)
-        .unwrap();
-    assert_eq!(
-        (
-            data.report.read,
-            data.report.kept,
-            data.report.prefix_differs
-        ),
-        (300, 300, 0)
-    );
+    let settings = json!({"path": "train.jsonl", "columns": columns, "max_rows": 300, "packing": true});
+    let data = DataSettings::from_json("jsonl", settings).unwrap().load(small(), &folder).unwrap();
+    assert_eq!((data.report.read, data.report.kept, data.report.prefix_differs), (300, 300, 0));
     assert!(audit(&data, small(), 600, 100, 1, false).errors.is_empty());
-    assert!(
-        data.examples[0]
-            .reference
-            .as_ref()
-            .unwrap()
-            .completion
-            .ends_with("#### 72")
-    );
+    assert!(data.examples[0].reference.as_ref().unwrap().completion.ends_with("#### 72"));
 }
 
 proptest! {

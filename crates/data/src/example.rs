@@ -70,11 +70,7 @@ impl Example {
 
     /// How many tokens are targets of a prediction; the first never is.
     pub fn active_tokens(&self) -> usize {
-        self.labels
-            .iter()
-            .skip(1)
-            .filter(|l| **l != IGNORED)
-            .count()
+        self.labels.iter().skip(1).filter(|l| **l != IGNORED).count()
     }
 }
 
@@ -112,12 +108,7 @@ impl<'a> Preparer<'a> {
             Some(given) => Some(ChatTemplate::from_setting(given, base_dir, tokenizer)?),
             None => tokenizer.chat_template()?,
         };
-        Ok(Preparer {
-            tokenizer,
-            template,
-            options,
-            ends: true,
-        })
+        Ok(Preparer { tokenizer, template, options, ends: true })
     }
 
     /// The same preparer for text that is one stream: no end token is appended.
@@ -143,21 +134,17 @@ impl<'a> Preparer<'a> {
             Sample::Text(text) => self.plain(None, text),
             Sample::PromptCompletion { prompt, completion } => self.plain(Some(prompt), completion),
             Sample::Chat { messages, tools } => self.chat(messages, tools.as_ref()),
-            Sample::ChatCompletion {
-                prompt,
-                completion,
-                tools,
-            } => self.chat_completion(prompt, completion, tools.as_ref()),
+            Sample::ChatCompletion { prompt, completion, tools } => {
+                self.chat_completion(prompt, completion, tools.as_ref())
+            }
         }
     }
 
     fn plain(&self, prompt: Option<&str>, text: &str) -> Result<Prepared> {
         if self.options.assistant_only_loss {
-            return Err(
-                UserError::new("`assistant_only_loss` is set and this row is no chat")
-                    .help("leave it out, or give rows with `messages`")
-                    .into(),
-            );
+            return Err(UserError::new("`assistant_only_loss` is set and this row is no chat")
+                .help("leave it out, or give rows with `messages`")
+                .into());
         }
         if prompt.is_none() && self.options.completion_only_loss == Some(true) {
             return Err(no_completion());
@@ -172,18 +159,11 @@ impl<'a> Preparer<'a> {
         }
         let (mut border, mut differs) = (0, false);
         if let Some(prompt) = prompt {
-            let alone = self
-                .tokenizer
-                .encode_with_offsets(prompt, true)?
-                .without_closing_specials();
+            let alone = self.tokenizer.encode_with_offsets(prompt, true)?.without_closing_specials();
             differs = !ids.starts_with(&alone);
             border = alone.len().min(ids.len());
         }
-        let masked = if self.completion_only(prompt.is_some()) {
-            border
-        } else {
-            0
-        };
+        let masked = if self.completion_only(prompt.is_some()) { border } else { 0 };
         let mask = (0..ids.len()).map(|t| t >= masked).collect();
         let reference = prompt.map(|prompt| Reference {
             prompt: prompt.to_owned(),
@@ -234,10 +214,7 @@ impl<'a> Preparer<'a> {
         let rendered = if self.options.assistant_only_loss {
             template.render_with_assistant(&all, tools)?
         } else {
-            crate::template::Rendered {
-                text: template.render(&all, tools, false)?,
-                assistant: Vec::new(),
-            }
+            crate::template::Rendered { text: template.render(&all, tools, false)?, assistant: Vec::new() }
         };
         let encoded = self.tokenizer.encode_with_offsets(&rendered.text, false)?;
         let alone = self.tokenizer.encode(&prompt_text, false)?;
@@ -251,16 +228,8 @@ impl<'a> Preparer<'a> {
         if self.completion_only(true) {
             mask[..border].fill(false);
         }
-        let completion = completion
-            .iter()
-            .filter_map(content)
-            .collect::<Vec<_>>()
-            .join("\n");
-        let reference = Some(Reference {
-            prompt: prompt_text,
-            completion,
-            is_chat: true,
-        });
+        let completion = completion.iter().filter_map(content).collect::<Vec<_>>().join("\n");
+        let reference = Some(Reference { prompt: prompt_text, completion, is_chat: true });
         Ok(self.finish(encoded.ids, mask, border, reference, differs))
     }
 
@@ -283,11 +252,7 @@ impl<'a> Preparer<'a> {
         }
         // A template may refuse a chat without its answer; then there is nothing to compare.
         let prompt = self.template.as_ref()?.render(before, tools, true).ok()?;
-        Some(Reference {
-            prompt,
-            completion: content(last)?,
-            is_chat: true,
-        })
+        Some(Reference { prompt, completion: content(last)?, is_chat: true })
     }
 
     fn finish(
@@ -298,11 +263,8 @@ impl<'a> Preparer<'a> {
         reference: Option<Reference>,
         prefix_differs: bool,
     ) -> Prepared {
-        let mut labels: Vec<i64> = ids
-            .iter()
-            .zip(&mask)
-            .map(|(id, on)| if *on { i64::from(*id) } else { IGNORED })
-            .collect();
+        let mut labels: Vec<i64> =
+            ids.iter().zip(&mask).map(|(id, on)| if *on { i64::from(*id) } else { IGNORED }).collect();
         let limit = self.options.max_length;
         // Split and wrapped packing keep every token; they cut rows, not examples.
         let keeps_all =
@@ -325,16 +287,7 @@ impl<'a> Preparer<'a> {
         }
         ids.shrink_to_fit();
         labels.shrink_to_fit();
-        Prepared {
-            example: Example {
-                ids,
-                labels,
-                prompt_len,
-                reference,
-            },
-            truncated,
-            prefix_differs,
-        }
+        Prepared { example: Example { ids, labels, prompt_len, reference }, truncated, prefix_differs }
     }
 }
 

@@ -9,16 +9,8 @@ use crate::source::Origin;
 use crate::source::tests::json_object;
 
 fn record(row: Json) -> Record {
-    let Json::Object(fields) = row else {
-        panic!("a row is an object")
-    };
-    Record {
-        origin: Origin {
-            file: Arc::from(Path::new("d.jsonl")),
-            line: Some(3),
-        },
-        fields,
-    }
+    let Json::Object(fields) = row else { panic!("a row is an object") };
+    Record { origin: Origin { file: Arc::from(Path::new("d.jsonl")), line: Some(3) }, fields }
 }
 
 fn options(format: &str, columns: Json) -> Preparation {
@@ -38,23 +30,14 @@ fn error(format: &str, columns: Json, row: Json) -> String {
 }
 
 fn pair(prompt: &str, completion: &str) -> Sample {
-    Sample::PromptCompletion {
-        prompt: prompt.into(),
-        completion: completion.into(),
-    }
+    Sample::PromptCompletion { prompt: prompt.into(), completion: completion.into() }
 }
 
 #[test]
 fn keys_choose_the_format() {
     for (row, format) in [
-        (
-            json!({"messages": [{"role": "user", "content": "a"}]}),
-            "messages",
-        ),
-        (
-            json!({"conversations": [{"from": "human", "value": "a"}]}),
-            "sharegpt",
-        ),
+        (json!({"messages": [{"role": "user", "content": "a"}]}), "messages"),
+        (json!({"conversations": [{"from": "human", "value": "a"}]}), "sharegpt"),
         (json!({"instruction": "a", "output": "b"}), "alpaca"),
         (json!({"prompt": "a", "completion": 5}), "prompt_completion"),
         (json!({"text": "a"}), "text"),
@@ -75,89 +58,51 @@ fn keys_choose_the_format() {
 fn columns_rename_and_compose() {
     let row = json!({"question": "2 + 2?", "answer": "4", "n": 1});
     let by_name = json!({"prompt": "question", "completion": "answer"});
-    assert_eq!(
-        sample("auto", by_name, row.clone()).unwrap(),
-        pair("2 + 2?", "4")
-    );
+    assert_eq!(sample("auto", by_name, row.clone()).unwrap(), pair("2 + 2?", "4"));
     let pattern = json!({"prompt": "{{{n}}} Q: {question}\nA: ", "completion": "answer"});
-    assert_eq!(
-        sample("auto", pattern, row.clone()).unwrap(),
-        pair("{1} Q: 2 + 2?\nA: ", "4")
-    );
-    let e = error(
-        "auto",
-        json!({"prompt": "qestion", "completion": "answer"}),
-        row.clone(),
-    );
+    assert_eq!(sample("auto", pattern, row.clone()).unwrap(), pair("{1} Q: 2 + 2?\nA: ", "4"));
+    let e = error("auto", json!({"prompt": "qestion", "completion": "answer"}), row.clone());
     assert_eq!(
         e,
         "the row has no `qestion` that `columns.prompt` names; it has `question`, `answer`, `n`\n  --> d.jsonl:3\n  help: did you mean `question`?"
     );
     assert!(
-        error(
-            "auto",
-            json!({"prompt": "{qestion}", "completion": "answer"}),
-            row.clone()
-        )
-        .contains("did you mean `question`?")
+        error("auto", json!({"prompt": "{qestion}", "completion": "answer"}), row.clone())
+            .contains("did you mean `question`?")
     );
     assert!(
-        error(
-            "auto",
-            json!({"prompt": "{question", "completion": "answer"}),
-            row.clone()
-        )
-        .contains("without its partner")
+        error("auto", json!({"prompt": "{question", "completion": "answer"}), row.clone())
+            .contains("without its partner")
     );
     assert!(error("auto", json!({"promt": "question"}), row).contains("did you mean `prompt`?"));
 }
 
 #[test]
 fn a_missing_key_is_named_with_what_is_there() {
-    let e = error(
-        "prompt_completion",
-        json!({}),
-        json!({"prompt": "a", "completon": "b"}),
-    );
+    let e = error("prompt_completion", json!({}), json!({"prompt": "a", "completon": "b"}));
     assert_eq!(
         e,
         "the row has no `completion`; it has `prompt`, `completon`\n  --> d.jsonl:3\n  help: did you mean `completon`?"
     );
     assert!(error("text", json!({}), json!({"text": null})).starts_with("`text` is null"));
-    assert!(
-        error("text", json!({}), json!({"text": ["a"]})).starts_with("`text` is a list, not text")
-    );
+    assert!(error("text", json!({}), json!({"text": ["a"]})).starts_with("`text` is a list, not text"));
     assert!(error("text", json!({}), json!({})).contains("it has no key at all"));
+    assert!(error("messages", json!({}), json!({"messages": []})).starts_with("`messages` is empty"));
     assert!(
-        error("messages", json!({}), json!({"messages": []})).starts_with("`messages` is empty")
+        error("messages", json!({}), json!({"messages": [{"from": "human", "value": "x"}]}))
+            .contains("sharegpt")
     );
     assert!(
-        error(
-            "messages",
-            json!({}),
-            json!({"messages": [{"from": "human", "value": "x"}]})
-        )
-        .contains("sharegpt")
-    );
-    assert!(
-        error(
-            "messages",
-            json!({}),
-            json!({"messages": [{"role": "user"}]})
-        )
-        .starts_with("`messages[0]` has no `content`")
+        error("messages", json!({}), json!({"messages": [{"role": "user"}]}))
+            .starts_with("`messages[0]` has no `content`")
     );
     assert!(
         error("messages", json!({}), json!({"messages": ["x"]}))
             .starts_with("`messages[0]` is text, not an object")
     );
     assert!(
-        error(
-            "prompt_completion",
-            json!({}),
-            json!({"prompt": [], "completion": "x"})
-        )
-        .contains("both are lists")
+        error("prompt_completion", json!({}), json!({"prompt": [], "completion": "x"}))
+            .contains("both are lists")
     );
 }
 
@@ -168,14 +113,9 @@ fn messages_tolerate_tools_and_nulls() {
         "messages": [{"role": "user", "content": "x", "tool_calls": null}, {"role": "assistant", "content": null, "tool_calls": call}],
         "tools": "[{\"name\": \"f\"}]"
     });
-    let Sample::Chat { messages, tools } = sample("auto", json!({}), row).unwrap() else {
-        panic!()
-    };
+    let Sample::Chat { messages, tools } = sample("auto", json!({}), row).unwrap() else { panic!() };
     assert_eq!(messages[0], json!({"role": "user", "content": "x"}));
-    assert_eq!(
-        messages[1],
-        json!({"role": "assistant", "content": null, "tool_calls": call})
-    );
+    assert_eq!(messages[1], json!({"role": "assistant", "content": null, "tool_calls": call}));
     assert_eq!(tools, Some(json!([{"name": "f"}])));
 }
 
@@ -184,47 +124,26 @@ fn sharegpt_roles() {
     let row = json!({"system": "be", "conversations": [
         {"from": "human", "value": "a"}, {"from": "function_call", "value": "{\"name\": \"f\", \"arguments\": {\"x\": 1}}"},
         {"from": "observation", "value": "7"}, {"from": "gpt", "value": "b"}]});
-    let Sample::Chat { messages, .. } = sample("auto", json!({}), row).unwrap() else {
-        panic!()
-    };
-    let roles: Vec<&str> = messages
-        .iter()
-        .map(|m| m["role"].as_str().unwrap())
-        .collect();
+    let Sample::Chat { messages, .. } = sample("auto", json!({}), row).unwrap() else { panic!() };
+    let roles: Vec<&str> = messages.iter().map(|m| m["role"].as_str().unwrap()).collect();
     assert_eq!(roles, ["system", "user", "assistant", "tool", "assistant"]);
-    assert_eq!(
-        messages[2]["tool_calls"][0]["function"]["arguments"]["x"],
-        1
-    );
-    let e = error(
-        "sharegpt",
-        json!({}),
-        json!({"conversations": [{"from": "humann", "value": ""}]}),
-    );
-    assert!(
-        e.contains("`conversations[0].from` is `humann`") && e.contains("did you mean `human`?"),
-        "{e}"
-    );
+    assert_eq!(messages[2]["tool_calls"][0]["function"]["arguments"]["x"], 1);
+    let e = error("sharegpt", json!({}), json!({"conversations": [{"from": "humann", "value": ""}]}));
+    assert!(e.contains("`conversations[0].from` is `humann`") && e.contains("did you mean `human`?"), "{e}");
 }
 
 #[test]
 fn alpaca_with_and_without_template() {
-    let row = json!({"instruction": "Add.", "input": "1 2", "output": "3", "system": "S", "history": [["h", "k"]]});
-    let Sample::ChatCompletion {
-        prompt, completion, ..
-    } = sample("auto", json!({}), row.clone()).unwrap()
+    let row =
+        json!({"instruction": "Add.", "input": "1 2", "output": "3", "system": "S", "history": [["h", "k"]]});
+    let Sample::ChatCompletion { prompt, completion, .. } = sample("auto", json!({}), row.clone()).unwrap()
     else {
         panic!()
     };
-    let contents: Vec<&str> = prompt
-        .iter()
-        .map(|m| m["content"].as_str().unwrap())
-        .collect();
+    let contents: Vec<&str> = prompt.iter().map(|m| m["content"].as_str().unwrap()).collect();
     assert_eq!(contents, ["S", "h", "k", "Add.\n1 2"]);
     assert_eq!(completion[0]["content"], "3");
-    let plain = Reader::new(&options("alpaca", json!({})), false)
-        .sample(record(row))
-        .unwrap();
+    let plain = Reader::new(&options("alpaca", json!({})), false).sample(record(row)).unwrap();
     assert_eq!(
         plain,
         pair(
@@ -233,12 +152,8 @@ fn alpaca_with_and_without_template() {
         )
     );
     assert!(
-        error(
-            "alpaca",
-            json!({}),
-            json!({"instruction": "a", "output": "b", "history": [["x"]]})
-        )
-        .contains("`history[0]`")
+        error("alpaca", json!({}), json!({"instruction": "a", "output": "b", "history": [["x"]]}))
+            .contains("`history[0]`")
     );
 }
 

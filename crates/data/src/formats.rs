@@ -93,20 +93,12 @@ impl Reader {
         }
         if self.format == Format::Auto {
             self.format = self.detect(&record)?;
-            self.notes.push(format!(
-                "the rows are read as `{}`, by the keys of the first",
-                self.format.name()
-            ));
+            self.notes
+                .push(format!("the rows are read as `{}`, by the keys of the first", self.format.name()));
         }
-        let row = Fields {
-            record: &record,
-            columns: &self.columns,
-        };
+        let row = Fields { record: &record, columns: &self.columns };
         match self.format {
-            Format::Messages => Ok(Sample::Chat {
-                messages: row.messages("messages")?,
-                tools: row.tools()?,
-            }),
+            Format::Messages => Ok(Sample::Chat { messages: row.messages("messages")?, tools: row.tools()? }),
             Format::Sharegpt => sharegpt(&row),
             Format::Alpaca => alpaca(&row, self.has_template),
             Format::PromptCompletion => prompt_completion(&row),
@@ -167,12 +159,7 @@ impl Fields<'_> {
     /// The value of a key, if the row has it and it is not null.
     fn find(&self, key: &str) -> Result<Option<Json>> {
         let Some(column) = self.columns.get(key) else {
-            return Ok(self
-                .record
-                .fields
-                .get(key)
-                .filter(|v| !v.is_null())
-                .cloned());
+            return Ok(self.record.fields.get(key).filter(|v| !v.is_null()).cloned());
         };
         if let Some(value) = self.record.fields.get(column) {
             return Ok(Some(value.clone()).filter(|v| !v.is_null()));
@@ -180,9 +167,7 @@ impl Fields<'_> {
         if column.contains('{') {
             return Ok(Some(Json::String(self.fill(key, column)?)));
         }
-        Err(self
-            .lacks(column, &format!(" that `columns.{key}` names"))
-            .into())
+        Err(self.lacks(column, &format!(" that `columns.{key}` names")).into())
     }
 
     fn need(&self, key: &str) -> Result<Json> {
@@ -197,10 +182,7 @@ impl Fields<'_> {
 
     fn lacks(&self, key: &str, why: &str) -> UserError {
         let fields = &self.record.fields;
-        let error = self.error(format!(
-            "the row has no `{key}`{why}; it has {}",
-            keys_of(fields)
-        ));
+        let error = self.error(format!("the row has no `{key}`{why}; it has {}", keys_of(fields)));
         match suggest(key, fields.keys().map(String::as_str)) {
             Some(near) => error.help(format!("did you mean `{near}`?")),
             None => error.help(format!("map it, as in `columns = {{ {key} = \"…\" }}`")),
@@ -245,9 +227,7 @@ impl Fields<'_> {
             Json::String(s) => Ok(s.clone()),
             Json::Number(n) => Ok(n.to_string()),
             Json::Bool(b) => Ok(b.to_string()),
-            other => Err(self
-                .error(format!("`{key}` is {}, not text", kind_of(other)))
-                .into()),
+            other => Err(self.error(format!("`{key}` is {}, not text", kind_of(other))).into()),
         }
     }
 
@@ -256,19 +236,14 @@ impl Fields<'_> {
     }
 
     fn text_or_empty(&self, key: &str) -> Result<String> {
-        self.find(key)?
-            .map_or(Ok(String::new()), |v| self.as_text(key, &v))
+        self.find(key)?.map_or(Ok(String::new()), |v| self.as_text(key, &v))
     }
 
     fn list(&self, key: &str) -> Result<Vec<Json>> {
         match self.need(key)? {
-            Json::Array(items) if items.is_empty() => {
-                Err(self.error(format!("`{key}` is empty")).into())
-            }
+            Json::Array(items) if items.is_empty() => Err(self.error(format!("`{key}` is empty")).into()),
             Json::Array(items) => Ok(items),
-            other => Err(self
-                .error(format!("`{key}` is {}, not a list", kind_of(&other)))
-                .into()),
+            other => Err(self.error(format!("`{key}` is {}, not a list", kind_of(&other))).into()),
         }
     }
 
@@ -283,10 +258,7 @@ impl Fields<'_> {
             .map(|(i, message)| {
                 let Json::Object(mut fields) = message else {
                     return Err(self
-                        .error(format!(
-                            "`{key}[{i}]` is {}, not an object",
-                            kind_of(&message)
-                        ))
+                        .error(format!("`{key}[{i}]` is {}, not an object", kind_of(&message)))
                         .into());
                 };
                 match fields.get("role") {
@@ -297,10 +269,8 @@ impl Fields<'_> {
                             .into());
                     }
                     None => {
-                        let mut error = self.error(format!(
-                            "`{key}[{i}]` has no `role`; it has {}",
-                            keys_of(&fields)
-                        ));
+                        let mut error =
+                            self.error(format!("`{key}[{i}]` has no `role`; it has {}", keys_of(&fields)));
                         if fields.contains_key("from") && fields.contains_key("value") {
                             error = error.help("`from` and `value` are `format = \"sharegpt\"`");
                         }
@@ -311,10 +281,7 @@ impl Fields<'_> {
                 fields.retain(|name, value| name == "content" || !value.is_null());
                 if !fields.contains_key("content") && !fields.contains_key("tool_calls") {
                     return Err(self
-                        .error(format!(
-                            "`{key}[{i}]` has no `content`; it has {}",
-                            keys_of(&fields)
-                        ))
+                        .error(format!("`{key}[{i}]` has no `content`; it has {}", keys_of(&fields)))
                         .into());
                 }
                 Ok(Json::Object(fields))
@@ -328,9 +295,7 @@ impl Fields<'_> {
             Some(Json::String(text)) if text.trim().is_empty() => Ok(None),
             Some(Json::String(text)) => match serde_json::from_str(&text) {
                 Ok(tools) => Ok(Some(tools)),
-                Err(e) => Err(self
-                    .error(format!("`tools` is text that is not JSON: {e}"))
-                    .into()),
+                Err(e) => Err(self.error(format!("`tools` is text that is not JSON: {e}")).into()),
             },
             Some(Json::Array(list)) if list.is_empty() => Ok(None),
             other => Ok(other),
@@ -384,10 +349,9 @@ fn sharegpt(row: &Fields<'_>) -> Result<Sample> {
     for (i, turn) in row.list("conversations")?.iter().enumerate() {
         let field = |key: &str| match turn.get(key) {
             Some(Json::String(s)) => Ok(s.as_str()),
-            Some(other) => Err(row.error(format!(
-                "`conversations[{i}].{key}` is {}, not text",
-                kind_of(other)
-            ))),
+            Some(other) => {
+                Err(row.error(format!("`conversations[{i}].{key}` is {}, not text", kind_of(other))))
+            }
             None => {
                 let error = row.error(format!("`conversations[{i}]` has no `{key}`"));
                 Err(match turn.get("role") {
@@ -404,19 +368,11 @@ fn sharegpt(row: &Fields<'_>) -> Result<Sample> {
             "observation" | "tool" | "function_response" => message("tool", value),
             "function_call" => {
                 let call: Json = serde_json::from_str(value).map_err(|e| {
-                    row.error(format!(
-                        "`conversations[{i}].value` is a function call that is not JSON: {e}"
-                    ))
+                    row.error(format!("`conversations[{i}].value` is a function call that is not JSON: {e}"))
                 })?;
-                let calls = if let Json::Array(calls) = call {
-                    calls
-                } else {
-                    vec![call]
-                };
-                let calls: Vec<Json> = calls
-                    .into_iter()
-                    .map(|call| json!({ "type": "function", "function": call }))
-                    .collect();
+                let calls = if let Json::Array(calls) = call { calls } else { vec![call] };
+                let calls: Vec<Json> =
+                    calls.into_iter().map(|call| json!({ "type": "function", "function": call })).collect();
                 json!({ "role": "assistant", "content": "", "tool_calls": calls })
             }
             other => {
@@ -424,19 +380,13 @@ fn sharegpt(row: &Fields<'_>) -> Result<Sample> {
                 let error = row.error(format!("`conversations[{i}].from` is `{other}`"));
                 return Err(match suggest(other, known) {
                     Some(near) => error.help(format!("did you mean `{near}`?")),
-                    None => error.help(format!(
-                        "known are {}",
-                        known.map(|k| format!("`{k}`")).join(", ")
-                    )),
+                    None => error.help(format!("known are {}", known.map(|k| format!("`{k}`")).join(", "))),
                 }
                 .into());
             }
         });
     }
-    Ok(Sample::Chat {
-        messages,
-        tools: row.tools()?,
-    })
+    Ok(Sample::Chat { messages, tools: row.tools()? })
 }
 
 /// Instructions become a chat where there is a template, else text with the
@@ -454,17 +404,13 @@ fn alpaca(row: &Fields<'_>, has_template: bool) -> Result<Sample> {
                         turns.push((user.clone(), answer.clone()))
                     }
                     _ => {
-                        return Err(row
-                            .error(format!("`history[{i}]` is not a pair of texts"))
-                            .into());
+                        return Err(row.error(format!("`history[{i}]` is not a pair of texts")).into());
                     }
                 }
             }
         }
         Some(other) => {
-            return Err(row
-                .error(format!("`history` is {}, not a list", kind_of(&other)))
-                .into());
+            return Err(row.error(format!("`history` is {}, not a list", kind_of(&other))).into());
         }
     }
     if has_template {
@@ -475,11 +421,7 @@ fn alpaca(row: &Fields<'_>, has_template: bool) -> Result<Sample> {
         for (user, answer) in turns {
             prompt.extend([message("user", user), message("assistant", answer)]);
         }
-        let ask = if input.is_empty() {
-            instruction
-        } else {
-            format!("{instruction}\n{input}")
-        };
+        let ask = if input.is_empty() { instruction } else { format!("{instruction}\n{input}") };
         prompt.push(message("user", ask));
         return Ok(Sample::ChatCompletion {
             prompt,
@@ -499,10 +441,7 @@ fn alpaca(row: &Fields<'_>, has_template: bool) -> Result<Sample> {
         prompt += &format!("### Input:\n{input}\n\n");
     }
     prompt += "### Response:\n";
-    Ok(Sample::PromptCompletion {
-        prompt,
-        completion: output,
-    })
+    Ok(Sample::PromptCompletion { prompt, completion: output })
 }
 
 #[cfg(test)]

@@ -88,8 +88,7 @@ fn block_word(tag: &str) -> Option<(&str, &str, &str)> {
     let tail = usize::from(inner.ends_with(['-', '+']));
     let (inner, right) = inner.split_at(inner.len() - tail);
     let word = inner.trim();
-    (!word.is_empty() && word.chars().all(|c| c.is_ascii_lowercase()))
-        .then_some((left, word, right))
+    (!word.is_empty() && word.chars().all(|c| c.is_ascii_lowercase())).then_some((left, word, right))
 }
 
 fn end_of_raw(text: &str) -> Option<usize> {
@@ -109,14 +108,8 @@ fn end_of_raw(text: &str) -> Option<usize> {
 pub(crate) fn markers(texts: &[&str]) -> (String, String) {
     let mut n = 0u64;
     loop {
-        let (open, close) = (
-            format!("\u{fdd0}{n}\u{fdd1}"),
-            format!("\u{fdd2}{n}\u{fdd3}"),
-        );
-        if !texts
-            .iter()
-            .any(|t| t.contains(&open) || t.contains(&close))
-        {
+        let (open, close) = (format!("\u{fdd0}{n}\u{fdd1}"), format!("\u{fdd2}{n}\u{fdd3}"));
+        if !texts.iter().any(|t| t.contains(&open) || t.contains(&close)) {
             return (open, close);
         }
         n += 1;
@@ -160,9 +153,8 @@ mod tests {
 
     #[test]
     fn only_real_tags_are_rewritten() {
-        let (out, tags) = rewrite(
-            "{# {% generation %} #}{% raw %}{% generation %}{% endraw %}{{ '{% generation %}' }}",
-        );
+        let (out, tags) =
+            rewrite("{# {% generation %} #}{% raw %}{% generation %}{% endraw %}{{ '{% generation %}' }}");
         assert_eq!(tags, 0);
         assert_eq!(
             out,
@@ -170,10 +162,7 @@ mod tests {
         );
         let (out, tags) = rewrite("a{%- generation -%}b{%- endgeneration %}c");
         assert_eq!(tags, 1);
-        assert!(
-            out.starts_with("a{%- with %}") && out.contains("{% endif -%}b{%- if true %}"),
-            "{out}"
-        );
+        assert!(out.starts_with("a{%- with %}") && out.contains("{% endif -%}b{%- if true %}"), "{out}");
     }
 
     #[test]

@@ -16,13 +16,7 @@ pub(crate) fn rows(path: &Path) -> Result<Records> {
     open(path)?
         .read_to_string(&mut text)
         .map_err(|e| UserError::new(format!("cannot read the file as text: {e}")).in_file(path))?;
-    let mut scan = Scan {
-        file: path.into(),
-        text,
-        at: 0,
-        line: 1,
-        state: State::Start,
-    };
+    let mut scan = Scan { file: path.into(), text, at: 0, line: 1, state: State::Start };
     Ok(Box::new(std::iter::from_fn(move || scan.next())))
 }
 
@@ -60,9 +54,7 @@ impl Scan {
             }
             if self.peek() != Some(b'[') {
                 let error = self.error("the file is not a JSON array");
-                return Some(Err(error
-                    .help("one object a line is `kind = \"jsonl\"`")
-                    .into()));
+                return Some(Err(error.help("one object a line is `kind = \"jsonl\"`").into()));
             }
             self.at += 1;
             self.state = State::First;
@@ -71,9 +63,7 @@ impl Scan {
             (State::Done, _) => return None,
             (_, Some(b']')) => {
                 self.at += 1;
-                return self
-                    .peek()
-                    .map(|_| Err(self.error("there is more after the array's end").into()));
+                return self.peek().map(|_| Err(self.error("there is more after the array's end").into()));
             }
             (State::After, Some(b',')) => {
                 self.at += 1;
@@ -96,25 +86,14 @@ impl Scan {
                 Ok(Record { origin, fields })
             }
             Some(Ok(other)) => Err(origin
-                .error(format!(
-                    "an element of the array is {}, not an object",
-                    kind_of(&other)
-                ))
+                .error(format!("an element of the array is {}, not an object", kind_of(&other)))
                 .into()),
             Some(Err(e)) => {
                 let line = origin.line.unwrap_or(1) + e.line().saturating_sub(1);
                 let what = e.to_string();
                 let what = what.split(" at line ").next().unwrap_or(&what);
-                let at = Origin {
-                    line: Some(line),
-                    ..origin
-                };
-                Err(at
-                    .error(format!(
-                        "the file is not JSON: {what} at column {}",
-                        e.column()
-                    ))
-                    .into())
+                let at = Origin { line: Some(line), ..origin };
+                Err(at.error(format!("the file is not JSON: {what} at column {}", e.column())).into())
             }
             None => Err(self.error("the file ends inside the array").into()),
         })
@@ -129,18 +108,12 @@ impl Scan {
     }
 
     fn advance(&mut self, to: usize) {
-        self.line += self.text.as_bytes()[self.at..to]
-            .iter()
-            .filter(|b| **b == b'\n')
-            .count();
+        self.line += self.text.as_bytes()[self.at..to].iter().filter(|b| **b == b'\n').count();
         self.at = to;
     }
 
     fn origin(&self) -> Origin {
-        Origin {
-            file: self.file.clone(),
-            line: Some(self.line),
-        }
+        Origin { file: self.file.clone(), line: Some(self.line) }
     }
 
     fn error(&self, message: &str) -> UserError {

@@ -45,8 +45,8 @@ pub use formats::Sample;
 pub use mask_view::mask_view;
 pub use pack::{Piece, Row, pack};
 pub use settings::{
-    BuiltinSettings, CsvSettings, DataSettings, Format, JsonSettings, JsonlSettings, Packing,
-    PathList, Preparation, Split, TextSettings, TextUnit, TokensSettings, Truncation,
+    BuiltinSettings, CsvSettings, DataSettings, Format, JsonSettings, JsonlSettings, Packing, PathList,
+    Preparation, Split, TextSettings, TextUnit, TokensSettings, Truncation,
 };
 pub use source::Record;
 pub use template::{ChatTemplate, Rendered};

@@ -11,18 +11,9 @@ pub fn mask_view(tokenizer: &Tokenizer, example: &Example, limit: usize, coloure
     let (mut at, mut shown) = (0, 0);
     while at < example.len() && shown < limit {
         let masked = example.labels[at] == IGNORED;
-        let same = example.labels[at..]
-            .iter()
-            .take_while(|l| (**l == IGNORED) == masked)
-            .count();
-        let text = tokenizer
-            .decode(&example.ids[at..at + same], false)
-            .unwrap_or_else(|_| "?".to_owned());
-        let mut text: String = text
-            .replace('\n', "↵")
-            .chars()
-            .take(limit - shown)
-            .collect();
+        let same = example.labels[at..].iter().take_while(|l| (**l == IGNORED) == masked).count();
+        let text = tokenizer.decode(&example.ids[at..at + same], false).unwrap_or_else(|_| "?".to_owned());
+        let mut text: String = text.replace('\n', "↵").chars().take(limit - shown).collect();
         let count = text.chars().count();
         if shown + count >= limit && count > 0 {
             text.push('…');

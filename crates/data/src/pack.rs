@@ -36,13 +36,7 @@ pub struct Row {
 impl Row {
     /// One example from its first token to its last.
     pub fn whole(example: usize, len: usize) -> Self {
-        Row {
-            pieces: vec![Piece {
-                example,
-                tokens: 0..len,
-            }],
-            segments: vec![len],
-        }
+        Row { pieces: vec![Piece { example, tokens: 0..len }], segments: vec![len] }
     }
 
     /// Tokens in the row.
@@ -62,22 +56,13 @@ pub fn pack(lengths: &[usize], size: usize, strategy: Packing) -> Vec<Row> {
     let size = size.max(1);
     let whole = lengths.iter().enumerate();
     match strategy {
-        Packing::Bfd => best_fit(
-            whole
-                .map(|(e, n)| Piece {
-                    example: e,
-                    tokens: 0..(*n).min(size),
-                })
-                .collect(),
-            size,
-        ),
+        Packing::Bfd => {
+            best_fit(whole.map(|(e, n)| Piece { example: e, tokens: 0..(*n).min(size) }).collect(), size)
+        }
         Packing::BfdSplit => best_fit(
             whole
                 .flat_map(|(e, n)| {
-                    (0..*n).step_by(size).map(move |at| Piece {
-                        example: e,
-                        tokens: at..(at + size).min(*n),
-                    })
+                    (0..*n).step_by(size).map(move |at| Piece { example: e, tokens: at..(at + size).min(*n) })
                 })
                 .collect(),
             size,
@@ -107,10 +92,7 @@ fn best_fit(mut pieces: Vec<Piece>, size: usize) -> Vec<Row> {
             None => (None, size),
         };
         let bin = bin.unwrap_or_else(|| {
-            rows.push(Row {
-                pieces: Vec::new(),
-                segments: Vec::new(),
-            });
+            rows.push(Row { pieces: Vec::new(), segments: Vec::new() });
             rows.len() - 1
         });
         rows[bin].segments.push(len);
@@ -129,26 +111,17 @@ fn wrap(lengths: &[usize], size: usize) -> Vec<Row> {
         let mut at = 0;
         while at < *n {
             let take = (size - filled).min(n - at);
-            pieces.push(Piece {
-                example,
-                tokens: at..at + take,
-            });
+            pieces.push(Piece { example, tokens: at..at + take });
             at += take;
             filled += take;
             if filled == size {
-                rows.push(Row {
-                    pieces: std::mem::take(&mut pieces),
-                    segments: vec![size],
-                });
+                rows.push(Row { pieces: std::mem::take(&mut pieces), segments: vec![size] });
                 filled = 0;
             }
         }
     }
     if filled > 0 {
-        rows.push(Row {
-            pieces,
-            segments: vec![filled],
-        });
+        rows.push(Row { pieces, segments: vec![filled] });
     }
     rows
 }
@@ -159,22 +132,14 @@ mod tests {
     use proptest::prelude::*;
 
     fn lengths(rows: &[Row]) -> Vec<Vec<usize>> {
-        rows.iter()
-            .map(|r| r.pieces.iter().map(|p| p.tokens.len()).collect())
-            .collect()
+        rows.iter().map(|r| r.pieces.iter().map(|p| p.tokens.len()).collect()).collect()
     }
 
     #[test]
     fn sheet_example() {
         let rows = pack(&[5, 2, 3, 1], 4, Packing::Bfd);
         assert_eq!(lengths(&rows), [vec![4], vec![3, 1], vec![2]]);
-        assert_eq!(
-            rows[1].pieces[0],
-            Piece {
-                example: 2,
-                tokens: 0..3
-            }
-        );
+        assert_eq!(rows[1].pieces[0], Piece { example: 2, tokens: 0..3 });
         assert_eq!(rows[1].segments, [3, 1]);
     }
 

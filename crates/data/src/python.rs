@@ -16,9 +16,7 @@ pub(crate) fn value_of(json: &Json) -> Value {
         },
         Json::String(s) => Value::from(s.as_str()),
         Json::Array(items) => items.iter().map(value_of).collect(),
-        Json::Object(fields) => {
-            Value::from_pairs(fields.iter().map(|(k, v)| (k.as_str(), value_of(v))))
-        }
+        Json::Object(fields) => Value::from_pairs(fields.iter().map(|(k, v)| (k.as_str(), value_of(v)))),
     }
 }
 
@@ -29,23 +27,13 @@ pub(crate) fn to_text(value: &Value) -> Result<String, Error> {
     }
     match value.as_str() {
         Some(text) => Ok(text.to_owned()),
-        None => Writer {
-            out: String::new(),
-            style: Style::Repr,
-            depth: 0,
-        }
-        .finish(value),
+        None => Writer { out: String::new(), style: Style::Repr, depth: 0 }.finish(value),
     }
 }
 
 /// What `json.dumps(value, ensure_ascii=False, indent=indent)` gives.
 pub(crate) fn to_json(value: &Value, indent: Option<usize>) -> Result<String, Error> {
-    Writer {
-        out: String::new(),
-        style: Style::Json(indent),
-        depth: 0,
-    }
-    .finish(value)
+    Writer { out: String::new(), style: Style::Json(indent), depth: 0 }.finish(value)
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -78,9 +66,7 @@ impl Writer {
                     "an undefined value cannot be written as JSON",
                 ));
             }
-            ValueKind::Undefined | ValueKind::None => {
-                self.out.push_str(if json { "null" } else { "None" })
-            }
+            ValueKind::Undefined | ValueKind::None => self.out.push_str(if json { "null" } else { "None" }),
             ValueKind::Bool => self.out.push_str(match (value.is_true(), json) {
                 (true, true) => "true",
                 (false, true) => "false",
@@ -106,11 +92,7 @@ impl Writer {
             }
             ValueKind::Seq | ValueKind::Iterable => {
                 self.enter()?;
-                let (open, close) = if value.is_tuple() && !json {
-                    ('(', ')')
-                } else {
-                    ('[', ']')
-                };
+                let (open, close) = if value.is_tuple() && !json { ('(', ')') } else { ('[', ']') };
                 let mut first = true;
                 for item in value.try_iter()? {
                     self.separate(&mut first, open);
@@ -119,10 +101,7 @@ impl Writer {
                 self.leave(first, open, close);
             }
             _ if json => {
-                return Err(Error::new(
-                    ErrorKind::BadSerialization,
-                    "the value cannot be written as JSON",
-                ));
+                return Err(Error::new(ErrorKind::BadSerialization, "the value cannot be written as JSON"));
             }
             _ => self.out.push_str(&value.to_string()),
         }
@@ -132,10 +111,7 @@ impl Writer {
     fn enter(&mut self) -> Result<(), Error> {
         self.depth += 1;
         if self.depth > DEEPEST {
-            return Err(Error::new(
-                ErrorKind::InvalidOperation,
-                "the value is nested too deeply",
-            ));
+            return Err(Error::new(ErrorKind::InvalidOperation, "the value is nested too deeply"));
         }
         Ok(())
     }
@@ -166,8 +142,7 @@ impl Writer {
     fn new_line(&mut self) {
         if let Style::Json(Some(indent)) = self.style {
             self.out.push('\n');
-            self.out
-                .extend(std::iter::repeat_n(' ', indent * self.depth));
+            self.out.extend(std::iter::repeat_n(' ', indent * self.depth));
         }
     }
 
@@ -191,9 +166,8 @@ impl Writer {
             x if x != 0.0 && !(1e-4..1e16).contains(&x.abs()) => {
                 let text = format!("{x:e}");
                 let (mantissa, exponent) = text.split_once('e').unwrap_or((&text, "0"));
-                let (sign, digits) = exponent
-                    .strip_prefix('-')
-                    .map_or(('+', exponent), |digits| ('-', digits));
+                let (sign, digits) =
+                    exponent.strip_prefix('-').map_or(('+', exponent), |digits| ('-', digits));
                 format!("{mantissa}e{sign}{digits:0>2}")
             }
             x if x.fract() == 0.0 => format!("{x:.1}"),
@@ -203,11 +177,7 @@ impl Writer {
 
     fn string(&mut self, text: &str) {
         if self.style == Style::Repr {
-            let quote = if text.contains('\'') && !text.contains('"') {
-                '"'
-            } else {
-                '\''
-            };
+            let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
             self.out.push(quote);
             for c in text.chars() {
                 match c {
@@ -226,8 +196,7 @@ impl Writer {
             return;
         }
         // serde_json escapes what Python's json does, and nothing else.
-        self.out
-            .push_str(&Json::String(text.to_owned()).to_string());
+        self.out.push_str(&Json::String(text.to_owned()).to_string());
     }
 }
 
@@ -247,15 +216,7 @@ pub(crate) fn strftime(format: &str, now: i64) -> Result<String, Error> {
         "November",
         "December",
     ];
-    const DAYS: [&str; 7] = [
-        "Sunday",
-        "Monday",
-        "Tuesday",
-        "Wednesday",
-        "Thursday",
-        "Friday",
-        "Saturday",
-    ];
+    const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
     let (days, seconds) = (now.div_euclid(86_400), now.rem_euclid(86_400));
     let (year, month, day, day_of_year) = civil(days);
     let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
@@ -274,11 +235,7 @@ pub(crate) fn strftime(format: &str, now: i64) -> Result<String, Error> {
             code = chars.next();
         }
         let two = |n: i64| {
-            if bare {
-                n.to_string()
-            } else {
-                format!("{n:02}")
-            }
+            if bare { n.to_string() } else { format!("{n:02}") }
         };
         out.push_str(&match code {
             Some('Y') => year.to_string(),
@@ -334,11 +291,7 @@ fn civil(days: i64) -> (i64, i64, i64, i64) {
     let month = if month < 10 { month + 3 } else { month - 9 };
     let year = year_of_era + era * 400 + i64::from(month <= 2);
     let leap = i64::from(year % 4 == 0 && (year % 100 != 0 || year % 400 == 0));
-    let day_of_year = if month <= 2 {
-        from_march - 305
-    } else {
-        from_march + 60 + leap
-    };
+    let day_of_year = if month <= 2 { from_march - 305 } else { from_march + 60 + leap };
     (year, month, day, day_of_year)
 }
 
@@ -349,8 +302,7 @@ mod tests {
 
     #[test]
     fn as_python_prints() {
-        let v =
-            value_of(&json!({"b": [1, 2.0, null, true], "a": "it's \"é\" <&>", "c": {}, "d": []}));
+        let v = value_of(&json!({"b": [1, 2.0, null, true], "a": "it's \"é\" <&>", "c": {}, "d": []}));
         assert_eq!(
             to_json(&v, None).unwrap(),
             r#"{"b": [1, 2.0, null, true], "a": "it's \"é\" <&>", "c": {}, "d": []}"#
@@ -364,13 +316,9 @@ mod tests {
             "{\n  \"a\": [\n    1,\n    {\n      \"x\": []\n    }\n  ]\n}"
         );
         assert_eq!(to_text(&Value::UNDEFINED).unwrap(), "");
-        for (x, text) in [
-            (1e16, "1e+16"),
-            (1e-5, "1e-05"),
-            (0.1, "0.1"),
-            (1.5e300, "1.5e+300"),
-            (123456.0, "123456.0"),
-        ] {
+        for (x, text) in
+            [(1e16, "1e+16"), (1e-5, "1e-05"), (0.1, "0.1"), (1.5e300, "1.5e+300"), (123456.0, "123456.0")]
+        {
             assert_eq!(to_json(&Value::from(x), None).unwrap(), text);
         }
     }
@@ -379,10 +327,7 @@ mod tests {
     fn dates() {
         let at = |f: &str, now| strftime(f, now).unwrap();
         assert_eq!(at("%d %b %Y", 1_721_952_000), "26 Jul 2024");
-        assert_eq!(
-            at("%A %-d %B %Y %H:%M:%S %j", 951_868_799),
-            "Tuesday 29 February 2000 23:59:59 060"
-        );
+        assert_eq!(at("%A %-d %B %Y %H:%M:%S %j", 951_868_799), "Tuesday 29 February 2000 23:59:59 060");
         assert_eq!(at("%F %j %I %p", 0), "1970-01-01 001 12 AM");
         assert_eq!(at("%F %j", -86_400), "1969-12-31 365");
         assert_eq!(at("%F %j", 951_868_800), "2000-03-01 061");

@@ -156,10 +156,7 @@ impl Preparation {
     /// [`BadSetting`] naming the setting.
     pub fn check(&self) -> Result<(), BadSetting> {
         if self.packing && self.max_length == 0 {
-            return Err(BadSetting::new(
-                "packing",
-                "needs a row length; give `max_length` a value above 0",
-            ));
+            return Err(BadSetting::new("packing", "needs a row length; give `max_length` a value above 0"));
         }
         if self.max_length == 1 {
             return Err(BadSetting::new(
@@ -178,10 +175,7 @@ impl Preparation {
         {
             return Err(BadSetting::new(
                 "split.dev",
-                format!(
-                    "is {}; it is a share above 0 and below 1, such as 0.1",
-                    split.dev
-                ),
+                format!("is {}; it is a share above 0 and below 1, such as 0.1", split.dev),
             ));
         }
         Ok(())
@@ -403,10 +397,7 @@ impl DataSettings {
 
     /// Settings for a bare path, by its ending: `.jsonl`, `.json`, `.csv`, `.tsv`, `.safetensors`, otherwise text.
     pub fn from_path(path: &Path) -> Result<Self> {
-        let ending = path
-            .extension()
-            .map(|e| e.to_string_lossy().to_lowercase())
-            .unwrap_or_default();
+        let ending = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
         let kind = match ending.as_str() {
             "jsonl" | "ndjson" => "jsonl",
             "json" => "json",
@@ -465,8 +456,7 @@ impl DataSettings {
     /// [`BadSetting`] naming the setting.
     pub fn check(&self) -> Result<(), BadSetting> {
         if let DataSettings::Csv(s) = self
-            && s.delimiter
-                .is_some_and(|d| !d.is_ascii() || d == '"' || d == '\n' || d == '\r')
+            && s.delimiter.is_some_and(|d| !d.is_ascii() || d == '"' || d == '\n' || d == '\r')
         {
             return Err(BadSetting::new(
                 "delimiter",

@@ -35,11 +35,7 @@ impl Origin {
     pub fn explain(&self, error: anyhow::Error) -> anyhow::Error {
         match error.downcast::<UserError>() {
             Ok(user) if user.at.is_some() => user.into(),
-            Ok(user) => UserError {
-                at: self.error("").at,
-                ..user
-            }
-            .into(),
+            Ok(user) => UserError { at: self.error("").at, ..user }.into(),
             Err(other) => self.error(format!("{other:#}")).into(),
         }
     }
@@ -66,9 +62,7 @@ impl DataSettings {
             DataSettings::Json(_) => chain(open(&["json"])?, |f| crate::json_rows::rows(&f)),
             DataSettings::Csv(s) => {
                 let s = s.clone();
-                chain(open(&["csv", "tsv"])?, move |f| {
-                    crate::csv_rows::rows(&f, &s)
-                })
+                chain(open(&["csv", "tsv"])?, move |f| crate::csv_rows::rows(&f, &s))
             }
             DataSettings::Text(s) => crate::text_rows::rows(open(&["txt", "text", "md"])?, s.unit)?,
             DataSettings::Builtin(s) => crate::tiny::records_of(s)?,
@@ -95,20 +89,11 @@ fn expand(paths: &[&Path], base_dir: &Path, endings: &[&str]) -> Result<Vec<Path
             let mut inside: Vec<PathBuf> = fs::read_dir(&full)
                 .map_err(|e| UserError::new(format!("cannot list the folder: {e}")).in_file(&full))?
                 .filter_map(|entry| entry.ok().map(|e| e.path()))
-                .filter(|p| {
-                    p.extension()
-                        .is_some_and(|e| endings.iter().any(|x| e.eq_ignore_ascii_case(x)))
-                })
+                .filter(|p| p.extension().is_some_and(|e| endings.iter().any(|x| e.eq_ignore_ascii_case(x))))
                 .collect();
             if inside.is_empty() {
-                let all = endings
-                    .iter()
-                    .map(|e| format!("`.{e}`"))
-                    .collect::<Vec<_>>()
-                    .join(" or ");
-                return Err(UserError::new(format!("the folder has no {all} file"))
-                    .in_file(&full)
-                    .into());
+                let all = endings.iter().map(|e| format!("`.{e}`")).collect::<Vec<_>>().join(" or ");
+                return Err(UserError::new(format!("the folder has no {all} file")).in_file(&full).into());
             }
             inside.sort();
             files.append(&mut inside);
@@ -131,15 +116,10 @@ pub(crate) fn missing(path: &Path) -> UserError {
         .parent()
         .and_then(|dir| fs::read_dir(dir).ok())
         .map(|entries| {
-            entries
-                .filter_map(|e| Some(e.ok()?.file_name().to_string_lossy().into_owned()))
-                .collect()
+            entries.filter_map(|e| Some(e.ok()?.file_name().to_string_lossy().into_owned())).collect()
         })
         .unwrap_or_default();
-    let name = path
-        .file_name()
-        .map(|n| n.to_string_lossy().into_owned())
-        .unwrap_or_default();
+    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     match suggest(&name, names.iter().map(String::as_str)) {
         Some(near) => error.help(format!("did you mean `{near}`?")),
         None => error.help("paths are relative to the recipe"),
@@ -148,8 +128,8 @@ pub(crate) fn missing(path: &Path) -> UserError {
 
 /// Opens a file for reading.
 pub(crate) fn open(path: &Path) -> Result<BufReader<File>> {
-    let file = File::open(path)
-        .map_err(|e| UserError::new(format!("cannot read the file: {e}")).in_file(path))?;
+    let file =
+        File::open(path).map_err(|e| UserError::new(format!("cannot read the file: {e}")).in_file(path))?;
     Ok(BufReader::new(file))
 }
 
@@ -161,10 +141,7 @@ pub(crate) fn lines(path: &Path) -> Result<impl Iterator<Item = Result<(Origin, 
     Ok(std::iter::from_fn(move || {
         let mut bytes = Vec::new();
         number += 1;
-        let origin = Origin {
-            file: file.clone(),
-            line: Some(number),
-        };
+        let origin = Origin { file: file.clone(), line: Some(number) };
         match reader.read_until(b'\n', &mut bytes) {
             Ok(0) => return None,
             Ok(_) => {}
@@ -181,9 +158,7 @@ pub(crate) fn lines(path: &Path) -> Result<impl Iterator<Item = Result<(Origin, 
             Ok(text) => Ok((origin, text)),
             Err(e) => {
                 let at = e.utf8_error().valid_up_to() + 1;
-                Err(origin
-                    .error(format!("the line is not UTF-8 from byte {at} on"))
-                    .into())
+                Err(origin.error(format!("the line is not UTF-8 from byte {at} on")).into())
             }
         })
     }))
@@ -202,10 +177,7 @@ fn jsonl(path: &Path) -> Result<Records> {
         Some(match serde_json::from_str::<Json>(&text) {
             Ok(Json::Object(fields)) => Ok(Record { origin, fields }),
             Ok(other) => {
-                let error = origin.error(format!(
-                    "the line is {}, not a JSON object",
-                    kind_of(&other)
-                ));
+                let error = origin.error(format!("the line is {}, not a JSON object", kind_of(&other)));
                 Err(match other {
                     Json::Array(_) if origin.line == Some(1) => {
                         error.help("an array of rows is `kind = \"json\"`")
@@ -218,10 +190,7 @@ fn jsonl(path: &Path) -> Result<Records> {
                 let what = e.to_string();
                 // serde_json counts lines of its own; ours is the file's.
                 let what = what.split(" at line ").next().unwrap_or(&what);
-                let error = origin.error(format!(
-                    "the line is not JSON: {what} at column {}",
-                    e.column()
-                ));
+                let error = origin.error(format!("the line is not JSON: {what} at column {}", e.column()));
                 Err(if origin.line == Some(1) && text.trim() == "[" {
                     error.help("an array of rows is `kind = \"json\"`").into()
                 } else {

@@ -14,7 +14,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Value};
+use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind};
 use minijinja_contrib::pycompat;
 use ramekin_core::UserError;
@@ -59,9 +59,7 @@ impl ChatTemplate {
     /// # Errors
     /// A template that does not parse, naming it and the line.
     pub fn new(name: &str, source: &str, specials: &BTreeMap<String, String>) -> Result<Self> {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |d| d.as_secs());
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         Self::at(name, source, specials, now as i64)
     }
 
@@ -69,15 +67,9 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// As for [`ChatTemplate::new`].
-    pub fn at(
-        name: &str,
-        source: &str,
-        specials: &BTreeMap<String, String>,
-        now: i64,
-    ) -> Result<Self> {
+    pub fn at(name: &str, source: &str, specials: &BTreeMap<String, String>, now: i64) -> Result<Self> {
         let (rewritten, tags) = generation::rewrite(source);
-        let mut env =
-            environment(now).map_err(|e| anyhow::anyhow!("cannot set templates up: {e}"))?;
+        let mut env = environment(now).map_err(|e| anyhow::anyhow!("cannot set templates up: {e}"))?;
         env.add_template_owned("chat", rewritten).map_err(|e| {
             let error = UserError::new(format!("the chat template does not parse: {}", what(&e)));
             match e.line() {
@@ -154,10 +146,7 @@ impl ChatTemplate {
         tools: Option<&Json>,
         add_generation_prompt: bool,
     ) -> Result<String> {
-        Ok(self
-            .for_tools(tools)
-            .marked(messages, tools, add_generation_prompt)?
-            .text)
+        Ok(self.for_tools(tools).marked(messages, tools, add_generation_prompt)?.text)
     }
 
     /// The text of a chat and which of it the assistant wrote.
@@ -168,11 +157,7 @@ impl ChatTemplate {
     /// # Errors
     /// As for [`ChatTemplate::render`]; and if a longer chat does not begin
     /// with the text of a shorter one, so that turns cannot be told apart.
-    pub fn render_with_assistant(
-        &self,
-        messages: &[Json],
-        tools: Option<&Json>,
-    ) -> Result<Rendered> {
+    pub fn render_with_assistant(&self, messages: &[Json], tools: Option<&Json>) -> Result<Rendered> {
         let this = self.for_tools(tools);
         if this.marks {
             return this.marked(messages, tools, false);
@@ -189,14 +174,8 @@ impl ChatTemplate {
                     i + 1
                 ))
             };
-            let before = this
-                .marked(&messages[..i], tools, true)
-                .map_err(apart)?
-                .text;
-            let through = this
-                .marked(&messages[..=i], tools, false)
-                .map_err(apart)?
-                .text;
+            let before = this.marked(&messages[..i], tools, true).map_err(apart)?.text;
+            let through = this.marked(&messages[..=i], tools, false).map_err(apart)?.text;
             if !through.starts_with(&before) || !text.starts_with(&through) {
                 return Err(this
                     .error(format!(
@@ -216,9 +195,9 @@ impl ChatTemplate {
     }
 
     fn error(&self, message: String) -> UserError {
-        UserError::new(message)
-            .in_file(&self.name)
-            .help("put `{% generation %}` and `{% endgeneration %}` around the assistant's text in the template")
+        UserError::new(message).in_file(&self.name).help(
+            "put `{% generation %}` and `{% endgeneration %}` around the assistant's text in the template",
+        )
     }
 
     fn for_tools(&self, tools: Option<&Json>) -> &ChatTemplate {
@@ -240,17 +219,11 @@ impl ChatTemplate {
         } else {
             Default::default()
         };
-        let mut context: Vec<(&str, Value)> = self
-            .specials
-            .iter()
-            .map(|(name, token)| (name.as_str(), Value::from(token.as_str())))
-            .collect();
+        let mut context: Vec<(&str, Value)> =
+            self.specials.iter().map(|(name, token)| (name.as_str(), Value::from(token.as_str()))).collect();
         context.extend([
             ("messages", messages.iter().map(python::value_of).collect()),
-            (
-                "tools",
-                tools.map_or_else(|| Value::from(()), python::value_of),
-            ),
+            ("tools", tools.map_or_else(|| Value::from(()), python::value_of)),
             ("documents", Value::from(())),
             ("add_generation_prompt", Value::from(add_generation_prompt)),
             (OPEN, Value::from(open.as_str())),
@@ -262,10 +235,7 @@ impl ChatTemplate {
             .and_then(|t| t.render(Value::from_pairs(context)))
             .map_err(|e| self.failed(&e))?;
         if !self.marks {
-            return Ok(Rendered {
-                text,
-                assistant: Vec::new(),
-            });
+            return Ok(Rendered { text, assistant: Vec::new() });
         }
         let (text, assistant) = generation::take_out(&text, &open, &close);
         Ok(Rendered { text, assistant })
@@ -273,20 +243,10 @@ impl ChatTemplate {
 
     fn failed(&self, error: &Error) -> anyhow::Error {
         let message = match error.detail().and_then(|d| d.strip_prefix(RAISED)) {
-            Some(raised) => format!(
-                "the chat template `{}` refuses the chat: {raised}",
-                self.name
-            ),
+            Some(raised) => format!("the chat template `{}` refuses the chat: {raised}", self.name),
             None => {
-                let line = error
-                    .line()
-                    .map(|l| format!(" in line {l}"))
-                    .unwrap_or_default();
-                format!(
-                    "the chat template `{}` fails{line}: {}",
-                    self.name,
-                    what(error)
-                )
+                let line = error.line().map(|l| format!(" in line {l}")).unwrap_or_default();
+                format!("the chat template `{}` fails{line}: {}", self.name, what(error))
             }
         };
         UserError::new(message).into()
@@ -311,12 +271,7 @@ fn what(error: &Error) -> String {
 
 fn environment(now: i64) -> Result<Environment<'static>, Error> {
     let mut env = Environment::new();
-    env.set_syntax(
-        SyntaxConfig::builder()
-            .trim_blocks(true)
-            .lstrip_blocks(true)
-            .build()?,
-    );
+    env.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     env.set_auto_escape_callback(|_| AutoEscape::None);
     env.set_fuel(Some(FUEL));
     env.set_debug(false);
@@ -325,43 +280,34 @@ fn environment(now: i64) -> Result<Environment<'static>, Error> {
         let text = python::to_text(value)?;
         out.write_str(&text).map_err(Error::from)
     });
-    env.add_filter("string", |value: &Value| python::to_text(value));
-    env.add_filter(
-        "tojson",
-        |value: &Value, indent: Option<Value>, options: Kwargs| {
-            let indent = match indent {
-                Some(indent) => Some(indent),
-                None => options.get::<Option<Value>>("indent")?,
-            };
-            // Python's further options change nothing that a template of a model uses.
-            for name in ["ensure_ascii", "separators", "sort_keys"] {
-                let _: Option<Value> = options.get(name)?;
-            }
-            options.assert_all_used()?;
-            let indent = match indent.filter(|i| !i.is_none() && !i.is_undefined()) {
-                Some(i) => Some(i.as_usize().filter(|i| *i <= 64).ok_or_else(|| {
-                    Error::new(
-                        ErrorKind::InvalidOperation,
-                        "`indent` must be a number from 0 to 64",
-                    )
-                })?),
-                None => None,
-            };
-            python::to_json(value, indent)
-        },
-    );
-    env.add_function(
-        "raise_exception",
-        |message: String| -> Result<Value, Error> {
-            Err(Error::new(
-                ErrorKind::InvalidOperation,
-                format!("{RAISED}{message}"),
-            ))
-        },
-    );
-    env.add_function("strftime_now", move |format: String| {
-        crate::python::strftime(&format, now)
+    // None is no list, while text and tables are; the engine sees both otherwise.
+    env.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
+    env.add_test("sequence", |value: &Value| {
+        matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::String | ValueKind::Undefined)
     });
+    env.add_filter("string", |value: &Value| python::to_text(value));
+    env.add_filter("tojson", |value: &Value, indent: Option<Value>, options: Kwargs| {
+        let indent = match indent {
+            Some(indent) => Some(indent),
+            None => options.get::<Option<Value>>("indent")?,
+        };
+        // Python's further options change nothing that a template of a model uses.
+        for name in ["ensure_ascii", "separators", "sort_keys"] {
+            let _: Option<Value> = options.get(name)?;
+        }
+        options.assert_all_used()?;
+        let indent = match indent.filter(|i| !i.is_none() && !i.is_undefined()) {
+            Some(i) => Some(i.as_usize().filter(|i| *i <= 64).ok_or_else(|| {
+                Error::new(ErrorKind::InvalidOperation, "`indent` must be a number from 0 to 64")
+            })?),
+            None => None,
+        };
+        python::to_json(value, indent)
+    });
+    env.add_function("raise_exception", |message: String| -> Result<Value, Error> {
+        Err(Error::new(ErrorKind::InvalidOperation, format!("{RAISED}{message}")))
+    });
+    env.add_function("strftime_now", move |format: String| crate::python::strftime(&format, now));
     Ok(env)
 }
 

@@ -12,10 +12,7 @@ use crate::source::{Origin, Record, Records, lines, open};
 
 /// A row of plain text.
 pub(crate) fn text_record(origin: Origin, text: String) -> Record {
-    Record {
-        origin,
-        fields: Map::from_iter([("text".to_owned(), Json::String(text))]),
-    }
+    Record { origin, fields: Map::from_iter([("text".to_owned(), Json::String(text))]) }
 }
 
 /// The rows of the files: their lines, or each file (a stream is made of whole files later).
@@ -41,18 +38,8 @@ fn whole(file: &Path) -> Result<Record> {
         .read_to_end(&mut bytes)
         .map_err(|e| UserError::new(format!("cannot read the file: {e}")).in_file(file))?;
     let text = String::from_utf8(bytes).map_err(|e| {
-        let line = e.as_bytes()[..e.utf8_error().valid_up_to()]
-            .iter()
-            .filter(|b| **b == b'\n')
-            .count()
-            + 1;
+        let line = e.as_bytes()[..e.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count() + 1;
         UserError::new("the text is not UTF-8 from this line on").at_line(file, line)
     })?;
-    Ok(text_record(
-        Origin {
-            file: file.into(),
-            line: None,
-        },
-        text,
-    ))
+    Ok(text_record(Origin { file: file.into(), line: None }, text))
 }

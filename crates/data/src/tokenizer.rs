@@ -22,15 +22,8 @@ use tokenizers::Tokenizer as Inner;
 use crate::template::ChatTemplate;
 
 /// Names of the special tokens a template may ask for.
-const SPECIALS: [&str; 7] = [
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "pad_token",
-    "sep_token",
-    "cls_token",
-    "mask_token",
-];
+const SPECIALS: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"];
 
 /// Token ids with the bytes of the text each stands for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -96,11 +89,9 @@ impl Tokenizer {
             if !path.is_file() {
                 return Ok(None);
             }
-            std::fs::read(&path).map(Some).map_err(|e| {
-                UserError::new(format!("cannot read the file: {e}"))
-                    .in_file(path)
-                    .into()
-            })
+            std::fs::read(&path)
+                .map(Some)
+                .map_err(|e| UserError::new(format!("cannot read the file: {e}")).in_file(path).into())
         })
     }
 
@@ -113,8 +104,7 @@ impl Tokenizer {
         let bytes = read("tokenizer.json")?
             .ok_or_else(|| UserError::new("there is no `tokenizer.json`").in_file(name))?;
         let inner = Inner::from_bytes(&bytes).map_err(|e| {
-            UserError::new(format!("the tokenizer cannot be read: {e}"))
-                .in_file(at("tokenizer.json"))
+            UserError::new(format!("the tokenizer cannot be read: {e}")).in_file(at("tokenizer.json"))
         })?;
         let object = |file: &str| -> Result<Map<String, Json>> {
             let Some(bytes) = read(file)? else {
@@ -122,9 +112,7 @@ impl Tokenizer {
             };
             match serde_json::from_slice(&bytes) {
                 Ok(Json::Object(map)) => Ok(map),
-                Ok(_) => Err(UserError::new("the file is not a JSON object")
-                    .in_file(at(file))
-                    .into()),
+                Ok(_) => Err(UserError::new("the file is not a JSON object").in_file(at(file)).into()),
                 Err(e) => Err(UserError::new(format!("the file is not JSON: {e}"))
                     .at_line(at(file), e.line())
                     .into()),
@@ -135,9 +123,7 @@ impl Tokenizer {
         let generation = object("generation_config.json")?;
         let model = object("config.json")?;
         let mut templates = templates_of(config.shift_remove("chat_template"));
-        templates.extend(templates_of(
-            object("chat_template.json")?.shift_remove("chat_template"),
-        ));
+        templates.extend(templates_of(object("chat_template.json")?.shift_remove("chat_template")));
         if let Some(bytes) = read("chat_template.jinja")? {
             let text = String::from_utf8(bytes).map_err(|_| {
                 UserError::new("the template is not UTF-8").in_file(at("chat_template.jinja"))
@@ -147,9 +133,7 @@ impl Tokenizer {
         let specials = SPECIALS
             .iter()
             .filter_map(|key| {
-                let token = [&config, &map]
-                    .into_iter()
-                    .find_map(|m| token_text(m.get(*key)?))?;
+                let token = [&config, &map].into_iter().find_map(|m| token_text(m.get(*key)?))?;
                 Some(((*key).to_owned(), token))
             })
             .collect();
@@ -159,10 +143,7 @@ impl Tokenizer {
             ids.extend(id_list(model.get(key)));
             ids
         };
-        let mut this = Tokenizer {
-            name: name.to_owned(),
-            ..Self::new(inner, specials)?
-        };
+        let mut this = Tokenizer { name: name.to_owned(), ..Self::new(inner, specials)? };
         this.eos.extend(ids("eos_token_id"));
         dedup(&mut this.eos);
         this.bos = this.bos.or(ids("bos_token_id").first().copied());
@@ -175,9 +156,7 @@ impl Tokenizer {
     /// A tokenizer of these parts.
     pub(crate) fn new(mut inner: Inner, specials: BTreeMap<String, String>) -> Result<Self> {
         inner.with_padding(None);
-        inner
-            .with_truncation(None)
-            .map_err(|e| anyhow::anyhow!("{e}"))?;
+        inner.with_truncation(None).map_err(|e| anyhow::anyhow!("{e}"))?;
         let id = |key: &str| specials.get(key).and_then(|t| inner.token_to_id(t));
         let (bos, eos, pad) = (id("bos_token"), id("eos_token"), id("pad_token"));
         Ok(Tokenizer {
@@ -208,35 +187,24 @@ impl Tokenizer {
     /// # Errors
     /// As for [`Tokenizer::encode`].
     pub fn encode_with_offsets(&self, text: &str, specials: bool) -> Result<Encoded> {
-        let encoding = self
-            .inner
-            .encode(text, specials)
-            .map_err(|e| self.cannot(text, e))?;
+        let encoding = self.inner.encode(text, specials).map_err(|e| self.cannot(text, e))?;
         Ok(Encoded {
             ids: encoding.get_ids().to_vec(),
             offsets: encoding.get_offsets().to_vec(),
-            added: encoding
-                .get_special_tokens_mask()
-                .iter()
-                .map(|m| *m == 1)
-                .collect(),
+            added: encoding.get_special_tokens_mask().iter().map(|m| *m == 1).collect(),
         })
     }
 
     fn cannot(&self, text: &str, error: tokenizers::Error) -> anyhow::Error {
-        let unknown = text
-            .chars()
-            .find(|c| self.inner.encode_fast(c.to_string(), false).is_err());
+        let unknown = text.chars().find(|c| self.inner.encode_fast(c.to_string(), false).is_err());
         match unknown {
-            Some(c) => UserError::new(format!(
-                "the tokenizer has no token for the character {c:?}"
-            ))
-            .in_file(&self.name)
-            .help("train a tokenizer on text that has it, or take it out of the text")
-            .into(),
-            None => UserError::new(format!("the text cannot be tokenised: {error}"))
+            Some(c) => UserError::new(format!("the tokenizer has no token for the character {c:?}"))
                 .in_file(&self.name)
+                .help("train a tokenizer on text that has it, or take it out of the text")
                 .into(),
+            None => {
+                UserError::new(format!("the text cannot be tokenised: {error}")).in_file(&self.name).into()
+            }
         }
     }
 
@@ -245,9 +213,7 @@ impl Tokenizer {
     /// # Errors
     /// If the tokenizer's decoder fails.
     pub fn decode(&self, ids: &[u32], skip_specials: bool) -> Result<String> {
-        self.inner
-            .decode(ids, skip_specials)
-            .map_err(|e| anyhow::anyhow!("cannot turn ids into text: {e}"))
+        self.inner.decode(ids, skip_specials).map_err(|e| anyhow::anyhow!("cannot turn ids into text: {e}"))
     }
 
     /// The id of a token.
@@ -262,11 +228,7 @@ impl Tokenizer {
 
     /// One more than the largest id: the rows an embedding needs at least.
     pub fn vocab_size(&self) -> usize {
-        self.inner
-            .get_vocab(true)
-            .values()
-            .max()
-            .map_or(0, |id| *id as usize + 1)
+        self.inner.get_vocab(true).values().max().map_or(0, |id| *id as usize + 1)
     }
 
     /// The token that begins a text, if there is one.
@@ -299,24 +261,14 @@ impl Tokenizer {
     /// # Errors
     /// If it does not parse.
     pub fn chat_template(&self) -> Result<Option<ChatTemplate>> {
-        let Some(source) = self
-            .templates
-            .get("default")
-            .or_else(|| self.templates.values().next())
-        else {
+        let Some(source) = self.templates.get("default").or_else(|| self.templates.values().next()) else {
             return Ok(None);
         };
-        let mut template = ChatTemplate::new(
-            &format!("{}/chat_template", self.name),
-            source,
-            &self.specials,
-        )?;
+        let mut template =
+            ChatTemplate::new(&format!("{}/chat_template", self.name), source, &self.specials)?;
         if let Some(tools) = self.templates.get("tool_use") {
-            let tools = ChatTemplate::new(
-                &format!("{}/chat_template.tool_use", self.name),
-                tools,
-                &self.specials,
-            )?;
+            let tools =
+                ChatTemplate::new(&format!("{}/chat_template.tool_use", self.name), tools, &self.specials)?;
             template = template.with_tools(tools);
         }
         Ok(Some(template))
@@ -349,17 +301,11 @@ impl Tokenizer {
     /// # Errors
     /// If the tokenizer cannot be written as JSON.
     pub fn to_files(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
-        let json = self
-            .inner
-            .to_string(true)
-            .map_err(|e| anyhow::anyhow!("cannot write the tokenizer: {e}"))?;
+        let json =
+            self.inner.to_string(true).map_err(|e| anyhow::anyhow!("cannot write the tokenizer: {e}"))?;
         let mut config = self.config.clone();
-        config
-            .entry("tokenizer_class")
-            .or_insert_with(|| json!("PreTrainedTokenizerFast"));
-        config
-            .entry("clean_up_tokenization_spaces")
-            .or_insert(json!(false));
+        config.entry("tokenizer_class").or_insert_with(|| json!("PreTrainedTokenizerFast"));
+        config.entry("clean_up_tokenization_spaces").or_insert(json!(false));
         for (key, token) in &self.specials {
             config.entry(key.as_str()).or_insert_with(|| json!(token));
         }
@@ -372,18 +318,12 @@ impl Tokenizer {
         let default = self.templates.get("default");
         if !named.is_empty() {
             let first = default.map(|template| json!({ "name": "default", "template": template }));
-            config.insert(
-                "chat_template".to_owned(),
-                first.into_iter().chain(named).collect(),
-            );
+            config.insert("chat_template".to_owned(), first.into_iter().chain(named).collect());
         }
         let mut files = vec![
             ("tokenizer.json", json.into_bytes()),
             ("tokenizer_config.json", serde_json::to_vec_pretty(&config)?),
-            (
-                "special_tokens_map.json",
-                serde_json::to_vec_pretty(&self.specials)?,
-            ),
+            ("special_tokens_map.json", serde_json::to_vec_pretty(&self.specials)?),
         ];
         if let Some(template) = default {
             files.push(("chat_template.jinja", template.clone().into_bytes()));
@@ -399,26 +339,19 @@ fn templates_of(field: Option<Json>) -> BTreeMap<String, String> {
         Some(Json::Array(list)) => list
             .iter()
             .filter_map(|t| {
-                Some((
-                    t.get("name")?.as_str()?.to_owned(),
-                    t.get("template")?.as_str()?.to_owned(),
-                ))
+                Some((t.get("name")?.as_str()?.to_owned(), t.get("template")?.as_str()?.to_owned()))
             })
             .collect(),
-        Some(Json::Object(map)) => map
-            .into_iter()
-            .filter_map(|(name, t)| Some((name, t.as_str()?.to_owned())))
-            .collect(),
+        Some(Json::Object(map)) => {
+            map.into_iter().filter_map(|(name, t)| Some((name, t.as_str()?.to_owned()))).collect()
+        }
         _ => BTreeMap::new(),
     }
 }
 
 /// A special token: text, or an object with `content`.
 fn token_text(value: &Json) -> Option<String> {
-    value
-        .as_str()
-        .or_else(|| value.get("content")?.as_str())
-        .map(str::to_owned)
+    value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned)
 }
 
 /// An id or a list of ids.

@@ -20,22 +20,11 @@ pub(crate) fn small() -> &'static Tokenizer {
 
 #[test]
 fn bpe_is_learned_the_same_every_time() {
-    let how = BpeTraining {
-        vocab_size: 500,
-        ..BpeTraining::default()
-    };
-    let learn = || {
-        Tokenizer::train_bpe(crate::tiny::text(1, 60_000), &how)
-            .unwrap()
-            .to_files()
-            .unwrap()
-    };
+    let how = BpeTraining { vocab_size: 500, ..BpeTraining::default() };
+    let learn = || Tokenizer::train_bpe(crate::tiny::text(1, 60_000), &how).unwrap().to_files().unwrap();
     let first = learn();
     assert_eq!(first, learn());
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(3)
-        .build()
-        .unwrap();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
     assert_eq!(first, pool.install(learn));
 }
 
@@ -44,27 +33,16 @@ fn bpe_specials_digits_and_size() {
     let t = small();
     assert_eq!(t.vocab_size(), 600);
     // Special tokens come first, ordered by their names in the configuration.
-    assert_eq!(
-        (t.bos_id(), t.eos_id(), t.pad_id()),
-        (Some(0), Some(1), None)
-    );
+    assert_eq!((t.bos_id(), t.eos_id(), t.pad_id()), (Some(0), Some(1), None));
     let ids = t.encode("Anna has 12 apples.", true).unwrap();
     assert_eq!(ids[0], 0);
     let tokens: Vec<String> = ids.iter().map(|id| t.token(*id).unwrap()).collect();
     assert!(tokens.windows(2).any(|w| w == ["1", "2"]), "{tokens:?}");
     assert_eq!(t.decode(&ids, true).unwrap(), "Anna has 12 apples.");
     assert_eq!(t.encode("a<|im_end|>", false).unwrap().len(), 2);
-    let e = Tokenizer::train_bpe(
-        std::iter::empty(),
-        &BpeTraining {
-            vocab_size: 100,
-            ..BpeTraining::default()
-        },
-    );
-    assert_eq!(
-        e.unwrap_err().to_string(),
-        "`vocab_size` is 100; 256 bytes and 2 special tokens need 258"
-    );
+    let e =
+        Tokenizer::train_bpe(std::iter::empty(), &BpeTraining { vocab_size: 100, ..BpeTraining::default() });
+    assert_eq!(e.unwrap_err().to_string(), "`vocab_size` is 100; 256 bytes and 2 special tokens need 258");
 }
 
 #[test]
@@ -87,22 +65,12 @@ fn folders_come_back_as_they_were_saved() {
     let back = Tokenizer::from_folder(folder.path()).unwrap();
     assert_eq!(t.to_files().unwrap(), back.to_files().unwrap());
     assert_eq!((back.bos_id(), back.eos_ids()), (t.bos_id(), t.eos_ids()));
-    assert_eq!(
-        back.chat_template()
-            .unwrap()
-            .unwrap()
-            .render(&[], None, false)
-            .unwrap(),
-        "<s>0"
-    );
+    assert_eq!(back.chat_template().unwrap().unwrap().render(&[], None, false).unwrap(), "<s>0");
     let chars = tempfile::tempdir().unwrap();
     let t = Tokenizer::characters("ab \n").unwrap();
     t.save(chars.path()).unwrap();
     let back = Tokenizer::from_folder(chars.path()).unwrap();
-    assert_eq!(
-        back.encode("b a\n", true).unwrap(),
-        t.encode("b a\n", true).unwrap()
-    );
+    assert_eq!(back.encode("b a\n", true).unwrap(), t.encode("b a\n", true).unwrap());
 }
 
 /// A folder's files in memory, with a tokenizer of the smallest kind.
@@ -113,86 +81,39 @@ fn load(files: &[(&str, Json)]) -> Result<Tokenizer> {
             return Ok(Some(tokenizer.clone()));
         }
         let found = files.iter().find(|(n, _)| *n == name);
-        Ok(found.map(|(_, j)| {
-            j.as_str()
-                .map_or_else(|| j.to_string(), str::to_owned)
-                .into_bytes()
-        }))
+        Ok(found.map(|(_, j)| j.as_str().map_or_else(|| j.to_string(), str::to_owned).into_bytes()))
     })
 }
 
 #[test]
 fn special_tokens_from_every_file() {
     let t = load(&[
-        (
-            "tokenizer_config.json",
-            json!({"bos_token": {"content": "<s>"}, "eos_token": null}),
-        ),
-        (
-            "special_tokens_map.json",
-            json!({"eos_token": "<|im_end|>", "pad_token": "</s>"}),
-        ),
-        (
-            "generation_config.json",
-            json!({"eos_token_id": [1, 3, 300], "bos_token_id": 9}),
-        ),
+        ("tokenizer_config.json", json!({"bos_token": {"content": "<s>"}, "eos_token": null})),
+        ("special_tokens_map.json", json!({"eos_token": "<|im_end|>", "pad_token": "</s>"})),
+        ("generation_config.json", json!({"eos_token_id": [1, 3, 300], "bos_token_id": 9})),
     ])
     .unwrap();
     let im_end = t.id("<|im_end|>").unwrap();
-    assert_eq!(
-        (t.bos_id(), t.eos_id(), t.pad_id()),
-        (Some(0), Some(im_end), Some(1))
-    );
-    assert_eq!(
-        t.eos_ids()[1..],
-        [1, 300],
-        "ids once each"
-    );
-    let t = load(&[(
-        "config.json",
-        json!({"eos_token_id": 7, "bos_token_id": 8, "pad_token_id": 9}),
-    )])
-    .unwrap();
-    assert_eq!(
-        (t.bos_id(), t.eos_ids(), t.pad_id()),
-        (Some(8), &[7][..], Some(9))
-    );
+    assert_eq!((t.bos_id(), t.eos_id(), t.pad_id()), (Some(0), Some(im_end), Some(1)));
+    assert_eq!(t.eos_ids()[1..], [1, 300], "ids once each");
+    let t =
+        load(&[("config.json", json!({"eos_token_id": 7, "bos_token_id": 8, "pad_token_id": 9}))]).unwrap();
+    assert_eq!((t.bos_id(), t.eos_ids(), t.pad_id()), (Some(8), &[7][..], Some(9)));
 }
 
 #[test]
 fn chat_templates_from_every_file() {
     let say = |t: &Tokenizer, tools: Option<&Json>| {
-        t.chat_template()
-            .unwrap()
-            .unwrap()
-            .render(&[], tools, false)
-            .unwrap()
+        t.chat_template().unwrap().unwrap().render(&[], tools, false).unwrap()
     };
     let listed = json!({"chat_template": [{"name": "default", "template": "one"}, {"name": "tool_use", "template": "two"}]});
     let t = load(&[("tokenizer_config.json", listed.clone())]).unwrap();
-    assert_eq!(
-        (say(&t, None), say(&t, Some(&json!([])))),
-        ("one".into(), "two".into())
-    );
+    assert_eq!((say(&t, None), say(&t, Some(&json!([])))), ("one".into(), "two".into()));
     // The file of its own wins, and the list survives saving.
-    let t = load(&[
-        ("tokenizer_config.json", listed),
-        ("chat_template.jinja", json!("three")),
-    ])
-    .unwrap();
-    assert_eq!(
-        (say(&t, None), say(&t, Some(&json!([])))),
-        ("three".into(), "two".into())
-    );
+    let t = load(&[("tokenizer_config.json", listed), ("chat_template.jinja", json!("three"))]).unwrap();
+    assert_eq!((say(&t, None), say(&t, Some(&json!([])))), ("three".into(), "two".into()));
     let files = t.to_files().unwrap();
-    assert_eq!(
-        files
-            .iter()
-            .find(|f| f.0 == "chat_template.jinja")
-            .unwrap()
-            .1,
-        b"three"
-    );
+    assert_eq!(files.iter().find(|f| f.0 == "chat_template.jinja").unwrap().1, b"three");
     let config: Json = serde_json::from_slice(&files[1].1).unwrap();
     assert_eq!(config["chat_template"][1]["template"], "two");
     assert!(load(&[]).unwrap().chat_template().unwrap().is_none());
@@ -201,29 +122,14 @@ fn chat_templates_from_every_file() {
 #[test]
 fn broken_folders() {
     let folder = tempfile::tempdir().unwrap();
-    let e = Tokenizer::from_folder(folder.path())
-        .unwrap_err()
-        .to_string();
+    let e = Tokenizer::from_folder(folder.path()).unwrap_err().to_string();
     assert!(e.starts_with("the folder has no `tokenizer.json`"), "{e}");
-    std::fs::write(
-        folder.path().join("tokenizer.json"),
-        "{\"version\": \"1.0\"",
-    )
-    .unwrap();
-    let e = Tokenizer::from_folder(folder.path())
-        .unwrap_err()
-        .to_string();
-    assert!(
-        e.starts_with("the tokenizer cannot be read") && e.contains("tokenizer.json"),
-        "{e}"
-    );
-    let e = load(&[("tokenizer_config.json", json!("{\n\n!"))])
-        .unwrap_err()
-        .to_string();
+    std::fs::write(folder.path().join("tokenizer.json"), "{\"version\": \"1.0\"").unwrap();
+    let e = Tokenizer::from_folder(folder.path()).unwrap_err().to_string();
+    assert!(e.starts_with("the tokenizer cannot be read") && e.contains("tokenizer.json"), "{e}");
+    let e = load(&[("tokenizer_config.json", json!("{\n\n!"))]).unwrap_err().to_string();
     assert!(e.contains("m/tokenizer_config.json:3"), "{e}");
-    let e = load(&[("tokenizer_config.json", json!([1]))])
-        .unwrap_err()
-        .to_string();
+    let e = load(&[("tokenizer_config.json", json!([1]))]).unwrap_err().to_string();
     assert!(e.contains("not a JSON object"), "{e}");
 }
 
@@ -242,4 +148,79 @@ proptest! {
     fn any_file_loads_or_is_an_error(bytes in prop::collection::vec(any::<u8>(), 0..40)) {
         let _ = Tokenizer::from_files("m", |_| Ok(Some(bytes.clone())));
     }
+}
+
+#[test]
+fn tmp_dump() {
+    let dir = Path::new("/tmp/tpl");
+    let t0 = std::time::Instant::now();
+    let text: Vec<String> = crate::tiny::text(0, 6_000_000).collect();
+    println!("gen {:?} docs {}", t0.elapsed(), text.len());
+    std::fs::write(dir.join("text.txt"), text.join("\n\u{1}\n")).unwrap();
+    let t0 = std::time::Instant::now();
+    let mut t = Tokenizer::train_bpe(
+        crate::tiny::text(0, 2_000_000),
+        &BpeTraining {
+            vocab_size: 1024,
+            more_special_tokens: vec!["<|im_start|>".into(), "<|im_end|>".into()],
+            ..BpeTraining::default()
+        },
+    )
+    .unwrap();
+    println!("train {:?}", t0.elapsed());
+    t.set_chat_template("{{ messages }}");
+    t.save(&dir.join("bpe")).unwrap();
+    let c = Tokenizer::characters(
+        &std::fs::read_to_string(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../../shared/data/tinyshakespeare.txt"
+        ))
+        .unwrap(),
+    )
+    .unwrap();
+    c.save(&dir.join("chars")).unwrap();
+    println!("chars {}", c.vocab_size());
+    let probe = "Anna has 12 red apples, é日本.\n\n  Then <|im_start|> she wants 3.</s>";
+    std::fs::write(dir.join("probe.json"), json!({"text": probe, "ids": t.encode(probe, true).unwrap(), "cids": c.encode("To be, or\nnot to be", true).unwrap()}).to_string()).unwrap();
+    let t0 = std::time::Instant::now();
+    let s = crate::settings::DataSettings::from_json(
+        "builtin",
+        json!({"name": "tiny-text", "bytes": 6000000, "max_length": 256, "packing": true}),
+    )
+    .unwrap();
+    let d = s.load(&t, Path::new(".")).unwrap();
+    println!("load {:?} {:?}", t0.elapsed(), d.report);
+    let t0 = std::time::Instant::now();
+    let s = crate::settings::DataSettings::from_json(
+        "text",
+        json!({"path": "tinyshakespeare.txt", "unit": "whole", "max_length": 65, "split": {"dev": 0.1}}),
+    )
+    .unwrap();
+    let d = s.load(&c, Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/data"))).unwrap();
+    println!("shakespeare {:?} {:?} dev {}", t0.elapsed(), d.report, d.dev.as_ref().unwrap().rows.len());
+    let t0 = std::time::Instant::now();
+    let s = crate::settings::DataSettings::from_json(
+        "jsonl",
+        json!({"path": "train.jsonl", "columns": {"prompt": "question", "completion": "answer"}}),
+    )
+    .unwrap();
+    let d =
+        s.load(&t, Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/data/gsm8k"))).unwrap();
+    println!("gsm8k {:?} {:?}", t0.elapsed(), d.report);
+    let mut out = String::new();
+    for held in [false, true] {
+        for r in crate::tiny::records(7, if held { 500 } else { 8000 }, held) {
+            out += &format!("{}\n", json!({"prompt": r.prompt, "completion": r.completion, "held": held}));
+        }
+    }
+    std::fs::write(dir.join("records.jsonl"), out).unwrap();
+    let s = crate::settings::DataSettings::from_json("builtin", json!({"name": "records", "rows": 2000}))
+        .unwrap()
+        .load(&t, Path::new("."))
+        .unwrap();
+    println!("records {:?} {:?}", s.report, s.histogram());
+    for i in 0..30 {
+        println!("--- {}", crate::tiny::document(0, i));
+    }
+    println!("{:?}", crate::tiny::records(7, 4, false).collect::<Vec<_>>());
 }

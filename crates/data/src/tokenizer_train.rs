@@ -55,10 +55,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// A vocabulary too small for the bytes and special tokens; `add_bos` without `bos_token`.
-    pub fn train_bpe(
-        texts: impl Iterator<Item = String> + Send,
-        how: &BpeTraining,
-    ) -> Result<Self> {
+    pub fn train_bpe(texts: impl Iterator<Item = String> + Send, how: &BpeTraining) -> Result<Self> {
         let mut specials: Vec<String> = Vec::new();
         for token in how.special_tokens.values().chain(&how.more_special_tokens) {
             if !specials.contains(token) {
@@ -77,10 +74,8 @@ impl Tokenizer {
         let bytes = ByteLevel::new(false, true, true);
         let mut inner = Inner::new(BPE::default());
         inner.with_pre_tokenizer(Some(if how.split_digits {
-            let steps = vec![
-                PreTokenizerWrapper::Digits(Digits::new(true)),
-                PreTokenizerWrapper::ByteLevel(bytes),
-            ];
+            let steps =
+                vec![PreTokenizerWrapper::Digits(Digits::new(true)), PreTokenizerWrapper::ByteLevel(bytes)];
             PreTokenizerWrapper::Sequence(Sequence::new(steps))
         } else {
             PreTokenizerWrapper::ByteLevel(bytes)
@@ -91,21 +86,15 @@ impl Tokenizer {
             .min_frequency(how.min_frequency)
             .show_progress(false)
             .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
-            .special_tokens(
-                specials
-                    .iter()
-                    .map(|t| AddedToken::from(t.clone(), true))
-                    .collect(),
-            )
+            .special_tokens(specials.iter().map(|t| AddedToken::from(t.clone(), true)).collect())
             .build();
         inner
             .train(&mut TrainerWrapper::BpeTrainer(trainer), texts)
             .map_err(|e| anyhow::anyhow!("the tokenizer cannot be trained: {e}"))?;
         if how.add_bos {
             let bos = how.special_tokens.get("bos_token");
-            let bos = bos.ok_or_else(|| {
-                BadSetting::new("add_bos", "needs a `bos_token` among the special tokens")
-            })?;
+            let bos = bos
+                .ok_or_else(|| BadSetting::new("add_bos", "needs a `bos_token` among the special tokens"))?;
             let id = inner.token_to_id(bos).unwrap_or_default();
             let template = TemplateProcessing::builder()
                 .try_single(format!("{bos} $A"))
@@ -129,15 +118,10 @@ impl Tokenizer {
     pub fn characters(text: &str) -> Result<Self> {
         let characters: BTreeSet<char> = text.chars().collect();
         if characters.is_empty() {
-            return Err(
-                UserError::new("a character tokenizer needs text, and there is none").into(),
-            );
+            return Err(UserError::new("a character tokenizer needs text, and there is none").into());
         }
-        let vocab: Map<String, Json> = characters
-            .iter()
-            .enumerate()
-            .map(|(id, c)| (c.to_string(), Json::from(id)))
-            .collect();
+        let vocab: Map<String, Json> =
+            characters.iter().enumerate().map(|(id, c)| (c.to_string(), Json::from(id))).collect();
         let file = json!({
             "version": "1.0",
             "truncation": null,

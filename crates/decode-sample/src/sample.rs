@@ -42,7 +42,8 @@ impl Part for Sample {
 
     fn new(s: SampleSettings) -> Result<Self> {
         if !(s.temperature.is_finite() && s.temperature > 0.0) {
-            let why = format!("is {}; it must be above 0 (for the best token always: `greedy`)", s.temperature);
+            let why =
+                format!("is {}; it must be above 0 (for the best token always: `greedy`)", s.temperature);
             return Err(BadSetting::new("temperature", why).into());
         }
         if !(s.top_p > 0.0 && s.top_p <= 1.0) {

@@ -11,8 +11,8 @@ use ramekin_data::Tokenizer;
 use ramekin_recipe::{Adapter as AdapterChoice, Dtype, Model as ModelChoice, Part};
 use ramekin_registry::{AnyPart, Slot, load_adapter};
 use ramekin_slots::{
-    Adapter, AttachContext, LoadOptions, Loader, Model, ModelFacts, ModelFamily, RandomSource, ShapeSource, Sites,
-    WeightSource,
+    Adapter, AttachContext, LoadOptions, Loader, Model, ModelFacts, ModelFamily, RandomSource, ShapeSource,
+    Sites, WeightSource,
 };
 use serde_json::Value as Json;
 
@@ -209,7 +209,13 @@ fn check_tokenizer(tokenizer: Option<&Tokenizer>, facts: &ModelFacts) -> Result<
 }
 
 impl Assembly {
-    fn attach(&mut self, plan: &Blueprint, index: usize, choice: &AdapterChoice, shape_only: bool) -> Result<()> {
+    fn attach(
+        &mut self,
+        plan: &Blueprint,
+        index: usize,
+        choice: &AdapterChoice,
+        shape_only: bool,
+    ) -> Result<()> {
         let (mut adapter, owner, saved) = match choice {
             AdapterChoice::New(part) => (parts::adapter(part)?, part.path.clone(), None),
             AdapterChoice::Saved { folder, path } => {
@@ -231,7 +237,9 @@ impl Assembly {
         let attached = adapter.attach(&mut cx);
         let sites = match choice {
             AdapterChoice::New(part) => parts::placed(part, attached)?,
-            AdapterChoice::Saved { folder, .. } => attached.with_context(|| format!("the adapter in `{folder}`"))?,
+            AdapterChoice::Saved { folder, .. } => {
+                attached.with_context(|| format!("the adapter in `{folder}`"))?
+            }
         };
         drop(ledger);
         if let Some(folder) = saved
@@ -247,7 +255,10 @@ impl Assembly {
     fn train_everything(&self) -> Result<()> {
         let ledger = self.ledger.borrow();
         for entry in ledger.entries() {
-            let param = entry.param.as_ref().with_context(|| format!("`{}` is packed and cannot train", entry.name))?;
+            let param = entry
+                .param
+                .as_ref()
+                .with_context(|| format!("`{}` is packed and cannot train", entry.name))?;
             param.set_trainable(true);
         }
         Ok(())
@@ -264,7 +275,11 @@ impl Assembly {
     /// If the model came without one.
     pub fn tokenizer(&self) -> Result<&Arc<Tokenizer>> {
         self.tokenizer.as_ref().ok_or_else(|| {
-            UserError::new(format!("the model `{}` has no tokenizer.json, and this stage handles text", self.label)).into()
+            UserError::new(format!(
+                "the model `{}` has no tokenizer.json, and this stage handles text",
+                self.label
+            ))
+            .into()
         })
     }
 

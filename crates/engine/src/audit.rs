@@ -53,7 +53,10 @@ pub fn run(assembly: &Assembly, trainer: &Trainer, batch: &LabelledBatch) -> Res
         });
     }
     let tensors = gradients(assembly, trainer, &parts)?;
-    checks.push(Check { name: "gradients".to_owned(), result: format!("all {tensors} trainable tensors receive one") });
+    checks.push(Check {
+        name: "gradients".to_owned(),
+        result: format!("all {tensors} trainable tensors receive one"),
+    });
     Ok(checks)
 }
 
@@ -122,7 +125,9 @@ fn accumulation(assembly: &Assembly, trainer: &Trainer, parts: &[LabelledBatch])
     let summed = grads_of(assembly, trainer, parts)?;
     let (mut difference, mut norm) = (0.0f64, 0.0f64);
     for (param, a) in whole.iter() {
-        let Some(b) = summed.get(param.id()) else { bail!("audit: `{}` has no gradient when accumulated", param.name()) };
+        let Some(b) = summed.get(param.id()) else {
+            bail!("audit: `{}` has no gradient when accumulated", param.name())
+        };
         for (x, y) in a.to_f32()?.iter().zip(b.to_f32()?) {
             difference += f64::from(x - y).powi(2);
             norm += f64::from(*x).powi(2);
@@ -130,7 +135,9 @@ fn accumulation(assembly: &Assembly, trainer: &Trainer, parts: &[LabelledBatch])
     }
     let relative = (difference / norm.max(f64::MIN_POSITIVE)).sqrt();
     if relative > 1e-3 && norm > 0.0 {
-        bail!("audit: accumulated micro-batches give another gradient than the whole batch (off by {relative:.1e})");
+        bail!(
+            "audit: accumulated micro-batches give another gradient than the whole batch (off by {relative:.1e})"
+        );
     }
     Ok(if norm > 0.0 { relative } else { 0.0 })
 }

@@ -1,6 +1,5 @@
 //! The plan: the stage's own code on shape-only arrays, under a meter of its own.
 
-
 use anyhow::Result;
 use ramekin_core::{Meter, meter};
 use ramekin_plan::Bill;

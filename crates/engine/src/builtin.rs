@@ -19,7 +19,8 @@ macro_rules! model {
     };
 }
 
-const ALL: &[Builtin] = &[model!("tiny": "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+const ALL: &[Builtin] =
+    &[model!("tiny": "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
     "tokenizer_config.json", "special_tokens_map.json")];
 
 impl Builtin {

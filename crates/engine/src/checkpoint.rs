@@ -66,8 +66,14 @@ pub fn restore(all: &Checkpoints, assembly: &Assembly, trainer: &mut Trainer) ->
     let mut weights = read(WEIGHTS)?;
     let params = assembly.trainable();
     for param in &params {
-        let saved = weights.remove(param.name()).with_context(|| format!("the checkpoint has no `{}`", param.name()))?;
-        ensure!(saved.dims() == param.value().dims(), "`{}` has another shape in the checkpoint", param.name());
+        let saved = weights
+            .remove(param.name())
+            .with_context(|| format!("the checkpoint has no `{}`", param.name()))?;
+        ensure!(
+            saved.dims() == param.value().dims(),
+            "`{}` has another shape in the checkpoint",
+            param.name()
+        );
         param.set(saved);
     }
     let mut state = read(STATE)?;

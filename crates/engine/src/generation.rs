@@ -62,7 +62,8 @@ impl Generator<'_> {
                 })
             })
             .transpose()?;
-        let mut all: Vec<Sequence> = prompts.iter().map(|p| Sequence { ids: p.clone(), done: false }).collect();
+        let mut all: Vec<Sequence> =
+            prompts.iter().map(|p| Sequence { ids: p.clone(), done: false }).collect();
         for step in 0..limits.max_new_tokens {
             let batch = next_batch(&all, cache.is_some() && step > 0);
             let ends: Vec<Option<usize>> =

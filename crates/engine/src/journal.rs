@@ -6,8 +6,8 @@ use std::time::Instant;
 use anyhow::Result;
 use ramekin_core::{Usage, meter};
 use ramekin_report::{
-    Check, Console, EvalLine, EventWriter, Figure, Line, Mem, MetricsWriter, Outcome, Progress, ReportData, Sample,
-    StageData, StepLine, read_metrics, write_report,
+    Check, Console, EvalLine, EventWriter, Figure, Line, Mem, MetricsWriter, Outcome, Progress, ReportData,
+    Sample, StageData, StepLine, read_metrics, write_report,
 };
 use serde_json::{Map, Value as Json};
 
@@ -30,7 +30,14 @@ pub struct Journal {
 
 impl Journal {
     /// Opens the run's files; what a run that is resumed wrote after step `after` goes.
-    pub fn open(out: &Path, stage: usize, label: &str, after: u64, total: u64, log_every: u64) -> Result<Self> {
+    pub fn open(
+        out: &Path,
+        stage: usize,
+        label: &str,
+        after: u64,
+        total: u64,
+        log_every: u64,
+    ) -> Result<Self> {
         let mut metrics = MetricsWriter::open(out.join("metrics.jsonl"))?;
         metrics.truncate_after(stage, after)?;
         Ok(Journal {
@@ -105,7 +112,13 @@ pub fn words(found: &Map<String, Json>) -> String {
 }
 
 /// Writes `report.html` from what the stages left.
-pub fn report(name: &str, options: &Options, outcome: &RunOutcome, ended: Outcome, seconds: f64) -> Result<()> {
+pub fn report(
+    name: &str,
+    options: &Options,
+    outcome: &RunOutcome,
+    ended: Outcome,
+    seconds: f64,
+) -> Result<()> {
     let lines = read_metrics(options.out.join("metrics.jsonl")).unwrap_or_default();
     let mut data = ReportData {
         name: name.to_owned(),
@@ -170,7 +183,9 @@ fn headline(figures: &Json) -> Vec<Figure> {
     after
         .iter()
         .filter_map(|(name, value)| {
-            let show = |x: f64| if name == "exact_match" { format!("{:.0} %", 100.0 * x) } else { format!("{x:.3}") };
+            let show = |x: f64| {
+                if name == "exact_match" { format!("{:.0} %", 100.0 * x) } else { format!("{x:.3}") }
+            };
             let now = show(value.as_f64()?);
             let text = match figures["eval_before"][name].as_f64() {
                 Some(then) => format!("{} → {now}", show(then)),

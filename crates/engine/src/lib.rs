@@ -15,12 +15,12 @@
 pub mod assembly;
 pub mod audit;
 pub mod bill;
-pub mod checkpoint;
 pub mod builtin;
+pub mod checkpoint;
 pub mod generation;
 mod inputs;
-pub mod parts;
 pub mod journal;
+pub mod parts;
 pub mod run;
 pub mod source;
 pub mod stages;

@@ -4,10 +4,10 @@ use anyhow::{Context, Result, bail};
 use ramekin_core::BadSetting;
 use ramekin_recipe::Part;
 use ramekin_registry::{AnyPart, Slot, build};
+pub use ramekin_slots::Decoder;
 use ramekin_slots::{
     ActivationPolicy, Adapter, GradientTransform, KvPolicy, Objective, Optimizer, Quantizer, Schedule,
 };
-pub use ramekin_slots::Decoder;
 use serde_json::Value as Json;
 
 /// Puts the part's place in the recipe into a refusal of one of its settings.

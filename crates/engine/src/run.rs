@@ -8,8 +8,8 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use ramekin_core::UserError;
 use ramekin_plan::Bill;
-use ramekin_report::Outcome;
 use ramekin_recipe::{Adapter, Model, Part, Recipe, Stage};
+use ramekin_report::Outcome;
 use ramekin_store::write_atomic;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json, json};
@@ -130,7 +130,14 @@ fn blueprint(
     }
     adapters.extend(stage.adapters().iter().cloned());
     let full_training = matches!(stage, Stage::Train(_)) && adapters.is_empty();
-    Ok(Blueprint { model, quantizer, adapters, base_dir: base_dir.to_owned(), seed: recipe.seed, full_training })
+    Ok(Blueprint {
+        model,
+        quantizer,
+        adapters,
+        base_dir: base_dir.to_owned(),
+        seed: recipe.seed,
+        full_training,
+    })
 }
 
 /// The bills of all stages, as far as they can be known before any has run.
@@ -169,14 +176,16 @@ fn stage_quantizer(stage: &Stage) -> Option<&Part> {
 /// A user's mistake, [`ramekin_core::Unfit`], [`ramekin_core::Interrupted`], or a fault of the run.
 pub fn run(recipe: &Recipe, options: &Options) -> Result<RunOutcome> {
     let out = &options.out;
-    std::fs::create_dir_all(out).with_context(|| format!("cannot make the run folder `{}`", out.display()))?;
+    std::fs::create_dir_all(out)
+        .with_context(|| format!("cannot make the run folder `{}`", out.display()))?;
     ramekin_store::recover(out)?;
     let state_file = out.join("state.json");
     let mut carry = Carry::default();
     if options.resume {
         check_same(out, &options.resolved)?;
         if let Ok(text) = std::fs::read(&state_file) {
-            carry = serde_json::from_slice(&text).with_context(|| format!("`{}` is damaged", state_file.display()))?;
+            carry = serde_json::from_slice(&text)
+                .with_context(|| format!("`{}` is damaged", state_file.display()))?;
         }
     } else {
         clear(out)?;
@@ -185,10 +194,20 @@ pub fn run(recipe: &Recipe, options: &Options) -> Result<RunOutcome> {
     let had_begun = carry.done;
     let began = Instant::now();
     for (index, stage) in recipe.stage.iter().enumerate().skip(carry.done) {
-        let dir = if recipe.stage.len() == 1 { out.clone() } else { out.join("stages").join(stage_name(recipe, index)) };
+        let dir = if recipe.stage.len() == 1 {
+            out.clone()
+        } else {
+            out.join("stages").join(stage_name(recipe, index))
+        };
         std::fs::create_dir_all(&dir)?;
-        let mut cx =
-            StageContext { recipe, index, dir, options, carry, resumed: options.resume && index == had_begun };
+        let mut cx = StageContext {
+            recipe,
+            index,
+            dir,
+            options,
+            carry,
+            resumed: options.resume && index == had_begun,
+        };
         let quantizer = stage_quantizer(stage);
         let plan = cx.blueprint(stage, quantizer)?;
         let name = cx.name();
@@ -224,10 +243,12 @@ pub fn run(recipe: &Recipe, options: &Options) -> Result<RunOutcome> {
 fn check_same(out: &Path, resolved: &str) -> Result<()> {
     let file = out.join("recipe.toml");
     match std::fs::read_to_string(&file) {
-        Ok(before) if before != resolved => Err(UserError::new("the recipe is not the one this run began with")
-            .in_file(&file)
-            .help("run without `--resume`, or into another folder with `--out`")
-            .into()),
+        Ok(before) if before != resolved => {
+            Err(UserError::new("the recipe is not the one this run began with")
+                .in_file(&file)
+                .help("run without `--resume`, or into another folder with `--out`")
+                .into())
+        }
         _ => Ok(()),
     }
 }

@@ -7,8 +7,8 @@ use anyhow::{Result, bail};
 use ramekin_core::{Array, Param, ParamId, Rng};
 use ramekin_kernels::elementwise;
 use ramekin_slots::{
-    ActivationPolicy, Block, FlatBatch, Forward, GradientTransform, Mode, Model, Objective, Optimizer, ParamGroup,
-    Schedule, StepInfo,
+    ActivationPolicy, Block, FlatBatch, Forward, GradientTransform, Mode, Model, Objective, Optimizer,
+    ParamGroup, Schedule, StepInfo,
 };
 use ramekin_tape::{GradStore, Tape, Value};
 
@@ -130,7 +130,10 @@ impl Trainer {
         let mut grads = store.take();
         let grad_norm = global_norm(&grads)?;
         if !(loss.is_finite() && grad_norm.is_finite()) {
-            bail!("the loss at step {} is {loss} and the gradient's norm {grad_norm}: training has diverged", step + 1);
+            bail!(
+                "the loss at step {} is {loss} and the gradient's norm {grad_norm}: training has diverged",
+                step + 1
+            );
         }
         for transform in &mut self.gradient {
             transform.apply(&mut grads, grad_norm)?;
@@ -138,7 +141,11 @@ impl Trainer {
         let lr = self.optimizer.lr() * self.schedule.factor(step, self.total_steps);
         let info = StepInfo { step: step + 1, lr };
         for (param, grad) in grads {
-            let group = self.groups.iter().find(|(id, _)| *id == param.id()).map_or_else(ParamGroup::default, |g| g.1);
+            let group = self
+                .groups
+                .iter()
+                .find(|(id, _)| *id == param.id())
+                .map_or_else(ParamGroup::default, |g| g.1);
             self.optimizer.step(&param, &grad, info, group)?;
         }
         Ok(StepReport { loss, grad_norm, lr, tokens: batches.iter().map(|b| b.flat.len()).sum() })

@@ -9,6 +9,7 @@
 use rayon::prelude::*;
 
 use crate::Real;
+use crate::elementwise::sum_chunk;
 use crate::split::rows_per_task;
 use crate::wide::wide;
 
@@ -66,22 +67,19 @@ pub fn forward_backward<T: Real>(
         .for_each(|((z, y), l)| z.chunks_exact_mut(vocab).zip(y).zip(l).for_each(row));
 }
 
-/// −∞ shifts nothing: a row of −∞ must give NaN by its own arithmetic, not by ∞ − ∞ elsewhere.
 fn one_row<T: Real>(z: &mut [T], y: usize, eps: T, dft: bool, grad_scale: Option<T>) -> T {
     let top = maximum(z);
-    let zy = z[y];
-    let sum_exp = sum_exp(z, top);
+    let v = T::from_f64(z.len() as f64);
+    let (zy, mean) = (z[y], if eps == T::ZERO { T::ZERO } else { T::from_f64(sum_chunk(z)) / v });
+    // For the gradient the exponentials are kept where the logits were.
+    let sum_exp = if grad_scale.is_some() { exponentials(z, top) } else { sum_exp(z, top) };
     let log_sum = sum_exp.ln() + top;
     let nll = log_sum - zy;
-    let mut loss = nll;
-    let v = T::from_f64(z.len() as f64);
-    if eps != T::ZERO {
-        loss = (T::ONE - eps) * nll + eps * (log_sum - T::from_f64(crate::elementwise::sum_chunk(z)) / v);
-    }
+    let loss = if eps == T::ZERO { nll } else { (T::ONE - eps) * nll + eps * (log_sum - mean) };
     let weight = if dft { (-nll).exp() } else { T::ONE };
     if let Some(s) = grad_scale {
         let s = s * weight;
-        soften(z, top, s / sum_exp, s * eps / v);
+        scale_and_lower(z, s / sum_exp, s * eps / v);
         z[y] -= s * (T::ONE - eps);
     }
     loss * weight
@@ -117,10 +115,31 @@ wide! {
         sum
     }
 
-    /// z ← s · exp(z − top) − less
-    fn soften[T: Real](z: &mut [T], top: T, s: T, less: T) {
+    /// z ← exp(z − top); returns the sum, of the same bits as [`sum_exp`].
+    fn exponentials[T: Real](z: &mut [T], top: T) -> T {
+        let (chunks, rest) = z.as_chunks_mut::<32>();
+        let mut acc = [T::ZERO; 32];
+        for c in chunks {
+            for l in 0..32 {
+                c[l] = (c[l] - top).exp();
+                acc[l] += c[l];
+            }
+        }
+        let mut sum = T::ZERO;
+        for a in acc {
+            sum += a;
+        }
+        for x in rest {
+            *x = (*x - top).exp();
+            sum += *x;
+        }
+        sum
+    }
+
+    /// z ← s · z − less
+    fn scale_and_lower[T: Real](z: &mut [T], s: T, less: T) {
         for z in z {
-            *z = (*z - top).exp() * s - less;
+            *z = *z * s - less;
         }
     }
 }

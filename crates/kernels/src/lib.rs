@@ -18,6 +18,7 @@
 pub mod adamw;
 pub mod attention;
 pub mod cross_entropy;
+mod dot;
 pub mod elementwise;
 pub mod embedding;
 pub mod linear;

@@ -31,6 +31,9 @@ pub trait WeightRows<T>: Sync {
 /// Rows of the weight that one task holds unpacked at a time.
 pub const TILE_ROWS: usize = 64;
 
+/// Numbers unpacked at a time where there are few rows to multiply them with.
+const FEW_TILE: usize = 4096;
+
 /// Rows of the gradient that make one task of [`backward_input`].
 const GRADIENT_ROWS: usize = 256;
 
@@ -45,21 +48,26 @@ pub fn forward<T: Real>(x: &[T], m: usize, w: &dyn WeightRows<T>, bias: Option<&
     if let Some(dense) = w.as_dense() {
         matmul::nt(m, n, k, T::ONE, x, dense, false, y);
     } else if m > 0 {
+        // Few rows reuse little: then what is unpacked should still lie in the first cache when it is read.
+        let step = if m <= FEW_ROWS { (FEW_TILE / k.max(1)).clamp(1, TILE_ROWS) } else { TILE_ROWS };
         let out = Shared::new(y);
         tasks(n.div_ceil(TILE_ROWS), |t| {
-            let first = t * TILE_ROWS;
-            let rows = TILE_ROWS.min(n - first);
-            let mut tile = vec![T::ZERO; rows * k];
-            w.rows(first, &mut tile);
-            // SAFETY: each task owns columns first..first+rows of every row of y.
-            unsafe {
-                if m <= FEW_ROWS {
-                    few_rows(m, k, T::ONE, x, &tile, false, out, (first, rows), n);
-                } else {
-                    let x = Strided::new(x.as_ptr(), k, 1);
-                    let tile = Strided::new(tile.as_ptr(), 1, k);
-                    let y = Strided::new(out.at(first), n, 1);
-                    product((m, rows, k), T::ONE, x, tile, false, y);
+            let last = n.min((t + 1) * TILE_ROWS);
+            let mut tile = vec![T::ZERO; step.min(n) * k];
+            for first in (t * TILE_ROWS..last).step_by(step) {
+                let rows = step.min(last - first);
+                let tile = &mut tile[..rows * k];
+                w.rows(first, tile);
+                // SAFETY: each task owns columns first..first+rows of every row of y.
+                unsafe {
+                    if m <= FEW_ROWS {
+                        few_rows(m, k, T::ONE, x, tile, false, out, (first, rows), n);
+                    } else {
+                        let x = Strided::new(x.as_ptr(), k, 1);
+                        let tile = Strided::new(tile.as_ptr(), 1, k);
+                        let y = Strided::new(out.at(first), n, 1);
+                        product((m, rows, k), T::ONE, x, tile, false, y);
+                    }
                 }
             }
         });

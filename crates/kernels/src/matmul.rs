@@ -10,8 +10,8 @@
 //! row's result does not depend on how many rows come with it.
 
 use crate::Real;
+use crate::dot;
 use crate::split::{Shared, tasks};
-use crate::wide::wide;
 
 /// Up to this many rows `nt` computes dot products instead of tiles.
 pub const FEW_ROWS: usize = 8;
@@ -217,67 +217,15 @@ pub(crate) unsafe fn few_rows<T: Real>(
     (first, rows): (usize, usize),
     n: usize,
 ) {
-    let mut i = 0;
-    while i < m {
-        let step = if m - i >= 4 {
-            4
-        } else if m - i >= 2 {
-            2
-        } else {
-            1
-        };
-        for j in 0..rows {
-            let (x, w) = (&x[i * k..(i + step) * k], &w[j * k..(j + 1) * k]);
-            let mut dots = [T::ZERO; 4];
-            match step {
-                4 => dots = dot::<T, 4>(x, w),
-                2 => dots[..2].copy_from_slice(&dot::<T, 2>(x, w)),
-                _ => dots[..1].copy_from_slice(&dot::<T, 1>(x, w)),
-            }
-            for (r, d) in dots[..step].iter().enumerate() {
-                // SAFETY: the caller owns this column.
-                let y = unsafe { &mut *y.at((i + r) * n + first + j) };
-                *y = if accumulate { *y + alpha * *d } else { alpha * *d };
-            }
+    for j in 0..rows {
+        let mut dots = [T::ZERO; FEW_ROWS];
+        let dots = &mut dots[..m];
+        dot::rows(x, &w[j * k..(j + 1) * k], dots);
+        for (i, d) in dots.iter().enumerate() {
+            // SAFETY: the caller owns this column.
+            let y = unsafe { &mut *y.at(i * n + first + j) };
+            *y = if accumulate { *y + alpha * *d } else { alpha * *d };
         }
-        i += step;
-    }
-}
-
-wide! {
-    /// Dot products of M rows of x with one row of w, in 32 interleaved partial sums.
-    pub(crate) fn dot[T: Real; const M: usize](x: &[T], w: &[T]) -> [T; M] {
-        const LANES: usize = 32;
-        let k = w.len();
-        let mut acc = [[T::ZERO; LANES]; M];
-        let whole = k / LANES * LANES;
-        let mut c = 0;
-        while c < whole {
-            let wc: &[T; LANES] = w[c..c + LANES].try_into().expect("a whole chunk");
-            for r in 0..M {
-                let xc: &[T; LANES] = x[r * k + c..r * k + c + LANES].try_into().expect("a whole chunk");
-                for l in 0..LANES {
-                    acc[r][l] += xc[l] * wc[l];
-                }
-            }
-            c += LANES;
-        }
-        let mut out = [T::ZERO; M];
-        for r in 0..M {
-            let mut width = LANES / 2;
-            while width > 0 {
-                for l in 0..width {
-                    acc[r][l] += acc[r][l + width];
-                }
-                width /= 2;
-            }
-            let mut sum = acc[r][0];
-            for l in whole..k {
-                sum += x[r * k + l] * w[l];
-            }
-            out[r] = sum;
-        }
-        out
     }
 }
 

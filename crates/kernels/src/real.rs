@@ -62,6 +62,8 @@ pub trait Real:
     fn is_finite(self) -> bool;
 
     /// The slice as f32, if that is what it holds: lets generic code take a path made for f32.
+    fn as_f32(x: &[Self]) -> Option<&[f32]>;
+    /// As [`Real::as_f32`], to write to.
     fn as_f32_mut(x: &mut [Self]) -> Option<&mut [f32]>;
 
     /// The greater of two; `self` where `other` is NaN or where they are equal.
@@ -111,7 +113,7 @@ fn exp_f32(x: f32) -> f32 {
 }
 
 macro_rules! real {
-    ($t:ident, $exp:path, $as_f32:expr) => {
+    ($t:ident, $exp:path, $as_f32:expr, $as_f32_mut:expr) => {
         impl Real for $t {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
@@ -162,14 +164,18 @@ macro_rules! real {
                 $t::is_finite(self)
             }
             #[inline(always)]
-            fn as_f32_mut(x: &mut [Self]) -> Option<&mut [f32]> {
+            fn as_f32(x: &[Self]) -> Option<&[f32]> {
                 $as_f32(x)
+            }
+            #[inline(always)]
+            fn as_f32_mut(x: &mut [Self]) -> Option<&mut [f32]> {
+                $as_f32_mut(x)
             }
         }
     };
 }
-real!(f32, exp_f32, Some);
-real!(f64, f64::exp, |_| None);
+real!(f32, exp_f32, Some, Some);
+real!(f64, f64::exp, |_| None, |_| None);
 
 #[cfg(test)]
 mod tests {

@@ -36,9 +36,14 @@ impl KvPolicy for Full {
     fn cache(&self, shape: KvShape) -> Result<Rc<RefCell<dyn KvCache>>> {
         let room = shape.capacity * shape.kv_heads * shape.head_dim;
         let one = || Entry { k: Vec::with_capacity(room), v: Vec::with_capacity(room), seen: 0 };
-        let layers =
-            (0..shape.layers).map(|_| (0..shape.sequences).map(|_| one()).collect()).collect::<Vec<Vec<Entry>>>();
-        Ok(Rc::new(RefCell::new(FullCache { layers, shape, held: Lease::new(Category::Kv, self.bytes(shape)) })))
+        let layers = (0..shape.layers)
+            .map(|_| (0..shape.sequences).map(|_| one()).collect())
+            .collect::<Vec<Vec<Entry>>>();
+        Ok(Rc::new(RefCell::new(FullCache {
+            layers,
+            shape,
+            held: Lease::new(Category::Kv, self.bytes(shape)),
+        })))
     }
 
     fn bytes(&self, shape: KvShape) -> u64 {
@@ -71,7 +76,12 @@ impl KvCache for FullCache {
         spec: AttentionSpec,
     ) -> Result<Array> {
         let entries = &mut self.layers[layer];
-        ensure!(segments.len() == entries.len(), "{} sequences in a cache of {}", segments.len(), entries.len());
+        ensure!(
+            segments.len() == entries.len(),
+            "{} sequences in a cache of {}",
+            segments.len(),
+            entries.len()
+        );
         let key_width = spec.kv_heads * spec.head_dim;
         let query_width = spec.heads * spec.head_dim;
         let (qv, kv, vv) = (q.view::<f32>()?, k.view::<f32>()?, v.view::<f32>()?);

@@ -149,7 +149,9 @@ fn windows(config: &Json, model_type: &str, layers: usize) -> Result<Vec<Option<
             .map(|t| match t.as_str() {
                 Some("sliding_attention") => Ok(Some(window)),
                 Some("full_attention") => Ok(None),
-                _ => Err(wrong(format!("`layer_types` holds {t}; known are full_attention and sliding_attention"))),
+                _ => Err(wrong(format!(
+                    "`layer_types` holds {t}; known are full_attention and sliding_attention"
+                ))),
             })
             .collect();
     }

@@ -44,7 +44,12 @@ macro_rules! family {
     };
 }
 
-family!(Llama, "llama", "Llama 1 to 3 and their kin, with linear and llama3 rope scaling", "arXiv:2302.13971, 2407.21783");
+family!(
+    Llama,
+    "llama",
+    "Llama 1 to 3 and their kin, with linear and llama3 rope scaling",
+    "arXiv:2302.13971, 2407.21783"
+);
 family!(Mistral, "mistral", "Mistral, with its sliding window", "arXiv:2310.06825");
 family!(Qwen2, "qwen2", "Qwen2 and Qwen2.5: biases on q, k and v", "arXiv:2407.10671");
 family!(Qwen3, "qwen3", "Qwen3: norms of q and k a head", "arXiv:2505.09388");

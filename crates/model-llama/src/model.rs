@@ -6,8 +6,8 @@ use std::rc::Rc;
 
 use anyhow::Result;
 use ramekin_slots::{Forward, Loader, Model, ModelFacts};
-use ramekin_tape::ops::{self, AttentionSpec};
 use ramekin_tape::Value;
+use ramekin_tape::ops::{self, AttentionSpec};
 
 use crate::config::LlamaConfig;
 

@@ -55,7 +55,9 @@ impl RopeConfig {
                 original: number("original_max_position_embeddings")?,
             },
             other => {
-                return Err(wrong(format!("rope scaling \"{other}\" is not known; known are default, linear, llama3")));
+                return Err(wrong(format!(
+                    "rope scaling \"{other}\" is not known; known are default, linear, llama3"
+                )));
             }
         };
         Ok(RopeConfig { theta, scaling })

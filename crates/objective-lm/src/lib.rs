@@ -70,7 +70,14 @@ impl Part for Sft {
 }
 
 impl Objective for Sft {
-    fn loss(&self, fx: &Forward, model: &Rc<dyn Model>, hidden: &Value, labels: &[i64], scale: f64) -> Result<Value> {
+    fn loss(
+        &self,
+        fx: &Forward,
+        model: &Rc<dyn Model>,
+        hidden: &Value,
+        labels: &[i64],
+        scale: f64,
+    ) -> Result<Value> {
         let rows: Vec<u32> = (0..labels.len() as u32).filter(|i| labels[*i as usize] != -100).collect();
         let targets: Vec<i64> = rows.iter().map(|i| labels[*i as usize]).collect();
         let hidden = if rows.len() == labels.len() {

@@ -59,13 +59,17 @@ impl Part for AdamW {
     fn new(settings: AdamWSettings) -> Result<Self> {
         let s = &settings;
         if !(s.lr.is_finite() && s.lr >= 0.0) {
-            return Err(BadSetting::new("lr", format!("is {}; it must be a number of at least 0", s.lr)).into());
+            return Err(
+                BadSetting::new("lr", format!("is {}; it must be a number of at least 0", s.lr)).into()
+            );
         }
         if let Some(b) = s.betas.iter().find(|b| !(0.0..1.0).contains(*b)) {
             return Err(BadSetting::new("betas", format!("holds {b}; both must be in [0, 1)")).into());
         }
         if !(s.eps.is_finite() && s.eps >= 0.0) {
-            return Err(BadSetting::new("eps", format!("is {}; it must be a number of at least 0", s.eps)).into());
+            return Err(
+                BadSetting::new("eps", format!("is {}; it must be a number of at least 0", s.eps)).into()
+            );
         }
         if !(s.weight_decay.is_finite() && s.weight_decay >= 0.0) {
             let why = format!("is {}; it must be a number of at least 0", s.weight_decay);
@@ -130,11 +134,15 @@ impl Optimizer for AdamW {
         self.moments.clear();
         for param in params {
             let name = param.name();
-            let (Some(m), Some(v)) = (get(&format!("exp_avg.{name}")), get(&format!("exp_avg_sq.{name}"))) else {
+            let (Some(m), Some(v)) = (get(&format!("exp_avg.{name}")), get(&format!("exp_avg_sq.{name}")))
+            else {
                 continue;
             };
             let dims = param.value().dims().to_vec();
-            ensure!(m.dims() == dims && v.dims() == dims, "saved state of `{name}` has another shape than {dims:?}");
+            ensure!(
+                m.dims() == dims && v.dims() == dims,
+                "saved state of `{name}` has another shape than {dims:?}"
+            );
             m.recategorise(Category::Optimizer);
             v.recategorise(Category::Optimizer);
             self.moments.push(Moments { param: param.id(), name: name.to_owned(), m, v });

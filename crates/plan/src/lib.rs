@@ -69,8 +69,19 @@ impl Bill {
                 let _ = writeln!(out, "  {:<12} {:>11}", c.name(), bytes(n));
             }
         }
-        let _ = writeln!(out, "  {:<12} {:>11}   (while loading {})", "peak", bytes(self.peak), bytes(self.load_peak));
-        let _ = writeln!(out, "  disk         {} read, {} a checkpoint", bytes(self.read), bytes(self.checkpoint));
+        let _ = writeln!(
+            out,
+            "  {:<12} {:>11}   (while loading {})",
+            "peak",
+            bytes(self.peak),
+            bytes(self.load_peak)
+        );
+        let _ = writeln!(
+            out,
+            "  disk         {} read, {} a checkpoint",
+            bytes(self.read),
+            bytes(self.checkpoint)
+        );
         for c in &self.changes {
             let _ = writeln!(out, "  changed to fit: {c}");
         }
@@ -82,12 +93,8 @@ impl Bill {
         if self.total() <= budget {
             return Ok(());
         }
-        let mut message = format!(
-            "stage {} needs {} and the budget is {}",
-            self.stage,
-            bytes(self.total()),
-            bytes(budget)
-        );
+        let mut message =
+            format!("stage {} needs {} and the budget is {}", self.stage, bytes(self.total()), bytes(budget));
         match nearest {
             Some(change) => {
                 let _ = write!(message, "\n  help: {change}");
@@ -116,7 +123,8 @@ mod tests {
     fn refuses_and_names_the_way_out() {
         let bill = Bill { stage: "0-train".into(), peak: 3 << 20, ..Default::default() };
         assert!(bill.check(4 << 20, None).is_ok());
-        let e = bill.check(2 << 20, Some("`activation = { kind = \"checkpoint\" }` needs 1.0 MiB")).unwrap_err();
+        let e =
+            bill.check(2 << 20, Some("`activation = { kind = \"checkpoint\" }` needs 1.0 MiB")).unwrap_err();
         assert_eq!(
             e.to_string(),
             "stage 0-train needs 3.0 MiB and the budget is 2.0 MiB\n  help: `activation = { kind = \"checkpoint\" }` needs 1.0 MiB"

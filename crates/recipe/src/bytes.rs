@@ -34,34 +34,25 @@ impl Bytes {
     /// A sentence that says what is allowed.
     pub fn parse(text: &str) -> Result<Bytes, String> {
         let trimmed = text.trim();
-        let at = trimmed
-            .find(|c: char| !c.is_ascii_digit() && c != '.' && c != '_')
-            .unwrap_or(trimmed.len());
+        let at = trimmed.find(|c: char| !c.is_ascii_digit() && c != '.' && c != '_').unwrap_or(trimmed.len());
         let (number, unit) = (trimmed[..at].replace('_', ""), trimmed[at..].trim());
         let scale = match unit {
             "" => 1,
-            _ => match UNITS
-                .iter()
-                .find(|(name, _)| name.eq_ignore_ascii_case(unit))
-            {
+            _ => match UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)) {
                 Some((_, scale)) => *scale,
                 None => {
-                    return Err(format!(
-                        "expected a size such as `6GiB`, `512MiB` or `5GB`, found `{text}`"
-                    ));
+                    return Err(format!("expected a size such as `6GiB`, `512MiB` or `5GB`, found `{text}`"));
                 }
             },
         };
         let whole = match number.parse::<u64>() {
             Ok(n) => n.checked_mul(scale),
             Err(_) => match number.parse::<f64>() {
-                Ok(n) if number.contains('.') => Some(n * scale as f64)
-                    .filter(|b| *b < 9e18)
-                    .map(|b| b as u64),
+                Ok(n) if number.contains('.') => {
+                    Some(n * scale as f64).filter(|b| *b < 9e18).map(|b| b as u64)
+                }
                 _ => {
-                    return Err(format!(
-                        "expected a size such as `6GiB`, `512MiB` or `5GB`, found `{text}`"
-                    ));
+                    return Err(format!("expected a size such as `6GiB`, `512MiB` or `5GB`, found `{text}`"));
                 }
             },
         };
@@ -77,9 +68,7 @@ impl Bytes {
 impl fmt::Display for Bytes {
     /// The shortest text that gives the same number: `6GiB`, `5GB`, `1234`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match UNITS
-            .iter()
-            .find(|(_, scale)| *scale > 1 && self.0 >= *scale && self.0.is_multiple_of(*scale))
+        match UNITS.iter().find(|(_, scale)| *scale > 1 && self.0 >= *scale && self.0.is_multiple_of(*scale))
         {
             Some((unit, scale)) => write!(f, "{}{unit}", self.0 / scale),
             None => write!(f, "{}", self.0),
@@ -135,27 +124,12 @@ mod tests {
 
     #[test]
     fn reads_what_people_write() {
-        let cases = [
-            ("6GiB", 6 << 30),
-            ("512 mib", 512 << 20),
-            ("5GB", 5_000_000_000),
-            ("1.5KiB", 1536),
-            ("7", 7),
-        ];
+        let cases =
+            [("6GiB", 6 << 30), ("512 mib", 512 << 20), ("5GB", 5_000_000_000), ("1.5KiB", 1536), ("7", 7)];
         for (text, bytes) in cases {
             assert_eq!(Bytes::parse(text), Ok(Bytes(bytes)), "{text}");
         }
-        for text in [
-            "",
-            "6 gigs",
-            "-1",
-            "0",
-            "GiB",
-            "1e3",
-            "99999999999TiB",
-            "1.2.3GB",
-            "9e99GiB",
-        ] {
+        for text in ["", "6 gigs", "-1", "0", "GiB", "1e3", "99999999999TiB", "1.2.3GB", "9e99GiB"] {
             assert!(Bytes::parse(text).is_err(), "{text}");
         }
     }

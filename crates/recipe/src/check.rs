@@ -30,28 +30,19 @@ impl Check<'_> {
 
     /// The path of a setting under the spelling that was written.
     fn path(&self, name: &str) -> String {
-        let (table, key) = name
-            .rsplit_once('.')
-            .map_or((self.at.to_owned(), name), |(t, k)| (join(self.at, t), k));
-        let spellings = ALIASES
-            .iter()
-            .filter(|(_, canonical, _)| *canonical == key)
-            .map(|(_, _, alias)| *alias);
+        let (table, key) =
+            name.rsplit_once('.').map_or((self.at.to_owned(), name), |(t, k)| (join(self.at, t), k));
+        let spellings =
+            ALIASES.iter().filter(|(_, canonical, _)| *canonical == key).map(|(_, _, alias)| *alias);
         let path = |key: &str| join(&table, key);
-        spellings
-            .map(path)
-            .find(|p| self.doc.value(p).is_some())
-            .unwrap_or_else(|| path(key))
+        spellings.map(path).find(|p| self.doc.value(p).is_some()).unwrap_or_else(|| path(key))
     }
 
     fn refuse(&self, name: &str, why: &str) -> Diagnostic {
         let path = self.path(name);
-        let written = path
-            .strip_prefix(self.at)
-            .map_or(name, |rest| rest.trim_start_matches('.'));
+        let written = path.strip_prefix(self.at).map_or(name, |rest| rest.trim_start_matches('.'));
         let value = self.doc.value(&path).map_or("this".into(), Json::to_string);
-        self.doc
-            .error_at(&path, format!("`{written}` cannot be `{value}`"), why)
+        self.doc.error_at(&path, format!("`{written}` cannot be `{value}`"), why)
     }
 
     fn positive(&self, name: &str, value: Option<u64>, errors: &mut Diagnostics) {
@@ -62,10 +53,7 @@ impl Check<'_> {
 
     fn metrics(&self, name: &str, metrics: &[Metric], errors: &mut Diagnostics) {
         if metrics.is_empty() {
-            errors.push(self.refuse(
-                name,
-                "name at least one: `loss`, `perplexity`, `exact_match`",
-            ));
+            errors.push(self.refuse(name, "name at least one: `loss`, `perplexity`, `exact_match`"));
         }
     }
 
@@ -73,28 +61,18 @@ impl Check<'_> {
     fn rivals(&self, one: &str, other: &str, title: &str) -> Diagnostic {
         let labels = (format!("says `{one}`"), format!("says `{other}`"));
         self.doc
-            .conflict(
-                title,
-                (&self.path(one), &labels.0),
-                (&self.path(other), &labels.1),
-            )
+            .conflict(title, (&self.path(one), &labels.0), (&self.path(other), &labels.1))
             .help("keep one of them")
     }
 
     fn train(&self, s: &TrainStage, errors: &mut Diagnostics) {
         match (s.steps, s.epochs) {
-            (Some(_), Some(_)) => errors.push(self.rivals(
-                "epochs",
-                "steps",
-                "a stage ends by steps or by epochs, not both",
-            )),
+            (Some(_), Some(_)) => {
+                errors.push(self.rivals("epochs", "steps", "a stage ends by steps or by epochs, not both"))
+            }
             (None, None) => {
                 let title = "a `train` stage needs `steps` or `epochs`";
-                errors.push(self.doc.error_at(
-                    &self.path("kind"),
-                    title,
-                    "add `steps = …` or `epochs = …`",
-                ));
+                errors.push(self.doc.error_at(&self.path("kind"), title, "add `steps = …` or `epochs = …`"));
             }
             _ => {}
         }
@@ -107,16 +85,8 @@ impl Check<'_> {
         }
         self.positive("log_every", Some(s.log_every), errors);
         self.positive("batch.tokens", s.batch.tokens, errors);
-        self.positive(
-            "batch.micro_batch_size",
-            Some(s.batch.micro_batch_size),
-            errors,
-        );
-        self.positive(
-            "batch.gradient_accumulation_steps",
-            s.batch.gradient_accumulation_steps,
-            errors,
-        );
+        self.positive("batch.micro_batch_size", Some(s.batch.micro_batch_size), errors);
+        self.positive("batch.gradient_accumulation_steps", s.batch.gradient_accumulation_steps, errors);
         if s.batch.tokens.is_some() && s.batch.gradient_accumulation_steps.is_some() {
             let title = "`tokens` sets the accumulation, and so does `gradient_accumulation_steps`";
             errors.push(self.rivals("batch.gradient_accumulation_steps", "batch.tokens", title));
@@ -131,11 +101,7 @@ impl Check<'_> {
         }
         if let Some(samples) = &s.samples {
             self.positive("samples.every", samples.every, errors);
-            self.positive(
-                "samples.max_new_tokens",
-                Some(samples.max_new_tokens),
-                errors,
-            );
+            self.positive("samples.max_new_tokens", Some(samples.max_new_tokens), errors);
             if samples.prompts.is_empty() {
                 errors.push(self.refuse("samples.prompts", "give at least one prompt"));
             }
@@ -143,30 +109,19 @@ impl Check<'_> {
     }
 
     fn generate(&self, s: &GenerateStage, errors: &mut Diagnostics) {
-        let written = [
-            ("input", s.input.is_some()),
-            ("prompt", s.prompt.is_some()),
-            ("prompts", s.prompts.is_some()),
-        ];
-        let written: Vec<&str> = written
-            .into_iter()
-            .filter(|(_, there)| *there)
-            .map(|(key, _)| key)
-            .collect();
+        let written =
+            [("input", s.input.is_some()), ("prompt", s.prompt.is_some()), ("prompts", s.prompts.is_some())];
+        let written: Vec<&str> =
+            written.into_iter().filter(|(_, there)| *there).map(|(key, _)| key).collect();
         match written.as_slice() {
             [] => {
                 let title = "a `generate` stage needs `prompt`, `prompts` or `input`";
-                errors.push(
-                    self.doc
-                        .error_at(&self.path("kind"), title, "add `prompt = \"…\"`"),
-                );
+                errors.push(self.doc.error_at(&self.path("kind"), title, "add `prompt = \"…\"`"));
             }
             [_] => {}
-            [first, second, ..] => errors.push(self.rivals(
-                second,
-                first,
-                "a `generate` stage has one source of prompts",
-            )),
+            [first, second, ..] => {
+                errors.push(self.rivals(second, first, "a `generate` stage has one source of prompts"))
+            }
         }
         if s.prompts.as_ref().is_some_and(Vec::is_empty) {
             errors.push(self.refuse("prompts", "give at least one prompt"));

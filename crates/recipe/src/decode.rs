@@ -66,11 +66,7 @@ impl Doc {
             Some(name) => format!("did you mean `{name}`?   all: `cargo xtask parts {slot}`"),
             None => format!("there is: {}", list(known.iter().copied())),
         };
-        self.error_at(
-            &path::join(&part.path, "kind"),
-            format!("no {slot} is called `{}`", part.kind),
-            label,
-        )
+        self.error_at(&path::join(&part.path, "kind"), format!("no {slot} is called `{}`", part.kind), label)
     }
 
     /// The mistake that a part refuses the value of a setting: `message` says what is wrong and what is allowed.
@@ -78,30 +74,15 @@ impl Doc {
     /// `part` is the path of the part, `setting` the name of the setting, dotted where it is nested.
     pub fn bad_setting(&self, part: &str, setting: &str, message: &str) -> Diagnostic {
         let steps = path::parse_own(part);
-        let slot = steps
-            .iter()
-            .rev()
-            .find(|step| step.parse::<usize>().is_err())
-            .map_or("recipe", String::as_str);
+        let slot =
+            steps.iter().rev().find(|step| step.parse::<usize>().is_err()).map_or("recipe", String::as_str);
         let subject = match self.value(&path::join(part, "kind")).and_then(Json::as_str) {
             Some(kind) => format!("`{slot}/{kind}`"),
             None => format!("`{slot}`"),
         };
-        let at = if part.is_empty() {
-            setting.to_owned()
-        } else {
-            format!("{part}.{setting}")
-        };
-        let which = if self.value(&at).is_some() {
-            "this"
-        } else {
-            "the default"
-        };
-        self.error_at(
-            &at,
-            format!("{subject} cannot take {which} `{setting}`"),
-            message,
-        )
+        let at = if part.is_empty() { setting.to_owned() } else { format!("{part}.{setting}") };
+        let which = if self.value(&at).is_some() { "this" } else { "the default" };
+        self.error_at(&at, format!("{subject} cannot take {which} `{setting}`"), message)
     }
 }
 
@@ -139,13 +120,7 @@ impl Gone {
 
 impl<'a> Subtree<'a> {
     pub fn new(doc: &'a Doc, path: &str, subject: String) -> Self {
-        Subtree {
-            doc,
-            base: path::parse_own(path),
-            subject,
-            reference: None,
-            elsewhere: None,
-        }
+        Subtree { doc, base: path::parse_own(path), subject, reference: None, elsewhere: None }
     }
 
     /// Decodes the value whole.
@@ -234,11 +209,7 @@ impl<'a> Subtree<'a> {
                 let lacking = path::join(&name, key);
                 // The table's `kind` says better than its braces what is incomplete.
                 let kind = [&full[..], &["kind".to_owned()]].concat();
-                let spot = if doc.get(&kind).is_some() {
-                    doc.spot(&kind)
-                } else {
-                    doc.spot(&full)
-                };
+                let spot = if doc.get(&kind).is_some() { doc.spot(&kind) } else { doc.spot(&full) };
                 Diagnostic::new(format!("{subject} needs `{lacking}`"))
                     .label(spot, format!("add `{key} = …`"))
             }
@@ -257,8 +228,8 @@ impl<'a> Subtree<'a> {
                 } else {
                     format!("another name of `{key}`")
                 };
-                let twice = Diagnostic::new(format!("{subject} has `{key}` twice"))
-                    .label(doc.key_spot(&full), label);
+                let twice =
+                    Diagnostic::new(format!("{subject} has `{key}` twice")).label(doc.key_spot(&full), label);
                 match other {
                     Some(path) => twice.label(doc.key_spot(&path), "set here"),
                     None => twice,
@@ -279,13 +250,9 @@ impl<'a> Subtree<'a> {
                     }
                     other => found(other),
                 };
-                let quoted = expected.contains("number")
-                    && value.as_str().is_some_and(|s| s.parse::<f64>().is_ok());
-                let way_out = if quoted {
-                    ": write it without quotes"
-                } else {
-                    ""
-                };
+                let quoted =
+                    expected.contains("number") && value.as_str().is_some_and(|s| s.parse::<f64>().is_ok());
+                let way_out = if quoted { ": write it without quotes" } else { "" };
                 wrong(format!("expected {expected}, found {found}{way_out}"))
             }
             Fault::Said(text) => wrong(text.clone()),
@@ -294,11 +261,7 @@ impl<'a> Subtree<'a> {
 
     /// What to say of a key that is not among `names`.
     fn unknown_key(&self, key: &str, names: &[String]) -> String {
-        let all = self
-            .reference
-            .as_ref()
-            .map(|command| format!("   all: {command}"))
-            .unwrap_or_default();
+        let all = self.reference.as_ref().map(|command| format!("   all: {command}")).unwrap_or_default();
         if let Some(place) = self.elsewhere.and_then(|elsewhere| elsewhere(key)) {
             return place;
         }
@@ -309,10 +272,8 @@ impl<'a> Subtree<'a> {
         if names.is_empty() {
             return "it has no settings".into();
         }
-        let canonical = names
-            .iter()
-            .copied()
-            .filter(|name| ALIASES.iter().all(|(_, _, alias)| alias != name));
+        let canonical =
+            names.iter().copied().filter(|name| ALIASES.iter().all(|(_, _, alias)| alias != name));
         format!("it has: {}{all}", list(canonical))
     }
 }

@@ -30,20 +30,13 @@ pub struct Diagnostic {
 impl Diagnostic {
     /// A mistake without a place yet.
     pub fn new(title: impl Into<String>) -> Diagnostic {
-        Diagnostic {
-            title: title.into(),
-            labels: Vec::new(),
-            help: None,
-        }
+        Diagnostic { title: title.into(), labels: Vec::new(), help: None }
     }
 
     /// The same with one more place.
     #[must_use]
     pub fn label(mut self, span: Span, text: impl Into<String>) -> Diagnostic {
-        self.labels.push(Label {
-            span,
-            text: text.into(),
-        });
+        self.labels.push(Label { span, text: text.into() });
         self
     }
 
@@ -56,11 +49,7 @@ impl Diagnostic {
 
     /// The mistake as text: file, line, caret and label; with ANSI colours on request.
     pub fn render(&self, colours: bool) -> String {
-        let renderer = if colours {
-            Renderer::styled().hyperlink(false)
-        } else {
-            Renderer::plain()
-        };
+        let renderer = if colours { Renderer::styled().hyperlink(false) } else { Renderer::plain() };
         let mut group = Group::with_title(Level::ERROR.primary_title(one_line(&self.title)));
         // One snippet a source: a value of the command line may disagree with a line of the file.
         let mut rest: Vec<(usize, &Label)> = self.labels.iter().enumerate().collect();
@@ -69,11 +58,7 @@ impl Diagnostic {
             let name = source.name().display().to_string();
             let mut snippet = Snippet::source(source.text()).path(name).line_start(1);
             for (index, label) in rest.iter().filter(|(_, l)| l.span.source() == source) {
-                let kind = if *index == 0 {
-                    AnnotationKind::Primary
-                } else {
-                    AnnotationKind::Context
-                };
+                let kind = if *index == 0 { AnnotationKind::Primary } else { AnnotationKind::Context };
                 let mut mark = kind.span(label.span.first_line().range());
                 if !label.text.is_empty() {
                     mark = mark.label(one_line(&label.text));
@@ -93,20 +78,11 @@ impl Diagnostic {
     pub fn to_json(&self) -> Json {
         let place = |label: &Label| {
             let (line, column) = label.span.position();
-            (
-                label.span.source().name().display().to_string(),
-                line,
-                column,
-            )
+            (label.span.source().name().display().to_string(), line, column)
         };
         let first = self.labels.first().map(place);
-        let hints: Vec<&str> = self
-            .labels
-            .first()
-            .map(|l| l.text.as_str())
-            .into_iter()
-            .chain(self.help.as_deref())
-            .collect();
+        let hints: Vec<&str> =
+            self.labels.first().map(|l| l.text.as_str()).into_iter().chain(self.help.as_deref()).collect();
         json!({
             "file": first.as_ref().map(|(file, _, _)| file),
             "line": first.as_ref().map(|(_, line, _)| line),
@@ -123,9 +99,7 @@ impl Diagnostic {
 
 /// Control characters would break the layout, or a terminal.
 fn one_line(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect()
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// All mistakes of a recipe. Exit code 2.
@@ -179,8 +153,7 @@ impl Diagnostics {
             true => (false, span.range().start),
             false => (true, 0),
         };
-        self.list
-            .sort_by_key(|d| d.labels.first().map(|label| place(&label.span)));
+        self.list.sort_by_key(|d| d.labels.first().map(|label| place(&label.span)));
     }
 
     /// `value` if there is no mistake.
@@ -188,20 +161,12 @@ impl Diagnostics {
     /// # Errors
     /// The list itself.
     pub fn into_result<T>(self, value: T) -> Result<T, Diagnostics> {
-        if self.is_empty() {
-            Ok(value)
-        } else {
-            Err(self)
-        }
+        if self.is_empty() { Ok(value) } else { Err(self) }
     }
 
     /// All mistakes as text, an empty line between; with ANSI colours on request.
     pub fn render(&self, colours: bool) -> String {
-        self.list
-            .iter()
-            .map(|d| d.render(colours))
-            .collect::<Vec<_>>()
-            .join("\n\n")
+        self.list.iter().map(|d| d.render(colours)).collect::<Vec<_>>().join("\n\n")
     }
 
     /// All mistakes as a JSON list, see [`Diagnostic::to_json`].
@@ -227,9 +192,7 @@ impl IntoIterator for Diagnostics {
 
 impl From<Diagnostic> for Diagnostics {
     fn from(diagnostic: Diagnostic) -> Self {
-        Diagnostics {
-            list: vec![diagnostic],
-        }
+        Diagnostics { list: vec![diagnostic] }
     }
 }
 

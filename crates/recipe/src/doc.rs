@@ -39,34 +39,18 @@ impl Doc {
     ///
     /// # Errors
     /// Syntax errors of the text; dates, `inf` and `nan`; overrides that lead nowhere.
-    pub fn parse(
-        path_for_display: &Path,
-        text: &str,
-        overrides: &[String],
-    ) -> Result<Doc, Diagnostics> {
+    pub fn parse(path_for_display: &Path, text: &str, overrides: &[String]) -> Result<Doc, Diagnostics> {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         if text.len() > MAX_BYTES {
-            let title = format!(
-                "`{}` is no recipe: it has more than 1 MiB",
-                path_for_display.display()
-            );
+            let title = format!("`{}` is no recipe: it has more than 1 MiB", path_for_display.display());
             return Err(Diagnostic::new(title).into());
         }
         let file = Source::file(path_for_display, text);
         let parsed = Document::parse(text).map_err(|e| syntax(&file, 0, &e))?;
         let mut errors = Diagnostics::new();
-        let mut reader = Reader {
-            source: &file,
-            shift: 0,
-            places: HashMap::new(),
-            errors: &mut errors,
-        };
+        let mut reader = Reader { source: &file, shift: 0, places: HashMap::new(), errors: &mut errors };
         let root = reader.table(&mut Vec::new(), parsed.as_table());
-        let mut doc = Doc {
-            places: reader.places,
-            root,
-            file,
-        };
+        let mut doc = Doc { places: reader.places, root, file };
         for argument in overrides {
             if let Err(more) = overrides::apply(&mut doc, argument) {
                 errors.extend(more);
@@ -88,9 +72,7 @@ impl Doc {
                 std::io::ErrorKind::IsADirectory => "it is a folder".to_owned(),
                 _ => e.to_string(),
             };
-            Diagnostics::from(Diagnostic::new(format!(
-                "cannot read the recipe `{name}`: {why}"
-            )))
+            Diagnostics::from(Diagnostic::new(format!("cannot read the recipe `{name}`: {why}")))
         })?;
         let text = String::from_utf8(bytes).map_err(|e| {
             let at = e.utf8_error().valid_up_to();
@@ -113,13 +95,11 @@ impl Doc {
     }
 
     pub(crate) fn get(&self, path: &[String]) -> Option<&Json> {
-        self.real(path)
-            .iter()
-            .try_fold(&self.root, |value, step| match value {
-                Json::Object(table) => table.get(step),
-                Json::Array(list) => list.get(step.parse::<usize>().ok()?),
-                _ => None,
-            })
+        self.real(path).iter().try_fold(&self.root, |value, step| match value {
+            Json::Object(table) => table.get(step),
+            Json::Array(list) => list.get(step.parse::<usize>().ok()?),
+            _ => None,
+        })
     }
 
     /// The path without index 0 where a single table stands for a list.
@@ -127,9 +107,7 @@ impl Doc {
         let mut real: Vec<String> = Vec::with_capacity(path.len());
         let mut value = Some(&self.root);
         for step in path {
-            let single = real
-                .last()
-                .is_some_and(|last| LISTS.contains(&last.as_str()));
+            let single = real.last().is_some_and(|last| LISTS.contains(&last.as_str()));
             if single && step == "0" && value.is_some_and(Json::is_object) {
                 continue;
             }
@@ -185,49 +163,27 @@ impl Doc {
     }
 
     pub(crate) fn key_spot(&self, path: &[String]) -> Span {
-        self.place(path)
-            .and_then(|p| p.key.clone())
-            .unwrap_or_else(|| self.spot(path))
+        self.place(path).and_then(|p| p.key.clone()).unwrap_or_else(|| self.spot(path))
     }
 
     /// A mistake that underlines the value at a path, or the nearest table around it.
-    pub fn error_at(
-        &self,
-        path: &str,
-        title: impl Into<String>,
-        label: impl Into<String>,
-    ) -> Diagnostic {
+    pub fn error_at(&self, path: &str, title: impl Into<String>, label: impl Into<String>) -> Diagnostic {
         Diagnostic::new(title).label(self.spot(&path::parse_own(path)), label)
     }
 
     /// A mistake that underlines the key at a path.
-    pub fn error_at_key(
-        &self,
-        path: &str,
-        title: impl Into<String>,
-        label: impl Into<String>,
-    ) -> Diagnostic {
+    pub fn error_at_key(&self, path: &str, title: impl Into<String>, label: impl Into<String>) -> Diagnostic {
         Diagnostic::new(title).label(self.key_spot(&path::parse_own(path)), label)
     }
 
     /// Two places of the recipe that disagree; each is a path and what to say about it, the culprit first.
-    pub fn conflict(
-        &self,
-        title: impl Into<String>,
-        one: (&str, &str),
-        other: (&str, &str),
-    ) -> Diagnostic {
-        self.error_at(one.0, title, one.1)
-            .label(self.spot(&path::parse_own(other.0)), other.1)
+    pub fn conflict(&self, title: impl Into<String>, one: (&str, &str), other: (&str, &str)) -> Diagnostic {
+        self.error_at(one.0, title, one.1).label(self.spot(&path::parse_own(other.0)), other.1)
     }
 
     /// A relative path of the recipe, seen from the recipe's folder; absolute ones stay.
     pub fn resolve_path(&self, written: &str) -> PathBuf {
-        self.file
-            .name()
-            .parent()
-            .unwrap_or(Path::new(""))
-            .join(written)
+        self.file.name().parent().unwrap_or(Path::new("")).join(written)
     }
 }
 
@@ -235,17 +191,8 @@ impl Doc {
 pub(crate) fn syntax(source: &Arc<Source>, shift: usize, e: &toml_edit::TomlError) -> Diagnostics {
     let at = e.span().unwrap_or_default();
     let span = Span::new(source, at.start + shift..at.end + shift);
-    let what = if source.is_file() {
-        "the recipe is not valid TOML"
-    } else {
-        "the value is not valid TOML"
-    };
-    let message = e
-        .message()
-        .lines()
-        .map(str::trim)
-        .collect::<Vec<_>>()
-        .join(", ");
+    let what = if source.is_file() { "the recipe is not valid TOML" } else { "the value is not valid TOML" };
+    let message = e.message().lines().map(str::trim).collect::<Vec<_>>().join(", ");
     Diagnostic::new(what).label(span, message).into()
 }
 
@@ -260,23 +207,16 @@ pub(crate) struct Reader<'a> {
 
 impl Reader<'_> {
     fn span(&self, range: Range<usize>) -> Span {
-        Span::new(
-            self.source,
-            range.start + self.shift..range.end + self.shift,
-        )
+        Span::new(self.source, range.start + self.shift..range.end + self.shift)
     }
 
     pub fn table(&mut self, path: &mut Vec<String>, table: &Table) -> Json {
-        let entries = table
-            .iter()
-            .filter_map(|(name, item)| Some((table.key(name)?, item)));
+        let entries = table.iter().filter_map(|(name, item)| Some((table.key(name)?, item)));
         Json::Object(self.entries(path, entries))
     }
 
     fn inline(&mut self, path: &mut Vec<String>, table: &InlineTable) -> Json {
-        let entries = table
-            .iter()
-            .filter_map(|(name, _)| table.get_key_value(name));
+        let entries = table.iter().filter_map(|(name, _)| table.get_key_value(name));
         Json::Object(self.entries(path, entries))
     }
 
@@ -296,12 +236,7 @@ impl Reader<'_> {
         map
     }
 
-    fn item(
-        &mut self,
-        path: &mut Vec<String>,
-        key: Option<Range<usize>>,
-        item: &Item,
-    ) -> Option<Json> {
+    fn item(&mut self, path: &mut Vec<String>, key: Option<Range<usize>>, item: &Item) -> Option<Json> {
         let key = key.map(|range| self.span(range));
         // A table made by dotted keys stands nowhere as a whole; its key does.
         let dotted = match item {
@@ -309,10 +244,7 @@ impl Reader<'_> {
             Item::Value(Value::InlineTable(table)) => table.is_dotted(),
             _ => false,
         };
-        let value = item
-            .span()
-            .filter(|_| !dotted)
-            .map(|range| self.span(range));
+        let value = item.span().filter(|_| !dotted).map(|range| self.span(range));
         self.places.insert(path.clone(), Place { key, value });
         match item {
             Item::None => None,
@@ -342,21 +274,13 @@ impl Reader<'_> {
                 None => self.refuse(path, value, "no setting is infinite or not a number"),
             },
             Value::Boolean(b) => Some(Json::Bool(*b.value())),
-            Value::Datetime(_) => {
-                self.refuse(path, value, "no setting is a date: put it in quotes")
-            }
+            Value::Datetime(_) => self.refuse(path, value, "no setting is a date: put it in quotes"),
             Value::Array(array) => {
                 let mut list = Vec::with_capacity(array.len());
                 for (i, entry) in array.iter().enumerate() {
                     path.push(i.to_string());
                     let span = entry.span().map(|range| self.span(range));
-                    self.places.insert(
-                        path.clone(),
-                        Place {
-                            key: None,
-                            value: span,
-                        },
-                    );
+                    self.places.insert(path.clone(), Place { key: None, value: span });
                     list.extend(self.value(path, entry));
                     path.pop();
                 }
@@ -368,11 +292,7 @@ impl Reader<'_> {
 
     fn refuse(&mut self, path: &[String], value: &Value, why: &str) -> Option<Json> {
         let span = self.span(value.span().unwrap_or_default());
-        let title = format!(
-            "`{}` cannot be `{}`",
-            path::show(path),
-            value.clone().decorated("", "")
-        );
+        let title = format!("`{}` cannot be `{}`", path::show(path), value.clone().decorated("", ""));
         self.errors.push(Diagnostic::new(title).label(span, why));
         None
     }

@@ -37,7 +37,7 @@ pub use resolved::resolved;
 pub use schema::schema;
 pub use source::{Source, Span};
 pub use stage::{
-    Batch, Checkpoint, EvalStage, GenerateStage, LogitsStage, MergeFormat, MergeStage, Metric,
-    Samples, Stage, TrainEval, TrainStage,
+    Batch, Checkpoint, EvalStage, GenerateStage, LogitsStage, MergeFormat, MergeStage, Metric, Samples,
+    Stage, TrainEval, TrainStage,
 };
 pub use wording::suggest;

@@ -27,18 +27,10 @@ impl Tree {
     /// The whole value.
     pub fn of(value: &Json) -> Tree {
         match value {
-            Json::Object(table) => Tree::Table(
-                table
-                    .iter()
-                    .map(|(k, v)| (k.clone(), Tree::of(v)))
-                    .collect(),
-            ),
-            Json::Array(list) => Tree::List(
-                list.iter()
-                    .enumerate()
-                    .map(|(i, v)| (i.to_string(), Tree::of(v)))
-                    .collect(),
-            ),
+            Json::Object(table) => Tree::Table(table.iter().map(|(k, v)| (k.clone(), Tree::of(v))).collect()),
+            Json::Array(list) => {
+                Tree::List(list.iter().enumerate().map(|(i, v)| (i.to_string(), Tree::of(v))).collect())
+            }
             leaf => Tree::Leaf(leaf.clone()),
         }
     }
@@ -52,18 +44,13 @@ impl Tree {
 
     /// The tree at a path.
     pub fn get(&self, path: &[String]) -> Option<&Tree> {
-        path.iter().try_fold(self, |tree, step| {
-            tree.entries()
-                .iter()
-                .find(|(name, _)| name == step)
-                .map(|(_, t)| t)
-        })
+        path.iter()
+            .try_fold(self, |tree, step| tree.entries().iter().find(|(name, _)| name == step).map(|(_, t)| t))
     }
 
     /// Takes the entry at a path out; the others keep their names.
     pub fn remove(&mut self, path: &[String]) -> bool {
-        let (Some((step, rest)), Tree::Table(entries) | Tree::List(entries)) =
-            (path.split_first(), self)
+        let (Some((step, rest)), Tree::Table(entries) | Tree::List(entries)) = (path.split_first(), self)
         else {
             return false;
         };
@@ -86,27 +73,20 @@ impl Tree {
     fn cut(&self, path: &[String], keep: usize, stranger: bool) -> Json {
         let next = path.split_first();
         let keep_here = match next {
-            Some((step, _)) => self
-                .entries()
-                .iter()
-                .position(|(name, _)| name == step)
-                .map_or(usize::MAX, |at| at + 1),
+            Some((step, _)) => {
+                self.entries().iter().position(|(name, _)| name == step).map_or(usize::MAX, |at| at + 1)
+            }
             None => keep,
         };
-        let kept = self
-            .entries()
-            .iter()
-            .take(keep_here)
-            .map(|(name, tree)| match next {
-                Some((step, rest)) if name == step => (name, tree.cut(rest, keep, stranger)),
-                _ => (name, tree.to_json()),
-            });
+        let kept = self.entries().iter().take(keep_here).map(|(name, tree)| match next {
+            Some((step, rest)) if name == step => (name, tree.cut(rest, keep, stranger)),
+            _ => (name, tree.to_json()),
+        });
         match self {
             Tree::Leaf(value) => value.clone(),
             Tree::List(_) => kept.map(|(_, value)| value).collect(),
             Tree::Table(_) => {
-                let mut map: Map<String, Json> =
-                    kept.map(|(name, value)| (name.clone(), value)).collect();
+                let mut map: Map<String, Json> = kept.map(|(name, value)| (name.clone(), value)).collect();
                 if stranger && path.is_empty() {
                     map.insert(STRANGER.into(), Json::Bool(true));
                 }
@@ -117,11 +97,7 @@ impl Tree {
 
     /// How many values there are, as a measure of what one attempt costs.
     pub fn size(&self) -> usize {
-        1 + self
-            .entries()
-            .iter()
-            .map(|(_, tree)| tree.size())
-            .sum::<usize>()
+        1 + self.entries().iter().map(|(_, tree)| tree.size()).sum::<usize>()
     }
 }
 
@@ -150,11 +126,7 @@ pub fn locate(
         let (mut low, mut high) = (0, entries.len());
         while high - low > 1 {
             let middle = low + (high - low) / 2;
-            if same(middle) {
-                high = middle
-            } else {
-                low = middle
-            }
+            if same(middle) { high = middle } else { low = middle }
         }
         path.push(entries[high - 1].0.clone());
     }

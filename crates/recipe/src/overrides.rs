@@ -30,9 +30,7 @@ pub fn apply(doc: &mut Doc, argument: &str) -> Result<(), Diagnostics> {
     let span = |from: usize, to: usize| Span::new(&source, OPTION.len() + from..OPTION.len() + to);
     let Some(equals) = equals(argument) else {
         let title = format!("`{argument}` sets nothing");
-        return Err(Diagnostic::new(title)
-            .label(span(0, argument.len()), "expected `KEY=VALUE`")
-            .into());
+        return Err(Diagnostic::new(title).label(span(0, argument.len()), "expected `KEY=VALUE`").into());
     };
     let key = span(0, equals);
     let steps = path::parse(argument[..equals].trim()).unwrap_or_default();
@@ -45,25 +43,14 @@ pub fn apply(doc: &mut Doc, argument: &str) -> Result<(), Diagnostics> {
 
     let mut errors = Diagnostics::new();
     let shift = OPTION.len() + equals + 1 - HEAD.len();
-    let mut reader = Reader {
-        source: &source,
-        shift,
-        places: HashMap::new(),
-        errors: &mut errors,
-    };
+    let mut reader = Reader { source: &source, shift, places: HashMap::new(), errors: &mut errors };
     let mut at = steps.clone();
     let value = value(&mut reader, &mut at, &argument[equals + 1..])?;
     let mut places = reader.places;
     let written = &argument[equals + 1..];
     let start = argument.len() - written.trim_start().len();
     let value_span = span(start, start.max(argument.trim_end().len()));
-    places.insert(
-        steps.clone(),
-        Place {
-            key: Some(key.clone()),
-            value: Some(value_span),
-        },
-    );
+    places.insert(steps.clone(), Place { key: Some(key.clone()), value: Some(value_span) });
 
     let target = walk(&mut doc.root, &steps)
         .map_err(|(title, label)| Diagnostic::new(title).label(key.clone(), label))?;
@@ -71,13 +58,7 @@ pub fn apply(doc: &mut Doc, argument: &str) -> Result<(), Diagnostics> {
     let real = target.path;
     doc.places.retain(|path, _| !path.starts_with(&real));
     for path in target.made {
-        doc.places.insert(
-            path,
-            Place {
-                key: Some(key.clone()),
-                value: None,
-            },
-        );
+        doc.places.insert(path, Place { key: Some(key.clone()), value: None });
     }
     for (path, place) in places {
         let mut moved = real.clone();
@@ -113,9 +94,7 @@ fn value(reader: &mut Reader<'_>, path: &mut Vec<String>, text: &str) -> Result<
             let Some(value) = parsed.as_table().get("v").and_then(|item| item.as_value()) else {
                 return bare;
             };
-            let whole = value
-                .span()
-                .is_some_and(|s| s.end == document.trim_end().len());
+            let whole = value.span().is_some_and(|s| s.end == document.trim_end().len());
             // A date or a comment's `#` was hardly meant as one.
             if !whole || value.is_datetime() || value.as_float().is_some_and(|x| !x.is_finite()) {
                 return bare;
@@ -157,10 +136,7 @@ fn walk<'a>(root: &'a mut Json, steps: &[String]) -> Result<Target<'a>, (String,
                 let exists = match len {
                     0 => format!("`{here}` is an empty list"),
                     1 => format!("`{here}` has one entry: `{here}.0`"),
-                    _ => format!(
-                        "`{here}` has {len} entries: `{here}.0` to `{here}.{}`",
-                        len - 1
-                    ),
+                    _ => format!("`{here}` has {len} entries: `{here}.0` to `{here}.{}`", len - 1),
                 };
                 value = step
                     .parse::<usize>()
@@ -173,48 +149,30 @@ fn walk<'a>(root: &'a mut Json, steps: &[String]) -> Result<Target<'a>, (String,
                 real.push(step.clone());
                 let last = i + 1 == steps.len();
                 if !table.contains_key(step) {
-                    let index = steps
-                        .get(i + 1)
-                        .is_some_and(|next| next.parse::<usize>().is_ok());
+                    let index = steps.get(i + 1).is_some_and(|next| next.parse::<usize>().is_ok());
                     if index && !LISTS.contains(&step.as_str()) {
                         let keys = list(table.keys().map(String::as_str));
-                        let place = if here.is_empty() {
-                            "the recipe".to_owned()
-                        } else {
-                            format!("`{here}`")
-                        };
+                        let place =
+                            if here.is_empty() { "the recipe".to_owned() } else { format!("`{here}`") };
                         return Err((format!("there is no `{to}`"), format!("{place} has {keys}")));
                     }
                     if !last {
                         made.push(real.clone());
                     }
                 }
-                value = table
-                    .entry(step.clone())
-                    .or_insert_with(|| Json::Object(fresh(steps, step)));
+                value = table.entry(step.clone()).or_insert_with(|| Json::Object(fresh(steps, step)));
             }
             other => {
                 let what = found(other);
-                return Err((
-                    format!("there is no `{to}`"),
-                    format!("`{here}` is {what}, not a table"),
-                ));
+                return Err((format!("there is no `{to}`"), format!("`{here}` is {what}, not a table")));
             }
         }
     }
-    Ok(Target {
-        value,
-        path: real,
-        made,
-    })
+    Ok(Target { value, path: real, made })
 }
 
 /// A table made on the way: a slot's says which part it holds where nothing was written.
 fn fresh(steps: &[String], name: &str) -> Map<String, Json> {
-    let kind = DEFAULTS
-        .iter()
-        .find(|(slot, _)| *slot == name && steps[0] == "stage");
-    kind.map(|(_, kind)| ("kind".to_owned(), Json::from(*kind)))
-        .into_iter()
-        .collect()
+    let kind = DEFAULTS.iter().find(|(slot, _)| *slot == name && steps[0] == "stage");
+    kind.map(|(_, kind)| ("kind".to_owned(), Json::from(*kind))).into_iter().collect()
 }

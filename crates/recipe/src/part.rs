@@ -24,20 +24,13 @@ pub struct Part {
 impl Part {
     /// A part of this kind with no setting written; its path is filled in by [`crate::Recipe::read`].
     pub fn of(kind: &str) -> Part {
-        Part {
-            kind: kind.to_owned(),
-            settings: Map::new(),
-            path: String::new(),
-        }
+        Part { kind: kind.to_owned(), settings: Map::new(), path: String::new() }
     }
 
     /// A path where a part might stand: `data = "FILE"` of an evaluation, before its kind is known.
     pub(crate) fn at_path(path: String) -> Part {
         let settings = Map::from_iter([("path".to_owned(), Json::String(path))]);
-        Part {
-            settings,
-            ..Part::of("")
-        }
+        Part { settings, ..Part::of("") }
     }
 
     /// Whether this is a path where a part might stand.
@@ -74,11 +67,7 @@ impl<'de> Deserialize<'de> for Part {
             Some(Json::String(kind)) if kind.is_empty() => {
                 Err(D::Error::custom("a part's `kind` is its name"))
             }
-            Some(Json::String(kind)) => Ok(Part {
-                kind,
-                settings,
-                path: String::new(),
-            }),
+            Some(Json::String(kind)) => Ok(Part { kind, settings, path: String::new() }),
             Some(_) => Err(D::Error::custom("`kind` must be a part's name in quotes")),
             None => Err(D::Error::missing_field("kind")),
         }
@@ -124,19 +113,12 @@ impl<'de> Deserialize<'de> for Adapter {
         let table = table(Json::deserialize(deserializer)?)?;
         if table.contains_key("load") {
             let Load { load } = Load::deserialize(Json::Object(table)).map_err(D::Error::custom)?;
-            return Ok(Adapter::Saved {
-                folder: load,
-                path: String::new(),
-            });
+            return Ok(Adapter::Saved { folder: load, path: String::new() });
         }
         if !table.contains_key("kind") {
-            return Err(D::Error::custom(
-                "needs `kind` of a fresh adapter, or `load` of a saved one",
-            ));
+            return Err(D::Error::custom("needs `kind` of a fresh adapter, or `load` of a saved one"));
         }
-        Part::deserialize(Json::Object(table))
-            .map(Adapter::New)
-            .map_err(D::Error::custom)
+        Part::deserialize(Json::Object(table)).map(Adapter::New).map_err(D::Error::custom)
     }
 }
 
@@ -145,14 +127,8 @@ fn table<E: Error>(value: Json) -> Result<Map<String, Json>, E> {
     match value {
         Json::Object(table) => Ok(table),
         // What people try first.
-        Json::String(kind) => Err(E::custom(format!(
-            "write `{{ kind = {} }}`",
-            Json::String(kind)
-        ))),
-        other => Err(E::custom(format!(
-            "expected a table with a `kind`, found {}",
-            found(&other)
-        ))),
+        Json::String(kind) => Err(E::custom(format!("write `{{ kind = {} }}`", Json::String(kind)))),
+        other => Err(E::custom(format!("expected a table with a `kind`, found {}", found(&other)))),
     }
 }
 
@@ -164,10 +140,7 @@ pub fn one_or_many<'de, T: DeserializeOwned, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Vec<T>, D::Error> {
     match Json::deserialize(deserializer)? {
-        Json::Array(entries) => entries
-            .into_iter()
-            .map(T::deserialize)
-            .collect::<Result<_, _>>(),
+        Json::Array(entries) => entries.into_iter().map(T::deserialize).collect::<Result<_, _>>(),
         one => T::deserialize(one).map(|entry| vec![entry]),
     }
     .map_err(D::Error::custom)
@@ -191,12 +164,7 @@ pub fn many<const SLOT: usize>(_: &mut SchemaGenerator) -> Schema {
 
 /// The part of a slot where nothing was written.
 pub fn by_default<const SLOT: usize>() -> Part {
-    Part::of(
-        DEFAULTS
-            .iter()
-            .find(|(slot, _)| *slot == SLOTS[SLOT])
-            .map_or("", |(_, kind)| kind),
-    )
+    Part::of(DEFAULTS.iter().find(|(slot, _)| *slot == SLOTS[SLOT]).map_or("", |(_, kind)| kind))
 }
 
 /// The slots of a stage, in the order of the reference.

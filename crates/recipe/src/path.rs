@@ -35,11 +35,7 @@ pub fn show<S: AsRef<str>>(path: &[S]) -> String {
 /// `base` and one step further.
 pub fn join(base: &str, step: &str) -> String {
     let step = show(&[step]);
-    if base.is_empty() {
-        step
-    } else {
-        format!("{base}.{step}")
-    }
+    if base.is_empty() { step } else { format!("{base}.{step}") }
 }
 
 #[cfg(test)]

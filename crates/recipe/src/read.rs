@@ -37,8 +37,8 @@ impl Recipe {
         mut complete: impl FnMut(&'static str, &Part) -> Result<Map<String, Json>, Diagnostics>,
     ) -> Result<Recipe, Diagnostics> {
         let mut errors = Diagnostics::new();
-        let (top, mistakes) = Subtree::new(doc, "", "the recipe".into())
-            .salvage(&doc.root, &serde_json::from_value::<Top>);
+        let (top, mistakes) =
+            Subtree::new(doc, "", "the recipe".into()).salvage(&doc.root, &serde_json::from_value::<Top>);
         errors.extend(mistakes);
         let clear = errors.is_empty();
         let model = match doc.value("model") {
@@ -57,34 +57,20 @@ impl Recipe {
             ));
         }
         let stage = read_stages(doc, &mut errors);
-        let name = top
-            .as_ref()
-            .and_then(|top| top.name.clone())
-            .unwrap_or_else(|| stem(doc));
+        let name = top.as_ref().and_then(|top| top.name.clone()).unwrap_or_else(|| stem(doc));
         if let Err(why) = check_name(&name) {
             errors.push(doc.error_at("name", format!("a run cannot be called `{name}`"), why));
         }
         // A top that has mistakes may have the model under a misspelt name.
-        let begins = ["model", "stage.0.model"]
-            .iter()
-            .any(|path| doc.value(path).is_some());
+        let begins = ["model", "stage.0.model"].iter().any(|path| doc.value(path).is_some());
         if clear && doc.value("stage.0").is_some() && !begins {
             let title = "the first stage has no model to begin with";
             let help = "add `model = { source = \"…\" }` at the top of the recipe";
-            errors.push(
-                doc.error_at("stage.0", title, "begins with the recipe's `model`")
-                    .help(help),
-            );
+            errors.push(doc.error_at("stage.0", title, "begins with the recipe's `model`").help(help));
         }
         let seed = top.map_or(0, |top| top.seed);
         let memory = memory.unwrap_or_default();
-        let mut recipe = Recipe {
-            name,
-            seed,
-            model,
-            memory,
-            stage,
-        };
+        let mut recipe = Recipe { name, seed, model, memory, stage };
         for (slot, part) in recipe.parts_mut() {
             if let Some(settings) = errors.take(complete(slot, part)) {
                 part.settings = settings;
@@ -99,35 +85,16 @@ impl Recipe {
 /// TOML has no null: a setting that is not set is not there.
 fn without_null(table: &mut Map<String, Json>) {
     table.retain(|_, value| !value.is_null());
-    table
-        .values_mut()
-        .filter_map(Json::as_object_mut)
-        .for_each(without_null);
+    table.values_mut().filter_map(Json::as_object_mut).for_each(without_null);
 }
 
 /// The recipe's file name without its ending, as a run's name.
 fn stem(doc: &Doc) -> String {
-    let stem = doc
-        .file()
-        .name()
-        .file_stem()
-        .map(|stem| stem.to_string_lossy().into_owned())
-        .unwrap_or_default();
-    let clean: String = stem
-        .chars()
-        .map(|c| {
-            if c.is_control() || "/\\:".contains(c) {
-                '-'
-            } else {
-                c
-            }
-        })
-        .collect();
-    if check_name(&clean).is_ok() {
-        clean
-    } else {
-        "run".into()
-    }
+    let stem =
+        doc.file().name().file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    let clean: String =
+        stem.chars().map(|c| if c.is_control() || "/\\:".contains(c) { '-' } else { c }).collect();
+    if check_name(&clean).is_ok() { clean } else { "run".into() }
 }
 
 /// A run's name is a folder's name on every system.
@@ -138,20 +105,10 @@ fn check_name(name: &str) -> Result<(), String> {
     if name.starts_with('.') || name.trim() != name {
         return Err("it names a folder: begin with a letter or a digit".into());
     }
-    if let Some(c) = name
-        .chars()
-        .find(|c| c.is_control() || "/\\:*?\"<>|".contains(*c))
-    {
-        return Err(format!(
-            "it names a folder, which cannot have `{}`",
-            c.escape_default()
-        ));
+    if let Some(c) = name.chars().find(|c| c.is_control() || "/\\:*?\"<>|".contains(*c)) {
+        return Err(format!("it names a folder, which cannot have `{}`", c.escape_default()));
     }
-    if name.len() > 120 {
-        Err("it names a folder: keep it below 120 bytes".into())
-    } else {
-        Ok(())
-    }
+    if name.len() > 120 { Err("it names a folder: keep it below 120 bytes".into()) } else { Ok(()) }
 }
 
 fn read_model(doc: &Doc, at: &str, errors: &mut Diagnostics) -> Option<Model> {
@@ -172,10 +129,7 @@ fn read_model(doc: &Doc, at: &str, errors: &mut Diagnostics) -> Option<Model> {
         let label = "fresh weights need `config`: the path of a `config.json`, or a table";
         errors.push(doc.error_at(&source, "`model` needs `config`", label));
     }
-    for (path, written) in [
-        (&config, model.config.is_some()),
-        (&tokenizer, model.tokenizer.is_some()),
-    ] {
+    for (path, written) in [(&config, model.config.is_some()), (&tokenizer, model.tokenizer.is_some())] {
         if written && !init {
             let key = path::parse_own(path).pop().unwrap_or_default();
             let title = format!("`{key}` cannot go with a model that has its own");
@@ -205,11 +159,7 @@ fn read_stages(doc: &Doc, errors: &mut Diagnostics) -> Vec<Stage> {
             return Vec::new();
         }
         Some(Json::Array(_)) | None => {
-            errors.push(doc.error_at(
-                "stage",
-                "the recipe has no stage",
-                "add `[[stage]]` with a `kind`",
-            ));
+            errors.push(doc.error_at("stage", "the recipe has no stage", "add `[[stage]]` with a `kind`"));
             return Vec::new();
         }
         Some(other) => {
@@ -258,11 +208,7 @@ fn read_stage(doc: &Doc, at: &str, value: &Json, errors: &mut Diagnostics) -> Op
             return None;
         }
         None => {
-            let label = format!(
-                "expected one of {}, found {}",
-                list(Stage::KINDS),
-                found(&kind)
-            );
+            let label = format!("expected one of {}, found {}", list(Stage::KINDS), found(&kind));
             errors.push(doc.error_at(&kind_path, "a stage's `kind` is a name in quotes", label));
             return None;
         }
@@ -331,26 +277,15 @@ fn place_parts(stage: &mut Stage, at: &str) {
         Stage::Train(s) => {
             s.quantizer.iter_mut().for_each(|p| place(p, "quantizer"));
             adapters(&mut s.adapter);
-            s.gradient
-                .iter_mut()
-                .enumerate()
-                .for_each(|(i, p)| place(p, &format!("gradient.{i}")));
+            s.gradient.iter_mut().enumerate().for_each(|(i, p)| place(p, &format!("gradient.{i}")));
             place(&mut s.optimizer, "optimizer");
             place(&mut s.schedule, "schedule");
             place(&mut s.objective, "objective");
             place(&mut s.activation, "activation");
             place(&mut s.data, "data");
-            s.eval
-                .iter_mut()
-                .filter_map(|e| e.data.as_mut())
-                .for_each(|d| place(d, "eval.data"));
-            s.samples
-                .iter_mut()
-                .for_each(|s| place(&mut s.decode, "samples.decode"));
-            s.track
-                .iter_mut()
-                .enumerate()
-                .for_each(|(i, p)| place(p, &format!("track.{i}")));
+            s.eval.iter_mut().filter_map(|e| e.data.as_mut()).for_each(|d| place(d, "eval.data"));
+            s.samples.iter_mut().for_each(|s| place(&mut s.decode, "samples.decode"));
+            s.track.iter_mut().enumerate().for_each(|(i, p)| place(p, &format!("track.{i}")));
         }
         Stage::Generate(s) => {
             s.quantizer.iter_mut().for_each(|p| place(p, "quantizer"));

@@ -110,9 +110,7 @@ impl<'de> Deserialize<'de> for Config {
         match Json::deserialize(deserializer)? {
             Json::String(path) => Ok(Config::Path(path)),
             Json::Object(table) => Ok(Config::Table(table)),
-            _ => Err(D::Error::custom(
-                "expected the path of a `config.json`, or its content as a table",
-            )),
+            _ => Err(D::Error::custom("expected the path of a `config.json`, or its content as a table")),
         }
     }
 }
@@ -171,39 +169,22 @@ pub(crate) struct TokenizerTable {
 
 impl<'de> Deserialize<'de> for Tokenizer {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let TokenizerTable {
-            path,
-            kind,
-            data,
-            vocab_size,
-        } = TokenizerTable::deserialize(Json::deserialize(deserializer)?)
-            .map_err(D::Error::custom)?;
+        let TokenizerTable { path, kind, data, vocab_size } =
+            TokenizerTable::deserialize(Json::deserialize(deserializer)?).map_err(D::Error::custom)?;
         let wrong = |text: &str| Err(D::Error::custom(text));
         match (path, kind) {
-            (None, None) => {
-                wrong("needs `path` of a tokenizer, or `kind` of a new one: `char` or `bpe`")
-            }
-            (Some(path), None) if data.is_none() && vocab_size.is_none() => {
-                Ok(Tokenizer::File { path })
-            }
-            (Some(_), None) => {
-                wrong("`data` and `vocab_size` belong to a new tokenizer, which has a `kind`")
-            }
+            (None, None) => wrong("needs `path` of a tokenizer, or `kind` of a new one: `char` or `bpe`"),
+            (Some(path), None) if data.is_none() && vocab_size.is_none() => Ok(Tokenizer::File { path }),
+            (Some(_), None) => wrong("`data` and `vocab_size` belong to a new tokenizer, which has a `kind`"),
             // nanoGPT-like recipes say `path` for the text; one word for one thing is kinder to the reader.
             (Some(_), Some(_)) => wrong(
                 "`path` names an existing tokenizer, `kind` a new one: the text to learn from is `data`",
             ),
-            (None, Some(TokenizerKind::Bpe)) if vocab_size.is_none() => {
-                wrong("`bpe` needs `vocab_size`")
-            }
+            (None, Some(TokenizerKind::Bpe)) if vocab_size.is_none() => wrong("`bpe` needs `vocab_size`"),
             (None, Some(TokenizerKind::Char)) if vocab_size.is_some() => {
                 wrong("`char` takes every character it meets: `vocab_size` belongs to `bpe`")
             }
-            (None, Some(kind)) => Ok(Tokenizer::Learn {
-                kind,
-                data,
-                vocab_size,
-            }),
+            (None, Some(kind)) => Ok(Tokenizer::Learn { kind, data, vocab_size }),
         }
     }
 }

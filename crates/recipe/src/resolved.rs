@@ -53,13 +53,9 @@ fn value_of(json: &Json) -> Option<Value> {
             None => n.as_f64()?.into(),
         },
         Json::String(text) => text.into(),
-        Json::Array(entries) => {
-            Value::Array(entries.iter().filter_map(value_of).collect::<Array>())
-        }
+        Json::Array(entries) => Value::Array(entries.iter().filter_map(value_of).collect::<Array>()),
         Json::Object(entries) => {
-            let entries = entries
-                .iter()
-                .filter_map(|(key, value)| Some((key, value_of(value)?)));
+            let entries = entries.iter().filter_map(|(key, value)| Some((key, value_of(value)?)));
             Value::InlineTable(entries.collect::<InlineTable>())
         }
     })

@@ -40,12 +40,9 @@ pub fn schema(parts: &[(&str, &str, Schema)]) -> Json {
         for (_, name, settings) in parts.iter().filter(|(s, _, _)| *s == slot) {
             choices.push(part(slot, name, settings.as_value(), &mut definitions));
         }
-        let any = json!({ "type": "object", "properties": { "kind": { "type": "string" } }, "required": ["kind"] });
-        let schema = if choices.is_empty() {
-            any
-        } else {
-            json!({ "oneOf": choices })
-        };
+        let any =
+            json!({ "type": "object", "properties": { "kind": { "type": "string" } }, "required": ["kind"] });
+        let schema = if choices.is_empty() { any } else { json!({ "oneOf": choices }) };
         definitions.insert(slot_definition(slot), schema);
     }
     root["$defs"] = Json::Object(definitions);
@@ -114,9 +111,7 @@ fn rename_references(schema: &mut Json, slot: &str, name: &str) {
                 }
             }
         }
-        Json::Array(entries) => entries
-            .iter_mut()
-            .for_each(|entry| rename_references(entry, slot, name)),
+        Json::Array(entries) => entries.iter_mut().for_each(|entry| rename_references(entry, slot, name)),
         _ => {}
     }
 }
@@ -155,11 +150,7 @@ impl JsonSchema for Stage {
 fn stage_schemas(generator: &mut SchemaGenerator) -> [(&'static str, &'static str, Schema); 5] {
     [
         ("train", "TrainStage", TrainStage::json_schema(generator)),
-        (
-            "generate",
-            "GenerateStage",
-            GenerateStage::json_schema(generator),
-        ),
+        ("generate", "GenerateStage", GenerateStage::json_schema(generator)),
         ("merge", "MergeStage", MergeStage::json_schema(generator)),
         ("eval", "EvalStage", EvalStage::json_schema(generator)),
         ("logits", "LogitsStage", LogitsStage::json_schema(generator)),
@@ -169,18 +160,11 @@ fn stage_schemas(generator: &mut SchemaGenerator) -> [(&'static str, &'static st
 /// The kinds of stage that read a key.
 pub(crate) fn stages_with(key: &str) -> Vec<&'static str> {
     let mut generator = SchemaGenerator::default();
-    let aliased = |table: &str| {
-        ALIASES
-            .iter()
-            .any(|(of, _, alias)| *of == table && *alias == key)
-    };
+    let aliased = |table: &str| ALIASES.iter().any(|(of, _, alias)| *of == table && *alias == key);
     stage_schemas(&mut generator)
         .into_iter()
         .filter(|(_, table, schema)| {
-            aliased(table)
-                || schema
-                    .get("properties")
-                    .is_some_and(|p| p.get(key).is_some())
+            aliased(table) || schema.get("properties").is_some_and(|p| p.get(key).is_some())
         })
         .map(|(kind, _, _)| kind)
         .collect()

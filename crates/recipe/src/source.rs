@@ -16,20 +16,12 @@ pub struct Source {
 impl Source {
     /// A file's text; `name` is the path as the user gave it.
     pub fn file(name: &Path, text: &str) -> Arc<Source> {
-        Arc::new(Source {
-            name: name.to_owned(),
-            text: text.to_owned(),
-            in_file: true,
-        })
+        Arc::new(Source { name: name.to_owned(), text: text.to_owned(), in_file: true })
     }
 
     /// An argument of the command line.
     pub fn argument(text: String) -> Arc<Source> {
-        Arc::new(Source {
-            name: PathBuf::from("command line"),
-            text,
-            in_file: false,
-        })
+        Arc::new(Source { name: PathBuf::from("command line"), text, in_file: false })
     }
 
     /// The name shown in front of line and column.
@@ -73,10 +65,7 @@ impl Span {
         while !text.is_char_boundary(end) {
             end += 1;
         }
-        Span {
-            source: Arc::clone(source),
-            range: start..end,
-        }
+        Span { source: Arc::clone(source), range: start..end }
     }
 
     /// Where the text comes from.
@@ -98,10 +87,7 @@ impl Span {
     pub fn position(&self) -> (usize, usize) {
         let before = &self.source.text()[..self.range.start];
         let line_start = before.rfind('\n').map_or(0, |i| i + 1);
-        (
-            before.matches('\n').count() + 1,
-            before[line_start..].chars().count() + 1,
-        )
+        (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
     }
 
     /// The same span cut at the end of its first line.

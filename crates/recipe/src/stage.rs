@@ -113,11 +113,7 @@ pub struct TrainStage {
     #[schemars(range(min = 1))]
     pub steps: Option<u64>,
     /// Passes over the data; may be a fraction.
-    #[serde(
-        default,
-        alias = "num_train_epochs",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(default, alias = "num_train_epochs", skip_serializing_if = "Option::is_none")]
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub epochs: Option<f64>,
     /// Gradients are scaled down to this global norm; 0 turns it off. Default: 1.
@@ -141,11 +137,7 @@ pub struct TrainStage {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub samples: Option<Samples>,
     /// Where figures go besides the run folder's own files. Default: nowhere.
-    #[serde(
-        default,
-        deserialize_with = "one_or_many",
-        skip_serializing_if = "Vec::is_empty"
-    )]
+    #[serde(default, deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "many::<{ slot::TRACK }>")]
     pub track: Vec<Part>,
 }
@@ -170,11 +162,7 @@ pub struct Batch {
 
 impl Default for Batch {
     fn default() -> Self {
-        Batch {
-            tokens: None,
-            micro_batch_size: 8,
-            gradient_accumulation_steps: None,
-        }
+        Batch { tokens: None, micro_batch_size: 8, gradient_accumulation_steps: None }
     }
 }
 
@@ -232,10 +220,7 @@ pub struct Checkpoint {
 
 impl Default for Checkpoint {
     fn default() -> Self {
-        Checkpoint {
-            every: None,
-            keep: 2,
-        }
+        Checkpoint { every: None, keep: 2 }
     }
 }
 

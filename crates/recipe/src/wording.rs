@@ -16,11 +16,7 @@ pub fn suggest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) ->
 /// `` `a`, `b`, `c` ``, or `nothing`.
 pub fn list<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
     let quoted: Vec<String> = names.into_iter().map(|name| format!("`{name}`")).collect();
-    if quoted.is_empty() {
-        "nothing".into()
-    } else {
-        quoted.join(", ")
-    }
+    if quoted.is_empty() { "nothing".into() } else { quoted.join(", ") }
 }
 
 /// What serde complains about, as far as its text tells.
@@ -45,24 +41,11 @@ pub enum Fault {
 impl Fault {
     /// Sorts a message of serde's.
     pub fn of(message: &str) -> Fault {
-        let names = |rest: &str| {
-            rest.split('`')
-                .skip(1)
-                .step_by(2)
-                .map(str::to_owned)
-                .collect::<Vec<_>>()
-        };
+        let names = |rest: &str| rest.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
         // The user's own word may hold anything; what the program expects comes last.
-        let expected = || {
-            message
-                .rsplit_once(", expected ")
-                .map_or("", |(_, expected)| expected)
-        };
+        let expected = || message.rsplit_once(", expected ").map_or("", |(_, expected)| expected);
         let named = |prefix: &str| {
-            message
-                .strip_prefix(prefix)
-                .and_then(|rest| rest.strip_suffix('`'))
-                .map(str::to_owned)
+            message.strip_prefix(prefix).and_then(|rest| rest.strip_suffix('`')).map(str::to_owned)
         };
         if message.starts_with("unknown field `") {
             Fault::UnknownKey(names(expected()))
@@ -85,10 +68,7 @@ impl Fault {
 /// What Rust calls a type, in plain words.
 fn plain(expected: &str) -> String {
     let sized = |prefix: &str| {
-        expected
-            .strip_prefix(prefix)
-            .and_then(|rest| rest.split(' ').next())
-            .map(str::to_owned)
+        expected.strip_prefix(prefix).and_then(|rest| rest.split(' ').next()).map(str::to_owned)
     };
     if let Some(n) = sized("a tuple of size ").or_else(|| sized("an array of length ")) {
         return format!("a list of {n}");
@@ -145,14 +125,8 @@ mod tests {
             Fault::of("unknown field `a, expected `x``, expected `b` or `c`"),
             Fault::UnknownKey(names(&["b", "c"]))
         );
-        assert_eq!(
-            Fault::of("unknown field `a`, there are no fields"),
-            Fault::UnknownKey(names(&[]))
-        );
-        assert_eq!(
-            Fault::of("missing field `path`"),
-            Fault::Missing("path".into())
-        );
+        assert_eq!(Fault::of("unknown field `a`, there are no fields"), Fault::UnknownKey(names(&[])));
+        assert_eq!(Fault::of("missing field `path`"), Fault::Missing("path".into()));
         assert_eq!(
             Fault::of("invalid type: string \"a, expected b\", expected f64"),
             Fault::Value("a number".into())
@@ -161,10 +135,7 @@ mod tests {
             Fault::of("invalid length 3, expected a tuple of size 2"),
             Fault::Length("a list of 2".into())
         );
-        assert_eq!(
-            Fault::of("must be 1 or more"),
-            Fault::Said("must be 1 or more".into())
-        );
+        assert_eq!(Fault::of("must be 1 or more"), Fault::Said("must be 1 or more".into()));
     }
 
     #[test]

@@ -17,10 +17,8 @@ fn every_broken_recipe_says_why() {
     for name in names {
         let text = std::fs::read_to_string(folder.join(&name)).unwrap();
         let first = text.lines().next().unwrap_or_default();
-        let overrides: Vec<&str> = first
-            .strip_prefix("# --set ")
-            .map(|rest| rest.split(" --set ").collect())
-            .unwrap_or_default();
+        let overrides: Vec<&str> =
+            first.strip_prefix("# --set ").map(|rest| rest.split(" --set ").collect()).unwrap_or_default();
         match support::read(&name, &text, &overrides) {
             Ok((_, recipe)) => panic!("{name} was read: {recipe:?}"),
             Err(errors) => {
@@ -34,21 +32,14 @@ fn every_broken_recipe_says_why() {
 fn as_json_and_in_colours() {
     let text = "name = \"a\"\nsed = 1\nmodel = { source = \"builtin:tiny\" }\n[[stage]]\nkind = \"merge\"\n";
     let errors = support::read("r.toml", text, &[]).unwrap_err();
-    insta::assert_snapshot!(
-        "json",
-        serde_json::to_string_pretty(&errors.to_json()).unwrap()
-    );
+    insta::assert_snapshot!("json", serde_json::to_string_pretty(&errors.to_json()).unwrap());
     assert!(errors.render(true).contains("\u{1b}["));
     assert!(!errors.render(false).contains('\u{1b}'));
 }
 
 #[test]
 fn a_file_that_is_not_there_or_no_text() {
-    let open = |path: &Path| {
-        ramekin_recipe::Doc::open(path, &[])
-            .unwrap_err()
-            .to_string()
-    };
+    let open = |path: &Path| ramekin_recipe::Doc::open(path, &[]).unwrap_err().to_string();
     assert_eq!(
         open(Path::new("no/such.toml")),
         "error: cannot read the recipe `no/such.toml`: there is no such file"

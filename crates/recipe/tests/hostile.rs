@@ -12,9 +12,7 @@ fn look_at(errors: &Diagnostics) {
     assert_eq!(errors.to_json().as_array().unwrap().len(), errors.len());
     for label in errors.iter().flat_map(|e| &e.labels) {
         let (line, column) = label.span.position();
-        assert!(
-            line >= 1 && column >= 1 && label.span.range().end <= label.span.source().text().len()
-        );
+        assert!(line >= 1 && column >= 1 && label.span.range().end <= label.span.source().text().len());
     }
 }
 
@@ -78,8 +76,7 @@ fn deep_and_long_recipes() {
 #[test]
 fn very_many_mistakes() {
     let keys: String = (0..20_000).map(|i| format!("k{i} = {i}\n")).collect();
-    let text =
-        format!("model.source = \"builtin:tiny\"\n[[stage]]\nkind = \"train\"\nsteps = 1\n{keys}");
+    let text = format!("model.source = \"builtin:tiny\"\n[[stage]]\nkind = \"train\"\nsteps = 1\n{keys}");
     let errors = support::read("r.toml", &text, &[]).unwrap_err();
     assert!(!errors.is_empty() && errors.len() <= 20, "{}", errors.len());
 }

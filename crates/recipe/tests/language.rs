@@ -5,15 +5,11 @@ mod support;
 use std::path::Path;
 
 use proptest::prelude::*;
-use ramekin_recipe::{
-    Adapter, Bytes, Doc, Dtype, Recipe, Stage, Tokenizer, TokenizerKind, resolved, schema,
-};
+use ramekin_recipe::{Adapter, Bytes, Doc, Dtype, Recipe, Stage, Tokenizer, TokenizerKind, resolved, schema};
 use serde_json::{Value as Json, json};
 
 fn read(text: &str, overrides: &[&str]) -> Recipe {
-    support::read("folder/my run.toml", text, overrides)
-        .unwrap_or_else(|e| panic!("{e}"))
-        .1
+    support::read("folder/my run.toml", text, overrides).unwrap_or_else(|e| panic!("{e}")).1
 }
 
 #[test]
@@ -32,56 +28,32 @@ fn defaults() {
         "model.source = 'builtin:tiny'\n[[stage]]\nkind = 'train'\nsteps = 3\ndata = { kind = 'jsonl', path = 'd' }",
         &[],
     );
-    assert_eq!(
-        (recipe.name.as_str(), recipe.seed, recipe.memory.budget),
-        ("my run", 0, None)
-    );
-    let Stage::Train(s) = &recipe.stage[0] else {
-        panic!()
-    };
-    let kinds =
-        [&s.optimizer, &s.schedule, &s.objective, &s.activation].map(|part| part.kind.as_str());
+    assert_eq!((recipe.name.as_str(), recipe.seed, recipe.memory.budget), ("my run", 0, None));
+    let Stage::Train(s) = &recipe.stage[0] else { panic!() };
+    let kinds = [&s.optimizer, &s.schedule, &s.objective, &s.activation].map(|part| part.kind.as_str());
     assert_eq!(kinds, ["adamw", "constant", "sft", "keep"]);
     assert_eq!(s.optimizer.path, "stage.0.optimizer");
-    assert_eq!(
-        (s.max_grad_norm, s.log_every, s.audit, s.checkpoint.keep),
-        (1.0, 1, true, 2)
-    );
-    assert_eq!(
-        (
-            s.batch.micro_batch_size,
-            s.batch.gradient_accumulation_steps
-        ),
-        (8, Some(1))
-    );
+    assert_eq!((s.max_grad_norm, s.log_every, s.audit, s.checkpoint.keep), (1.0, 1, true, 2));
+    assert_eq!((s.batch.micro_batch_size, s.batch.gradient_accumulation_steps), (8, Some(1)));
 }
 
 #[test]
 fn aliases_have_canonical_names() {
-    let text = "model.source = 'builtin:tiny'\n[[stage]]\nkind = 'train'\nnum_train_epochs = 2\nlogging_steps = 5
+    let text =
+        "model.source = 'builtin:tiny'\n[[stage]]\nkind = 'train'\nnum_train_epochs = 2\nlogging_steps = 5
 data = { kind = 'jsonl', path = 'd' }\neval = { data = 'e', eval_steps = 7 }
 batch = { per_device_train_batch_size = 3 }\ncheckpoint = { save_steps = 9, save_total_limit = 4 }
 optimizer = { kind = 'adamw', learning_rate = 1 }";
     let recipe = read(text, &[]);
-    let Stage::Train(s) = &recipe.stage[0] else {
-        panic!()
-    };
-    assert_eq!(
-        (s.epochs, s.log_every, s.batch.micro_batch_size),
-        (Some(2.0), 5, 3)
-    );
+    let Stage::Train(s) = &recipe.stage[0] else { panic!() };
+    assert_eq!((s.epochs, s.log_every, s.batch.micro_batch_size), (Some(2.0), 5, 3));
     assert_eq!((s.checkpoint.every, s.checkpoint.keep), (Some(9), 4));
     assert_eq!(s.eval.as_ref().unwrap().every, Some(7));
     assert_eq!(s.optimizer.settings["lr"], json!(1.0));
     let written = resolved(&recipe);
-    for alias in [
-        "num_train_epochs",
-        "logging_steps",
-        "per_device",
-        "save_steps",
-        "save_total",
-        "learning_rate",
-    ] {
+    for alias in
+        ["num_train_epochs", "logging_steps", "per_device", "save_steps", "save_total", "learning_rate"]
+    {
         assert!(!written.contains(alias), "{alias}");
     }
 }
@@ -89,34 +61,19 @@ optimizer = { kind = 'adamw', learning_rate = 1 }";
 #[test]
 fn lists_of_one_saved_adapters_and_eval_paths() {
     let recipe = read(support::WHOLE, &[]);
-    let Stage::Train(train) = &recipe.stage[0] else {
-        panic!()
-    };
+    let Stage::Train(train) = &recipe.stage[0] else { panic!() };
     assert_eq!(train.gradient[0].path, "stage.0.gradient.0");
     let eval = train.eval.as_ref().unwrap();
     let eval_data = eval.data.as_ref().unwrap();
+    assert_eq!((eval_data.kind.as_str(), eval_data.path.as_str()), ("jsonl", "stage.0.eval.data"));
     assert_eq!(
-        (eval_data.kind.as_str(), eval_data.path.as_str()),
-        ("jsonl", "stage.0.eval.data")
-    );
-    assert_eq!(
-        (
-            &eval_data.settings["path"],
-            &eval_data.settings["max_length"]
-        ),
+        (&eval_data.settings["path"], &eval_data.settings["max_length"]),
         (&json!("data/dev.jsonl"), &json!(1024))
     );
-    let Stage::Eval(eval) = &recipe.stage[2] else {
-        panic!()
-    };
-    let saved = Adapter::Saved {
-        folder: "runs/other/adapter".into(),
-        path: "stage.2.adapter.0".into(),
-    };
+    let Stage::Eval(eval) = &recipe.stage[2] else { panic!() };
+    let saved = Adapter::Saved { folder: "runs/other/adapter".into(), path: "stage.2.adapter.0".into() };
     assert_eq!(eval.adapter, [saved]);
-    let Stage::Merge(merge) = &recipe.stage[4] else {
-        panic!()
-    };
+    let Stage::Merge(merge) = &recipe.stage[4] else { panic!() };
     assert_eq!(merge.max_shard_size, Bytes(2 << 30));
 }
 
@@ -125,20 +82,11 @@ fn fresh_weights() {
     let text = "[model]\nsource = 'init'\nconfig = { model_type = 'llama', hidden_size = 64, rope = { theta = 1e4 } }
 tokenizer = { kind = 'bpe', data = 'x.txt', vocab_size = 512 }\n[[stage]]\nkind = 'merge'";
     let model = read(text, &[]).model.unwrap();
-    let learnt = Tokenizer::Learn {
-        kind: TokenizerKind::Bpe,
-        data: Some("x.txt".into()),
-        vocab_size: Some(512),
-    };
+    let learnt =
+        Tokenizer::Learn { kind: TokenizerKind::Bpe, data: Some("x.txt".into()), vocab_size: Some(512) };
     assert_eq!(model.tokenizer, Some(learnt));
-    let text = text.replace(
-        "{ kind = 'bpe', data = 'x.txt', vocab_size = 512 }",
-        "{ path = 't' }",
-    );
-    assert_eq!(
-        read(&text, &[]).model.unwrap().tokenizer,
-        Some(Tokenizer::File { path: "t".into() })
-    );
+    let text = text.replace("{ kind = 'bpe', data = 'x.txt', vocab_size = 512 }", "{ path = 't' }");
+    assert_eq!(read(&text, &[]).model.unwrap().tokenizer, Some(Tokenizer::File { path: "t".into() }));
 }
 
 #[test]
@@ -147,48 +95,28 @@ fn overrides_lie_over_the_file() {
     assert_eq!(set(&["name=foo"]).name, "foo");
     assert_eq!(set(&["name=2024-01-01"]).name, "2024-01-01");
     assert_eq!(set(&["seed=1", "seed=2"]).seed, 2);
-    assert_eq!(
-        set(&["memory.budget=1GiB"]).memory.budget,
-        Some(Bytes(1 << 30))
-    );
-    assert_eq!(
-        set(&["model.dtype=f32"]).model.unwrap().dtype,
-        Some(Dtype::F32)
-    );
-    let Stage::Train(s) = &set(&[
-        "stage.0.adapter.0.r=4",
-        "stage.0.gradient.0.kind=clip",
-        "stage.0.batch={}",
-    ])
-    .stage[0] else {
-        panic!()
-    };
-    let Adapter::New(lora) = &s.adapter[0] else {
-        panic!()
-    };
-    assert_eq!((&lora.settings["r"], s.batch.tokens), (&json!(4), None));
-    let Stage::Generate(s) = &set(&[
-        "stage.1.stop=[\"a\", 'b=c']",
-        "stage.1.decode.kind=greedy",
-        "stage.1.prompt=5 # 3",
-    ])
-    .stage[1] else {
-        panic!()
-    };
-    assert_eq!(
-        (s.stop.join("|").as_str(), s.prompt.as_deref()),
-        ("a|b=c", Some("5 # 3"))
-    );
-    let Stage::Merge(s) = &set(&["stage.4.adapter.0.kind=lora", "stage.4.adapter.0.r=2"]).stage[4]
+    assert_eq!(set(&["memory.budget=1GiB"]).memory.budget, Some(Bytes(1 << 30)));
+    assert_eq!(set(&["model.dtype=f32"]).model.unwrap().dtype, Some(Dtype::F32));
+    let Stage::Train(s) =
+        &set(&["stage.0.adapter.0.r=4", "stage.0.gradient.0.kind=clip", "stage.0.batch={}"]).stage[0]
     else {
+        panic!()
+    };
+    let Adapter::New(lora) = &s.adapter[0] else { panic!() };
+    assert_eq!((&lora.settings["r"], s.batch.tokens), (&json!(4), None));
+    let Stage::Generate(s) =
+        &set(&["stage.1.stop=[\"a\", 'b=c']", "stage.1.decode.kind=greedy", "stage.1.prompt=5 # 3"]).stage[1]
+    else {
+        panic!()
+    };
+    assert_eq!((s.stop.join("|").as_str(), s.prompt.as_deref()), ("a|b=c", Some("5 # 3")));
+    let Stage::Merge(s) = &set(&["stage.4.adapter.0.kind=lora", "stage.4.adapter.0.r=2"]).stage[4] else {
         panic!()
     };
     assert_eq!(s.adapter.len(), 1);
     // A setting of a part that is there by default.
     let text = "model.source = 'builtin:tiny'\n[[stage]]\nkind = 'train'\nsteps = 3\ndata = { kind = 'jsonl', path = 'd' }";
-    let Stage::Train(s) = &read(text, &["stage.0.optimizer.lr=1e-4"]).stage[0] else {
-        panic!()
-    };
+    let Stage::Train(s) = &read(text, &["stage.0.optimizer.lr=1e-4"]).stage[0] else { panic!() };
     assert_eq!(s.optimizer.settings["lr"], json!(1e-4));
 }
 
@@ -211,23 +139,14 @@ fn places_of_settings_and_conflicts() {
 #[test]
 fn paths_are_relative_to_the_recipe() {
     let doc = |name: &str| Doc::parse(Path::new(name), "", &[]).unwrap();
-    assert_eq!(
-        doc("recipes/x.toml").resolve_path("data/a.jsonl"),
-        Path::new("recipes/data/a.jsonl")
-    );
+    assert_eq!(doc("recipes/x.toml").resolve_path("data/a.jsonl"), Path::new("recipes/data/a.jsonl"));
     assert_eq!(doc("x.toml").resolve_path("a"), Path::new("a"));
-    assert_eq!(
-        doc("recipes/x.toml").resolve_path("/abs/a"),
-        Path::new("/abs/a")
-    );
+    assert_eq!(doc("recipes/x.toml").resolve_path("/abs/a"), Path::new("/abs/a"));
 }
 
 fn whole_schema() -> Json {
     let parts = support::parts();
-    let list: Vec<_> = parts
-        .iter()
-        .map(|(slot, name, _, schema)| (*slot, *name, schema.clone()))
-        .collect();
+    let list: Vec<_> = parts.iter().map(|(slot, name, _, schema)| (*slot, *name, schema.clone())).collect();
     schema(&list)
 }
 
@@ -244,10 +163,7 @@ fn walk(schema: &Json, see: &mut dyn FnMut(&Json)) {
 #[test]
 fn the_schema_hangs_together() {
     let schema = whole_schema();
-    assert_eq!(
-        schema["$schema"],
-        "https://json-schema.org/draft/2020-12/schema"
-    );
+    assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
     let mut references = 0;
     walk(&schema, &mut |node| {
         if let Some(target) = node.get("$ref").and_then(Json::as_str) {
@@ -262,13 +178,8 @@ fn the_schema_hangs_together() {
     assert_eq!(train["properties"]["max_grad_norm"]["default"], json!(1.0));
     assert_eq!(train["properties"]["max_steps"]["deprecated"], true);
     for (slot, name, ..) in support::parts() {
-        let choices = schema["$defs"][format!("slot-{slot}")]["oneOf"]
-            .as_array()
-            .unwrap();
-        let part = choices
-            .iter()
-            .find(|c| c["properties"]["kind"]["const"] == name)
-            .unwrap();
+        let choices = schema["$defs"][format!("slot-{slot}")]["oneOf"].as_array().unwrap();
+        let part = choices.iter().find(|c| c["properties"]["kind"]["const"] == name).unwrap();
         assert_eq!(part["additionalProperties"], false);
     }
 }
@@ -279,12 +190,7 @@ fn the_schema_knows_the_keys_of_every_stage() {
     let schema = whole_schema();
     for stage in schema["$defs"]["Stage"]["oneOf"].as_array().unwrap() {
         let kind = stage["properties"]["kind"]["const"].as_str().unwrap();
-        for key in stage["properties"]
-            .as_object()
-            .unwrap()
-            .keys()
-            .filter(|key| *key != "kind")
-        {
+        for key in stage["properties"].as_object().unwrap().keys().filter(|key| *key != "kind") {
             let text = format!("[[stage]]\nkind = '{kind}'\n{key} = [[[]]]");
             let errors = support::read("r", &text, &[]).unwrap_err().to_string();
             assert!(!errors.contains("has no setting"), "{kind}: {errors}");
@@ -292,18 +198,8 @@ fn the_schema_knows_the_keys_of_every_stage() {
         let text = format!("model.source='a'\n[[stage]]\nkind = '{kind}'\n@ = 1")
             .replace('@', "\"§§§§§§§§§§§§§§§§§§§§§§§\"");
         let errors = support::read("r", &text, &[]).unwrap_err().to_string();
-        let known = errors
-            .lines()
-            .find(|line| line.contains("it has:"))
-            .unwrap();
-        for key in known
-            .split("it has:")
-            .nth(1)
-            .unwrap()
-            .split('`')
-            .skip(1)
-            .step_by(2)
-        {
+        let known = errors.lines().find(|line| line.contains("it has:")).unwrap();
+        for key in known.split("it has:").nth(1).unwrap().split('`').skip(1).step_by(2) {
             assert!(stage["properties"].get(key).is_some(), "{kind}: {key}");
         }
     }

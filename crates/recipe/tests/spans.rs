@@ -8,22 +8,13 @@ use serde_json::Value as Json;
 /// All paths below a value.
 fn paths(value: &Json, at: &str, all: &mut Vec<String>) {
     let mut visit = |step: String, value: &Json| {
-        let path = if at.is_empty() {
-            step
-        } else {
-            format!("{at}.{step}")
-        };
+        let path = if at.is_empty() { step } else { format!("{at}.{step}") };
         all.push(path.clone());
         paths(value, &path, all);
     };
     match value {
-        Json::Object(table) => table
-            .iter()
-            .for_each(|(key, value)| visit(key.clone(), value)),
-        Json::Array(list) => list
-            .iter()
-            .enumerate()
-            .for_each(|(i, value)| visit(i.to_string(), value)),
+        Json::Object(table) => table.iter().for_each(|(key, value)| visit(key.clone(), value)),
+        Json::Array(list) => list.iter().enumerate().for_each(|(i, value)| visit(i.to_string(), value)),
         _ => {}
     }
 }
@@ -80,8 +71,7 @@ fn position(span: Option<Span>) -> (usize, usize) {
 
 #[test]
 fn lines_and_columns_count_characters() {
-    let text =
-        "a = \"größe\" \r\n\"日本\".x = { y = 1, \"z z\" = 2 }\r\n[[l]]\r\n[[l]]\r\nk = true";
+    let text = "a = \"größe\" \r\n\"日本\".x = { y = 1, \"z z\" = 2 }\r\n[[l]]\r\n[[l]]\r\nk = true";
     let doc = Doc::parse("r.toml".as_ref(), text, &[]).unwrap();
     assert_eq!(position(doc.value_span("a")), (1, 5));
     assert_eq!(position(doc.key_span("\"日本\".x")), (2, 6));
@@ -114,9 +104,9 @@ fn the_wrong_value_is_underlined() {
         let wrong = format!("{}[[false]]{}", &text[..range.start], &text[range.end..]);
         let errors = support::read("r.toml", &wrong, &[]).expect_err(&path);
         let at = range.start..range.start + "[[false]]".len();
-        let found = errors.iter().any(|e| {
-            e.labels[0].span.range().start >= at.start && e.labels[0].span.range().end <= at.end
-        });
+        let found = errors
+            .iter()
+            .any(|e| e.labels[0].span.range().start >= at.start && e.labels[0].span.range().end <= at.end);
         assert!(found, "{path}\n{errors}");
         tried += 1;
     }
@@ -129,10 +119,7 @@ fn the_stray_key_is_underlined() {
     let text = support::WHOLE;
     let (doc, _) = support::read("r.toml", text, &[]).unwrap();
     let mut tried = 0;
-    for path in all_paths(&doc)
-        .into_iter()
-        .filter(|path| doc.value(path).unwrap().is_object())
-    {
+    for path in all_paths(&doc).into_iter().filter(|path| doc.value(path).unwrap().is_object()) {
         let Some(span) = doc.value_span(&path) else {
             continue;
         };
@@ -143,9 +130,7 @@ fn the_stray_key_is_underlined() {
         let stray = format!("{}{insert}{}", &text[..at], &text[at..]);
         let errors = support::read("r.toml", &stray, &[]).expect_err(&path);
         assert!(
-            errors
-                .iter()
-                .any(|e| e.labels[0].span.text() == "zzz" && e.title.ends_with("zzz`")),
+            errors.iter().any(|e| e.labels[0].span.text() == "zzz" && e.title.ends_with("zzz`")),
             "{path}\n{errors}"
         );
         assert_eq!(errors.len(), 1, "{path}\n{errors}");

@@ -80,33 +80,77 @@ macro_rules! optional {
 #[doc(hidden)]
 #[macro_export]
 macro_rules! slot {
-    (model) => { $crate::Slot::Model };
-    (quantizer) => { $crate::Slot::Quantizer };
-    (adapter) => { $crate::Slot::Adapter };
-    (gradient) => { $crate::Slot::Gradient };
-    (optimizer) => { $crate::Slot::Optimizer };
-    (schedule) => { $crate::Slot::Schedule };
-    (objective) => { $crate::Slot::Objective };
-    (data) => { $crate::Slot::Data };
-    (activation) => { $crate::Slot::Activation };
-    (kv) => { $crate::Slot::Kv };
-    (decode) => { $crate::Slot::Decode };
-    (track) => { $crate::Slot::Track };
+    (model) => {
+        $crate::Slot::Model
+    };
+    (quantizer) => {
+        $crate::Slot::Quantizer
+    };
+    (adapter) => {
+        $crate::Slot::Adapter
+    };
+    (gradient) => {
+        $crate::Slot::Gradient
+    };
+    (optimizer) => {
+        $crate::Slot::Optimizer
+    };
+    (schedule) => {
+        $crate::Slot::Schedule
+    };
+    (objective) => {
+        $crate::Slot::Objective
+    };
+    (data) => {
+        $crate::Slot::Data
+    };
+    (activation) => {
+        $crate::Slot::Activation
+    };
+    (kv) => {
+        $crate::Slot::Kv
+    };
+    (decode) => {
+        $crate::Slot::Decode
+    };
+    (track) => {
+        $crate::Slot::Track
+    };
 }
 
 #[doc(hidden)]
 #[macro_export]
 macro_rules! any {
-    (model, $p:expr) => { Ok($crate::AnyPart::Model(Box::new($p))) };
-    (quantizer, $p:expr) => { Ok($crate::AnyPart::Quantizer(Box::new($p))) };
-    (adapter, $p:expr) => { Ok($crate::AnyPart::Adapter(Box::new($p))) };
-    (gradient, $p:expr) => { Ok($crate::AnyPart::Gradient(Box::new($p))) };
-    (optimizer, $p:expr) => { Ok($crate::AnyPart::Optimizer(Box::new($p))) };
-    (schedule, $p:expr) => { Ok($crate::AnyPart::Schedule(Box::new($p))) };
-    (objective, $p:expr) => { Ok($crate::AnyPart::Objective(Box::new($p))) };
-    (activation, $p:expr) => { Ok($crate::AnyPart::Activation(Box::new($p))) };
-    (kv, $p:expr) => { Ok($crate::AnyPart::Kv(Box::new($p))) };
-    (decode, $p:expr) => { Ok($crate::AnyPart::Decode(Box::new($p))) };
+    (model, $p:expr) => {
+        Ok($crate::AnyPart::Model(Box::new($p)))
+    };
+    (quantizer, $p:expr) => {
+        Ok($crate::AnyPart::Quantizer(Box::new($p)))
+    };
+    (adapter, $p:expr) => {
+        Ok($crate::AnyPart::Adapter(Box::new($p)))
+    };
+    (gradient, $p:expr) => {
+        Ok($crate::AnyPart::Gradient(Box::new($p)))
+    };
+    (optimizer, $p:expr) => {
+        Ok($crate::AnyPart::Optimizer(Box::new($p)))
+    };
+    (schedule, $p:expr) => {
+        Ok($crate::AnyPart::Schedule(Box::new($p)))
+    };
+    (objective, $p:expr) => {
+        Ok($crate::AnyPart::Objective(Box::new($p)))
+    };
+    (activation, $p:expr) => {
+        Ok($crate::AnyPart::Activation(Box::new($p)))
+    };
+    (kv, $p:expr) => {
+        Ok($crate::AnyPart::Kv(Box::new($p)))
+    };
+    (decode, $p:expr) => {
+        Ok($crate::AnyPart::Decode(Box::new($p)))
+    };
     ($other:ident, $p:expr) => {{
         let _: $crate::Declares = ($p).into();
         Ok($crate::AnyPart::Declared)

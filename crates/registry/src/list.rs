@@ -83,8 +83,10 @@ pub struct PartInfo {
 pub fn describe(part: &PartEntry) -> PartInfo {
     let schema = (part.schema)().to_value();
     let defaults = (part.complete)(json!({})).ok();
-    let required: Vec<&str> =
-        schema["required"].as_array().map(|r| r.iter().filter_map(Json::as_str).collect()).unwrap_or_default();
+    let required: Vec<&str> = schema["required"]
+        .as_array()
+        .map(|r| r.iter().filter_map(Json::as_str).collect())
+        .unwrap_or_default();
     let settings = schema["properties"]
         .as_object()
         .map(|properties| {

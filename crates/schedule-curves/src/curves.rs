@@ -26,10 +26,14 @@ struct Warmup {
 impl Warmup {
     fn check(self) -> Result<Self> {
         if !(0.0..1.0).contains(&self.ratio) {
-            return Err(BadSetting::new("warmup_ratio", format!("is {}; it must be in [0, 1)", self.ratio)).into());
+            return Err(
+                BadSetting::new("warmup_ratio", format!("is {}; it must be in [0, 1)", self.ratio)).into()
+            );
         }
         if self.steps.is_some() && self.ratio > 0.0 {
-            return Err(BadSetting::new("warmup_ratio", "cannot stand beside `warmup_steps`; keep one").into());
+            return Err(
+                BadSetting::new("warmup_ratio", "cannot stand beside `warmup_steps`; keep one").into()
+            );
         }
         Ok(self)
     }

@@ -125,12 +125,20 @@ impl Forward {
     }
 
     /// Self-attention of one layer: within the segments, or against the cache.
-    pub fn attention(&self, layer: usize, q: &Value, k: &Value, v: &Value, spec: ops::AttentionSpec) -> Result<Value> {
+    pub fn attention(
+        &self,
+        layer: usize,
+        q: &Value,
+        k: &Value,
+        v: &Value,
+        spec: ops::AttentionSpec,
+    ) -> Result<Value> {
         match &self.cache {
             None => ops::attention(&self.tape, q, &ops::KeyValue { k, v }, &self.segments, spec),
-            Some(cache) => {
-                cache.borrow_mut().attend(layer, q.array(), k.array(), v.array(), &self.batch.segments, spec).map(Value::constant)
-            }
+            Some(cache) => cache
+                .borrow_mut()
+                .attend(layer, q.array(), k.array(), v.array(), &self.batch.segments, spec)
+                .map(Value::constant),
         }
     }
 

@@ -31,12 +31,13 @@ pub use adapter::{Adapter, AdapterFile, AttachContext, LinearAdapter};
 pub use decode::{Decoder, Draft};
 pub use forward::{FlatBatch, Forward, Mode};
 pub use kv::{KvCache, KvPolicy, KvShape};
-pub use loader::{LoadOptions, Loader, RandomSource, ShapeSource, WeightSource, WeightInfo};
+pub use loader::{LoadOptions, Loader, RandomSource, ShapeSource, WeightInfo, WeightSource};
 pub use model::{Model, ModelFacts, ModelFamily};
 pub use part::{AnyPart, Part, PartEntry, Slot, Trait};
 pub use quantizer::Quantizer;
 pub use ramekin_tape::ops::PackedWeight;
 pub use sites::{LinearBase, LinearSite, ParamSite, Sites};
 pub use training::{
-    ActivationPolicy, Block, GradientTransform, Objective, Optimizer, ParamGroup, Schedule, StateTensor, StepInfo,
+    ActivationPolicy, Block, GradientTransform, Objective, Optimizer, ParamGroup, Schedule, StateTensor,
+    StepInfo,
 };

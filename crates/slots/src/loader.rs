@@ -119,7 +119,14 @@ pub struct Loader<'a> {
 impl<'a> Loader<'a> {
     /// A loader from this source.
     pub fn new(source: &'a mut dyn WeightSource, options: LoadOptions<'a>) -> Self {
-        Loader { source, options, ledger: Ledger::default(), sites: Sites::default(), used: HashSet::new(), packed: 0 }
+        Loader {
+            source,
+            options,
+            ledger: Ledger::default(),
+            sites: Sites::default(),
+            used: HashSet::new(),
+            packed: 0,
+        }
     }
 
     /// Whether the source holds this tensor (or makes up any).
@@ -175,7 +182,14 @@ impl<'a> Loader<'a> {
     }
 
     /// A linear with its weight `PATH.weight` `[outputs, inputs]` and, perhaps, `PATH.bias`.
-    pub fn linear(&mut self, path: &str, outputs: usize, inputs: usize, bias: bool, is_head: bool) -> Result<()> {
+    pub fn linear(
+        &mut self,
+        path: &str,
+        outputs: usize,
+        inputs: usize,
+        bias: bool,
+        is_head: bool,
+    ) -> Result<()> {
         let name = format!("{path}.weight");
         let quantizer = self.options.quantizer.filter(|q| q.converts(path, is_head));
         let base = if let Some(quantizer) = quantizer {

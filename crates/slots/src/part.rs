@@ -6,8 +6,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value as Json;
 
 use crate::{
-    ActivationPolicy, Adapter, Decoder, GradientTransform, KvPolicy, ModelFamily, Objective, Optimizer, Quantizer,
-    Schedule,
+    ActivationPolicy, Adapter, Decoder, GradientTransform, KvPolicy, ModelFamily, Objective, Optimizer,
+    Quantizer, Schedule,
 };
 
 /// The places of a recipe that parts fill.

@@ -78,7 +78,13 @@ pub struct LinearSite {
 
 impl LinearSite {
     /// A linear without adapters.
-    pub fn new(path: &str, shape: (usize, usize), is_head: bool, base: LinearBase, bias: Option<String>) -> Self {
+    pub fn new(
+        path: &str,
+        shape: (usize, usize),
+        is_head: bool,
+        base: LinearBase,
+        bias: Option<String>,
+    ) -> Self {
         LinearSite {
             path: path.to_owned(),
             shape,
@@ -129,11 +135,12 @@ impl LinearSite {
         Ok(y)
     }
 
-    /// The base weight as dense f32, `[O, I]`.
-    pub fn dense(&self, sites: &Sites) -> Result<Array> {
+    /// The weight without adapters as dense f32, `[O, I]`: the base's, or its
+    /// trained stand-in's where `stand_ins` says so.
+    pub fn dense(&self, sites: &Sites, stand_ins: bool) -> Result<Array> {
         match self.base() {
             LinearBase::Dense(name) => {
-                let value = sites.param(&name)?.base().value();
+                let value = sites.param(&name)?.active(stand_ins).value();
                 if value.is_shape_only() {
                     return Array::shape_only(value.dims(), DType::F32, Category::Workspace);
                 }
@@ -154,7 +161,7 @@ impl LinearSite {
     /// # Errors
     /// If an adapter cannot be folded in.
     pub fn merged(&self, sites: &Sites) -> Result<Array> {
-        let mut w = self.dense(sites)?;
+        let mut w = self.dense(sites, true)?;
         for adapter in self.adapters.borrow().iter() {
             w = adapter.fold(self, w)?;
         }
@@ -186,7 +193,10 @@ impl Sites {
 
     /// The linear of a module path.
     pub fn linear(&self, path: &str) -> Result<&LinearSite> {
-        self.by_path.get(path).map(|i| &self.linears[*i]).with_context(|| format!("the model has no linear `{path}`"))
+        self.by_path
+            .get(path)
+            .map(|i| &self.linears[*i])
+            .with_context(|| format!("the model has no linear `{path}`"))
     }
 
     /// The parameter of a tensor name.
@@ -232,7 +242,8 @@ impl Sites {
         }
         let names: Vec<String> = self.param_order.iter().map(|n| module(n)).collect();
         let tails: Vec<&str> = names.iter().map(|n| n.rsplit('.').next().unwrap_or(n)).collect();
-        let hint = suggest(entry, tails.iter().copied()).map_or(String::new(), |n| format!("; did you mean `{n}`?"));
+        let hint =
+            suggest(entry, tails.iter().copied()).map_or(String::new(), |n| format!("; did you mean `{n}`?"));
         Err(UserError::new(format!("no module is called `{entry}`{hint}")).into())
     }
 }

@@ -72,7 +72,14 @@ pub trait GradientTransform {
 pub trait Objective {
     /// `scale · Σ` of the tokens' losses as a scalar; `hidden` `[N, d]` after
     /// the final norm, `labels[t]` the id to predict at token t, −100 for none.
-    fn loss(&self, fx: &Forward, model: &Rc<dyn Model>, hidden: &Value, labels: &[i64], scale: f64) -> Result<Value>;
+    fn loss(
+        &self,
+        fx: &Forward,
+        model: &Rc<dyn Model>,
+        hidden: &Value,
+        labels: &[i64],
+        scale: f64,
+    ) -> Result<Value>;
 }
 
 /// A block that can be run again: same input, same output.

@@ -18,12 +18,7 @@ impl Tape {
     /// begins, so whatever `f` makes exists for one chunk at a time: logits,
     /// above all. What stays until backward is the gradient of `x` and of the
     /// parameters that `f` used.
-    pub fn chunked(
-        &self,
-        x: &Value,
-        rows: usize,
-        f: &ChunkLoss<'_>,
-    ) -> Result<Value> {
+    pub fn chunked(&self, x: &Value, rows: usize, f: &ChunkLoss<'_>) -> Result<Value> {
         let (n, d) = x.array().rows();
         let dtype = x.array().dtype();
         let shape_only = x.array().is_shape_only();

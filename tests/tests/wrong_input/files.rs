@@ -11,7 +11,7 @@ type Tensor = (String, Vec<usize>, Vec<f32>);
 /// Puts what the case needs beside its recipe.
 pub fn make(case: &str, dir: &Path) {
     let recipe = std::fs::read_to_string(dir.join("recipe.toml")).unwrap();
-    if recipe.contains("\"model\"") {
+    if recipe.contains("source = \"model\"") || case.starts_with("model-folder") {
         model(case, &dir.join("model"));
     }
     if case.starts_with("adapter-") {
@@ -99,6 +99,7 @@ fn model(case: &str, folder: &Path) {
         return;
     }
     std::fs::copy(folder.with_file_name("tiny.json"), folder.join("config.json")).unwrap();
+    std::fs::copy(folder.with_file_name("tokenizer.json"), folder.join("tokenizer.json")).unwrap();
     let mut tensors = llama();
     let find = |tensors: &[Tensor], tail: &str| tensors.iter().position(|t| t.0.ends_with(tail)).unwrap();
     match case {

@@ -30,9 +30,9 @@ pub const NAMES: [&str; 2] = ["tiny-text", "records"];
 pub fn document(seed: u64, index: u64) -> String {
     let mut draws = Draws::new(Rng::new(seed).stream("tiny.text", index));
     match draws.below(20) {
-        0..=8 => stories::story(&mut draws),
-        9..=15 => word_problems::problem(&mut draws),
-        16..=17 => small_talk::list(&mut draws),
+        0..=5 => stories::story(&mut draws),
+        6..=16 => word_problems::problem(&mut draws),
+        17..=18 => small_talk::list(&mut draws),
         _ => small_talk::questions(&mut draws),
     }
 }
@@ -40,23 +40,19 @@ pub fn document(seed: u64, index: u64) -> String {
 /// Documents of at least `bytes` bytes together, ending with the one that reaches them.
 pub fn text(seed: u64, bytes: usize) -> impl Iterator<Item = String> + Send {
     let mut written = 0;
-    (0u64..)
-        .map(move |i| document(seed, i))
-        .take_while(move |document| {
-            let more = written < bytes;
-            written += document.len();
-            more
-        })
+    (0u64..).map(move |i| document(seed, i)).take_while(move |document| {
+        let more = written < bytes;
+        written += document.len();
+        more
+    })
 }
 
 /// Checks the settings that need no file.
 pub(crate) fn check(settings: &BuiltinSettings) -> Result<(), BadSetting> {
     if !NAMES.contains(&settings.name.as_str()) {
         let known = NAMES.map(|n| format!("`{n}`")).join(", ");
-        let way = suggest(&settings.name, NAMES).map_or_else(
-            || format!("there are {known}"),
-            |near| format!("did you mean `{near}`?"),
-        );
+        let way = suggest(&settings.name, NAMES)
+            .map_or_else(|| format!("there are {known}"), |near| format!("did you mean `{near}`?"));
         return Err(BadSetting::new(
             "name",
             format!("is `{}`, which is no built-in data; {way}", settings.name),
@@ -75,17 +71,9 @@ pub(crate) fn records_of(settings: &BuiltinSettings) -> Result<Records> {
     check(settings)?;
     let file: std::sync::Arc<Path> = Path::new(&format!("builtin:{}", settings.name)).into();
     let record = move |(i, fields): (usize, Vec<(&str, String)>)| {
-        let fields: Map<String, Json> = fields
-            .into_iter()
-            .map(|(name, text)| (name.to_owned(), Json::String(text)))
-            .collect();
-        Ok(Record {
-            origin: Origin {
-                file: file.clone(),
-                line: Some(i + 1),
-            },
-            fields,
-        })
+        let fields: Map<String, Json> =
+            fields.into_iter().map(|(name, text)| (name.to_owned(), Json::String(text))).collect();
+        Ok(Record { origin: Origin { file: file.clone(), line: Some(i + 1) }, fields })
     };
     Ok(if settings.name == "records" {
         let rows = records(settings.seed, settings.rows, settings.held_out);
@@ -94,12 +82,7 @@ pub(crate) fn records_of(settings: &BuiltinSettings) -> Result<Records> {
     } else {
         // Held-out text is text of another seed.
         let seed = settings.seed ^ if settings.held_out { 1 << 63 } else { 0 };
-        Box::new(
-            text(seed, settings.bytes)
-                .map(|t| vec![("text", t)])
-                .enumerate()
-                .map(record),
-        )
+        Box::new(text(seed, settings.bytes).map(|t| vec![("text", t)]).enumerate().map(record))
     })
 }
 
@@ -120,12 +103,7 @@ mod tests {
         assert!(docs.iter().all(|d| !d.contains(['{', '}'])));
         let long: Vec<&String> = docs.iter().filter(|d| d.len() > 60).collect();
         let different: HashSet<&&String> = long.iter().collect();
-        assert!(
-            different.len() * 100 > long.len() * 95,
-            "{} of {}",
-            different.len(),
-            long.len()
-        );
+        assert!(different.len() * 100 > long.len() * 95, "{} of {}", different.len(), long.len());
         let words: BTreeMap<String, usize> = docs
             .iter()
             .flat_map(|d| d.split(|c: char| !c.is_alphabetic()))
@@ -166,8 +144,7 @@ mod tests {
             r"^ giver: [A-Z][a-z]+; taker: [A-Z][a-z]+; item: [a-z]+; colour: [a-z]+; left: \d+$",
         )
         .unwrap();
-        let seen: HashSet<(&str, &str)> =
-            train.iter().map(|t| (&*t.prompt, &*t.completion)).collect();
+        let seen: HashSet<(&str, &str)> = train.iter().map(|t| (&*t.prompt, &*t.completion)).collect();
         for t in &held {
             assert!(shape.is_match(&t.completion), "{t:?}");
             assert!(!seen.contains(&(&*t.prompt, &*t.completion)));

@@ -25,17 +25,10 @@ const HELD_OUT: u64 = 5;
 pub fn records(seed: u64, rows: usize, held_out: bool) -> impl Iterator<Item = Task> {
     let rng = Rng::new(seed);
     (0..rows as u64).map(move |row| {
-        let mut draws = Draws::new(rng.stream(
-            if held_out {
-                "tiny.records.dev"
-            } else {
-                "tiny.records"
-            },
-            row,
-        ));
+        let mut draws =
+            Draws::new(rng.stream(if held_out { "tiny.records.dev" } else { "tiny.records" }, row));
         // One draw in five is held out, so this ends soon.
-        let gift =
-            std::iter::repeat_with(|| Gift::new(&mut draws)).find(|g| is_held_out(g) == held_out);
+        let gift = std::iter::repeat_with(|| Gift::new(&mut draws)).find(|g| is_held_out(g) == held_out);
         let gift = gift.unwrap_or_else(|| Gift::new(&mut draws));
         task(&gift, draws.below(4))
     })
@@ -57,12 +50,7 @@ fn task(gift: &Gift, way: usize) -> Task {
 
 /// Which side of the split a gift is on, whatever the seed and the wording.
 fn is_held_out(gift: &Gift) -> bool {
-    let what = format!(
-        "{}/{}/{}/{}/{}/{}",
-        gift.giver, gift.taker, gift.colour, gift.thing.0, gift.had, gift.gave
-    );
-    Rng::new(0)
-        .named("tiny.records.split", &what)
-        .u64_at(0)
-        .is_multiple_of(HELD_OUT)
+    let what =
+        format!("{}/{}/{}/{}/{}/{}", gift.giver, gift.taker, gift.colour, gift.thing.0, gift.had, gift.gave);
+    Rng::new(0).named("tiny.records.split", &what).u64_at(0).is_multiple_of(HELD_OUT)
 }

@@ -25,11 +25,7 @@ pub(super) fn two_people(draws: &mut Draws) -> ((&'static str, bool), (&'static 
 
 /// "a" or "an" before a word.
 pub(super) fn article(word: &str) -> &'static str {
-    if word.starts_with(['a', 'e', 'i', 'o', 'u']) {
-        "an"
-    } else {
-        "a"
-    }
+    if word.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" }
 }
 
 /// What a story keeps the same from its first sentence to its last.
@@ -118,10 +114,7 @@ impl Scene {
             "at place" => return out.push_str(&format!("{} the {}", self.place.0, self.place.1)),
             "other" => self.other_place.1,
             "at other" => {
-                return out.push_str(&format!(
-                    "{} the {}",
-                    self.other_place.0, self.other_place.1
-                ));
+                return out.push_str(&format!("{} the {}", self.other_place.0, self.other_place.1));
             }
             "food" => self.food,
             "family" => self.family,

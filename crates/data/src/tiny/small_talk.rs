@@ -4,8 +4,7 @@ use ramekin_core::Draws;
 
 use super::scene::{article, number, pick, two_people};
 use super::words::{
-    ANIMALS, COLOUR_OF, COLOURS, DAYS, FOODS, JOBS, LOOKS, OPPOSITES, PLACES, ROOMS, THINGS,
-    WEATHER,
+    ANIMALS, COLOUR_OF, COLOURS, DAYS, FOODS, JOBS, LOOKS, OPPOSITES, PLACES, ROOMS, THINGS, WEATHER,
 };
 
 /// A list in one of several forms.
@@ -44,10 +43,7 @@ pub(super) fn list(draws: &mut Draws) -> String {
             let (thing, colour) = (pick(draws, &THINGS), pick(draws, &COLOURS));
             let (look, place) = (pick(draws, &LOOKS), pick(draws, &PLACES));
             let ((owner, _), _) = two_people(draws);
-            format!(
-                "Name: {owner}; thing: {}; look: {look}; paint: {colour}; place: {}.",
-                thing.0, place.1
-            )
+            format!("Name: {owner}; thing: {}; look: {look}; paint: {colour}; place: {}.", thing.0, place.1)
         }
         _ => {
             let today = draws.below(7);
@@ -71,10 +67,7 @@ fn question(draws: &mut Draws) -> String {
     match draws.below(7) {
         0 => {
             let (what, colour) = pick(draws, &COLOUR_OF);
-            format!(
-                "Question: What colour is {what}? Answer: {} is {colour}.",
-                upper(what)
-            )
+            format!("Question: What colour is {what}? Answer: {} is {colour}.", upper(what))
         }
         1 => {
             let (animal, sound, _) = pick(draws, &ANIMALS);
@@ -82,9 +75,7 @@ fn question(draws: &mut Draws) -> String {
         }
         2 => {
             let (animal, _, home) = pick(draws, &ANIMALS);
-            format!(
-                "Question: Where does the {animal} live? Answer: The {animal} lives near the {home}."
-            )
+            format!("Question: Where does the {animal} live? Answer: The {animal} lives near the {home}.")
         }
         3 => {
             let (a, b) = pick(draws, &OPPOSITES);
@@ -122,7 +113,5 @@ fn question(draws: &mut Draws) -> String {
 
 fn upper(text: &str) -> String {
     let mut chars = text.chars();
-    chars
-        .next()
-        .map_or_else(String::new, |c| c.to_uppercase().chain(chars).collect())
+    chars.next().map_or_else(String::new, |c| c.to_uppercase().chain(chars).collect())
 }

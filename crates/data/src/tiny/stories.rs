@@ -42,11 +42,7 @@ const LOST: &[Step] = &[
         "Then {he} could not find the {thing}.",
         "On the way home, {he} lost the {thing}.",
     ],
-    &[
-        "{A} felt {sad}.",
-        "{He} was so {sad} that {he} began to cry.",
-        "\"Where is my {thing}?\" asked {A}.",
-    ],
+    &["{A} felt {sad}.", "{He} was so {sad} that {he} began to cry.", "\"Where is my {thing}?\" asked {A}."],
     &[
         "{He} looked {at place}, but it was not there.",
         "{He} looked under the bed and behind the door.",
@@ -67,11 +63,7 @@ const SHARE: &[Step] = &[
         "{A} found {n} {things} {at place}.",
         "{His} {family} gave {A} some {food}.",
     ],
-    &[
-        "{B} had none and looked {sad}.",
-        "{B} sat alone and was {sad}.",
-        "\"May I have one?\" asked {B}.",
-    ],
+    &["{B} had none and looked {sad}.", "{B} sat alone and was {sad}.", "\"May I have one?\" asked {B}."],
     &[
         "At first, {A} did not want to share.",
         "{A} thought about it for a while.",
@@ -100,26 +92,14 @@ const STORM: &[Step] = &[
         "Suddenly it began to rain.",
         "A big storm came over the {place}.",
     ],
-    &[
-        "{A} was {sad} and ran home.",
-        "{A} and {B} hid under {a look} tree.",
-        "{A} did not know where to go.",
-    ],
+    &["{A} was {sad} and ran home.", "{A} and {B} hid under {a look} tree.", "{A} did not know where to go."],
     &[
         "There {he} heard {an animal}.",
         "{an animal} was there too, cold and wet.",
         "Then {he} saw a light {at other}.",
     ],
-    &[
-        "\"Do not be afraid,\" said {A}.",
-        "\"Come with me,\" said {B}.",
-        "{A} held {his} {thing} and waited.",
-    ],
-    &[
-        "After a while, the rain stopped.",
-        "Soon the storm was over.",
-        "Then the sun came out again.",
-    ],
+    &["\"Do not be afraid,\" said {A}.", "\"Come with me,\" said {B}.", "{A} held {his} {thing} and waited."],
+    &["After a while, the rain stopped.", "Soon the storm was over.", "Then the sun came out again."],
     &[
         "They saw a rainbow over the {other}.",
         "Everything was wet and clean.",
@@ -219,11 +199,7 @@ const GARDEN: &[Step] = &[
         "The flowers were {colour} and smelled sweet.",
         "It grew and grew until it was as tall as {A}.",
     ],
-    &[
-        "{A} gave the first flower to {B}.",
-        "{B} had never seen such a garden.",
-        "\"How pretty!\" said {B}.",
-    ],
+    &["{A} gave the first flower to {B}.", "{B} had never seen such a garden.", "\"How pretty!\" said {B}."],
 ];
 
 const RACE: &[Step] = &[
@@ -265,11 +241,7 @@ const BUILD: &[Step] = &[
         "{A} and {B} made a boat from wood.",
         "They built a tower with {n} {colour} blocks.",
     ],
-    &[
-        "{He} took wood, a hammer and a rope.",
-        "First they made a plan on paper.",
-        "It was hard work.",
-    ],
+    &["{He} took wood, a hammer and a rope.", "First they made a plan on paper.", "It was hard work."],
     &[
         "The first one was too small.",
         "Then the wind blew it down.",
@@ -280,16 +252,8 @@ const BUILD: &[Step] = &[
         "{A} was {sad}, but {he} did not stop.",
         "\"Let me help,\" said {his} {family}.",
     ],
-    &[
-        "In the evening, it was done.",
-        "The second one was better.",
-        "At last, it was strong and {look}.",
-    ],
-    &[
-        "They painted it {colour}.",
-        "Everyone {at place} came to see it.",
-        "The {animal} liked it at once.",
-    ],
+    &["In the evening, it was done.", "The second one was better.", "At last, it was strong and {look}."],
+    &["They painted it {colour}.", "Everyone {at place} came to see it.", "The {animal} liked it at once."],
 ];
 
 const MARKET: &[Step] = &[
@@ -346,11 +310,7 @@ const SICK: &[Step] = &[
         "The way was long, but {A} did not stop.",
         "{He} opened the door and went in quietly.",
     ],
-    &[
-        "{B} was {glad} to see {him}.",
-        "\"You came!\" said {B}.",
-        "{A} read a story about {a look} {animal}.",
-    ],
+    &["{B} was {glad} to see {him}.", "\"You came!\" said {B}.", "{A} read a story about {a look} {animal}."],
     &[
         "A week later, {B} was well again.",
         "Soon {B} felt much better.",
@@ -374,11 +334,7 @@ const NIGHT: &[Step] = &[
         "{A} was afraid, but also {manner}.",
         "{He} took a lamp and went to look.",
     ],
-    &[
-        "It was only {an animal}.",
-        "It was only the wind.",
-        "But it was {B}, who could not sleep either.",
-    ],
+    &["It was only {an animal}.", "It was only the wind.", "But it was {B}, who could not sleep either."],
     &[
         "They sat by the window and counted the stars.",
         "{His} {family} gave {him} a cup of warm milk.",
@@ -386,9 +342,7 @@ const NIGHT: &[Step] = &[
     ],
 ];
 
-const PLOTS: [&[Step]; 11] = [
-    LOST, SHARE, STORM, PET, BAKE, GARDEN, RACE, BUILD, MARKET, SICK, NIGHT,
-];
+const PLOTS: [&[Step]; 11] = [LOST, SHARE, STORM, PET, BAKE, GARDEN, RACE, BUILD, MARKET, SICK, NIGHT];
 
 /// One story of five to eight sentences.
 pub(super) fn story(draws: &mut Draws) -> String {
@@ -396,15 +350,13 @@ pub(super) fn story(draws: &mut Draws) -> String {
     let plot = pick(draws, &PLOTS);
     let mut sentences = vec![pick(draws, OPENINGS)];
     // Now and then a step is left out, so that the order is not fixed.
-    sentences.extend(
-        plot.iter()
-            .filter_map(|step| (draws.below(7) > 0).then(|| pick(draws, step))),
-    );
+    for step in plot {
+        if draws.below(7) > 0 {
+            sentences.push(pick(draws, step));
+        }
+    }
     sentences.push(pick(draws, ENDINGS));
-    let filled: Vec<String> = sentences
-        .iter()
-        .map(|s| capitalised(scene.fill(s, draws)))
-        .collect();
+    let filled: Vec<String> = sentences.iter().map(|s| capitalised(scene.fill(s, draws))).collect();
     filled.join(" ")
 }
 

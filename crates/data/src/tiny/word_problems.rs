@@ -20,14 +20,7 @@ impl Gift {
         let ((giver, _), (taker, _)) = two_people(draws);
         let had = number(draws, 2, 12);
         let gave = number(draws, 1, had - 1);
-        Gift {
-            giver,
-            taker,
-            colour: pick(draws, &COLOURS),
-            thing: pick(draws, &THINGS),
-            had,
-            gave,
-        }
+        Gift { giver, taker, colour: pick(draws, &COLOURS), thing: pick(draws, &THINGS), had, gave }
     }
 
     pub(super) fn left(&self) -> usize {
@@ -36,14 +29,7 @@ impl Gift {
 
     /// What happened, in one of several ways.
     pub(super) fn sentence(&self, way: usize) -> String {
-        let Gift {
-            giver,
-            taker,
-            colour,
-            had,
-            gave,
-            ..
-        } = self;
+        let Gift { giver, taker, colour, had, gave, .. } = self;
         let things = self.thing.1;
         match way % 4 {
             0 => format!("{giver} has {had} {colour} {things} and gives {gave} to {taker}."),
@@ -55,11 +41,7 @@ impl Gift {
 
     /// `n` of the things, in the right number.
     fn count(&self, n: usize) -> String {
-        format!(
-            "{n} {} {}",
-            self.colour,
-            if n == 1 { self.thing.0 } else { self.thing.1 }
-        )
+        format!("{n} {} {}", self.colour, if n == 1 { self.thing.0 } else { self.thing.1 })
     }
 }
 
@@ -69,15 +51,16 @@ fn count(n: usize, thing: (&str, &str)) -> String {
 
 /// One problem with its answer.
 pub(super) fn problem(draws: &mut Draws) -> String {
-    match draws.below(12) {
-        0..=3 => giving(draws),
-        4 => adding(draws),
-        5 => comparing(draws),
-        6 => sharing(draws),
-        7 => groups(draws),
-        8 => counting(draws),
-        9 => sums(draws),
-        10 => finding(draws),
+    // Mostly gifts: what is told must be told again rightly, which is what a model learns last.
+    match draws.below(16) {
+        0..=7 => giving(draws),
+        8 => adding(draws),
+        9 => comparing(draws),
+        10 => sharing(draws),
+        11 => groups(draws),
+        12 => counting(draws),
+        13 => sums(draws),
+        14 => finding(draws),
         _ => buying(draws),
     }
 }
@@ -92,15 +75,12 @@ fn giving(draws: &mut Draws) -> String {
             "{told} How many {things} are left? {had} - {gave} = {left}, so {giver} has {} left.",
             gift.count(left)
         ),
-        1 => format!(
-            "{told} Now {giver} has {} and {taker} has {gave}.",
-            gift.count(left)
-        ),
-        2 => format!("{told} The giver is {giver}. The taker is {taker}. There are {left} left."),
-        3 => format!(
-            "{told} Who has the {}? {taker} has {gave} and {giver} has {left}.",
+        1 => format!("{told} Now {giver} has {} and {taker} has {gave}.", gift.count(left)),
+        2 => format!(
+            "{told} The giver is {giver}. The taker is {taker}. The things are {} {things}. There are {left} left.",
             gift.colour
         ),
+        3 => format!("{told} Who has the {}? {taker} has {gave} and {giver} has {left}.", gift.colour),
         4 => format!(
             "{told} What does {giver} give? {giver} gives {}. What is left? {left} of {had}.",
             gift.count(gave)
@@ -144,17 +124,11 @@ fn comparing(draws: &mut Draws) -> String {
     let (n, m) = (number(draws, 1, 12), number(draws, 1, 12));
     let told = format!("{a} has {} and {b} has {m}.", count(n, thing));
     if n == m {
-        return format!(
-            "{told} Who has more? Neither. Both have {}.",
-            count(n, thing)
-        );
+        return format!("{told} Who has more? Neither. Both have {}.", count(n, thing));
     }
     let (more, less, d) = if n > m { (a, b, n - m) } else { (b, a, m - n) };
     match draws.below(2) {
-        0 => format!(
-            "{told} Who has more {}? {more} has {d} more than {less}.",
-            thing.1
-        ),
+        0 => format!("{told} Who has more {}? {more} has {d} more than {less}.", thing.1),
         _ => format!("{told} {more} has more, and {less} has {d} fewer."),
     }
 }
@@ -197,9 +171,7 @@ fn counting(draws: &mut Draws) -> String {
             format!("Count from {first}: {}.", all.join(", "))
         }
         1 => {
-            let all: Vec<&str> = (first..first + length)
-                .map(|n| NUMBERS[n.min(20)])
-                .collect();
+            let all: Vec<&str> = (first..first + length).map(|n| NUMBERS[n.min(20)]).collect();
             format!("{} come one after the other.", all.join(", "))
         }
         2 => format!(

@@ -84,9 +84,8 @@ pub(super) const THINGS: [(&str, &str); 36] = [
     ("toy", "toys"),
 ];
 
-pub(super) const COLOURS: [&str; 10] = [
-    "red", "blue", "green", "yellow", "white", "black", "brown", "pink", "orange", "purple",
-];
+pub(super) const COLOURS: [&str; 10] =
+    ["red", "blue", "green", "yellow", "white", "black", "brown", "pink", "orange", "purple"];
 
 /// Animals with their sound and where they live.
 pub(super) const ANIMALS: [(&str, &str, &str); 16] = [
@@ -131,14 +130,14 @@ pub(super) const PLACES: [(&str, &str); 18] = [
 ];
 
 pub(super) const FOODS: [&str; 14] = [
-    "bread", "soup", "cake", "cheese", "honey", "jam", "milk", "pie", "rice", "salad", "tea",
-    "butter", "porridge", "corn",
+    "bread", "soup", "cake", "cheese", "honey", "jam", "milk", "pie", "rice", "salad", "tea", "butter",
+    "porridge", "corn",
 ];
 
 /// Adjectives of things.
 pub(super) const LOOKS: [&str; 16] = [
-    "small", "big", "old", "new", "shiny", "round", "soft", "heavy", "pretty", "broken", "clean",
-    "warm", "tiny", "long", "wooden", "strange",
+    "small", "big", "old", "new", "shiny", "round", "soft", "heavy", "pretty", "broken", "clean", "warm",
+    "tiny", "long", "wooden", "strange",
 ];
 
 /// Adjectives of people and animals.
@@ -147,37 +146,17 @@ pub(super) const MANNERS: [&str; 14] = [
     "friendly", "busy", "lazy", "proud",
 ];
 
-pub(super) const GLAD: [&str; 7] = [
-    "happy", "glad", "proud", "cheerful", "pleased", "excited", "thankful",
-];
-pub(super) const SAD: [&str; 7] = [
-    "sad", "worried", "afraid", "lonely", "tired", "upset", "angry",
-];
+pub(super) const GLAD: [&str; 7] = ["happy", "glad", "proud", "cheerful", "pleased", "excited", "thankful"];
+pub(super) const SAD: [&str; 7] = ["sad", "worried", "afraid", "lonely", "tired", "upset", "angry"];
 
-pub(super) const WEATHER: [&str; 9] = [
-    "sunny", "rainy", "windy", "cloudy", "snowy", "warm", "cold", "foggy", "hot",
-];
+pub(super) const WEATHER: [&str; 9] =
+    ["sunny", "rainy", "windy", "cloudy", "snowy", "warm", "cold", "foggy", "hot"];
 
-pub(super) const DAYS: [&str; 7] = [
-    "Monday",
-    "Tuesday",
-    "Wednesday",
-    "Thursday",
-    "Friday",
-    "Saturday",
-    "Sunday",
-];
+pub(super) const DAYS: [&str; 7] =
+    ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"];
 
-pub(super) const FAMILY: [&str; 8] = [
-    "mother",
-    "father",
-    "sister",
-    "brother",
-    "grandmother",
-    "grandfather",
-    "aunt",
-    "uncle",
-];
+pub(super) const FAMILY: [&str; 8] =
+    ["mother", "father", "sister", "brother", "grandmother", "grandfather", "aunt", "uncle"];
 
 pub(super) const JOBS: [(&str, &str); 10] = [
     ("baker", "bakes bread"),

@@ -62,7 +62,11 @@ pub fn names(metrics: &[Metric]) -> Vec<&'static str> {
 ///
 /// # Errors
 /// Exact match over rows without an expected answer.
-pub fn evaluate(assembly: &Assembly, data: &Dataset, e: &Evaluation<'_>) -> Result<(Map<String, Json>, Vec<Answer>)> {
+pub fn evaluate(
+    assembly: &Assembly,
+    data: &Dataset,
+    e: &Evaluation<'_>,
+) -> Result<(Map<String, Json>, Vec<Answer>)> {
     let mut metrics = Metrics::new(&e.metrics)?;
     if metrics.needs_loss() {
         let objective = parts::objective(&Part::of("sft"))?;
@@ -85,7 +89,12 @@ pub fn evaluate(assembly: &Assembly, data: &Dataset, e: &Evaluation<'_>) -> Resu
 /// Sequences answered together.
 const TOGETHER: usize = 32;
 
-fn answer(assembly: &Assembly, data: &Dataset, e: &Evaluation<'_>, metrics: &mut Metrics) -> Result<Vec<Answer>> {
+fn answer(
+    assembly: &Assembly,
+    data: &Dataset,
+    e: &Evaluation<'_>,
+    metrics: &mut Metrics,
+) -> Result<Vec<Answer>> {
     let tokenizer = assembly.tokenizer()?;
     let references: Vec<_> = data.examples.iter().filter_map(|x| x.reference.as_ref()).collect();
     if references.is_empty() {

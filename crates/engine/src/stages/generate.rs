@@ -73,7 +73,8 @@ fn prompts(s: &GenerateStage, plan: &Blueprint, assembly: &Assembly) -> Result<V
         .map(|text| {
             if s.chat {
                 let template = tokenizer.chat_template()?.ok_or_else(|| {
-                    UserError::new("`chat` is set and the tokenizer has no chat template").help("leave `chat` out")
+                    UserError::new("`chat` is set and the tokenizer has no chat template")
+                        .help("leave `chat` out")
                 })?;
                 let rendered = template.render(&[json!({ "role": "user", "content": text })], None, true)?;
                 tokenizer.encode(&rendered, false)

@@ -61,7 +61,11 @@ fn logits(assembly: &Assembly, file: &TokenFile) -> Result<Tensor> {
     Ok(Tensor::from_vec(all, (b, t, v), &Device::Cpu)?)
 }
 
-fn loss_and_gradients(assembly: &Assembly, batch: &LabelledBatch, wanted: bool) -> Result<(f64, Vec<(String, Tensor)>)> {
+fn loss_and_gradients(
+    assembly: &Assembly,
+    batch: &LabelledBatch,
+    wanted: bool,
+) -> Result<(f64, Vec<(String, Tensor)>)> {
     let objective = parts::objective(&Part::of("sft"))?;
     let tape = if wanted { Tape::new() } else { Tape::off() };
     let fx = Forward::new(

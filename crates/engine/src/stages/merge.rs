@@ -3,8 +3,8 @@
 use std::rc::Rc;
 
 use anyhow::{Result, bail};
-use ramekin_recipe::MergeStage;
 use ramekin_core::{Draws, Rng};
+use ramekin_recipe::MergeStage;
 use ramekin_slots::{FlatBatch, Forward, Mode};
 use ramekin_store::write_atomic;
 use ramekin_tape::Tape;
@@ -57,7 +57,9 @@ pub fn run(cx: &mut StageContext<'_>, s: &MergeStage, plan: &Blueprint) -> Resul
     });
     write_atomic(cx.dir.join("certificate.json"), &serde_json::to_vec_pretty(&certificate)?)?;
     if !(relative <= tolerance(dtype)) {
-        bail!("the merged model answers differently from base + adapter: off by {relative:.1e} of the largest logit");
+        bail!(
+            "the merged model answers differently from base + adapter: off by {relative:.1e} of the largest logit"
+        );
     }
     eprintln!("  merged model equals base + adapter within {relative:.1e} of the largest logit");
     cx.carry.leave_model(&folder.canonicalize()?);

@@ -27,12 +27,14 @@ const COMPANIONS: [&str; 9] = [
 /// `README.md`, and `ramekin.json` for what PEFT has no place for.
 pub fn adapter(assembly: &Assembly, attached: &Attached, target: &Path, seed: u64) -> Result<()> {
     let file = attached.adapter.file(&assembly.label)?;
-    let mut tensors: Vec<(String, Data)> = file.tensors.iter().map(|(n, a)| (n.clone(), Data::from(a))).collect();
+    let mut tensors: Vec<(String, Data)> =
+        file.tensors.iter().map(|(n, a)| (n.clone(), Data::from(a))).collect();
     tensors.sort_by(|a, b| a.0.cmp(&b.0));
     let mut dir = AtomicDir::begin(target)?;
     write_safetensors(dir.path().join("adapter_model.safetensors"), &tensors, &[("format", "pt")])?;
     dir.write("adapter_config.json", &pretty(&file.config)?)?;
-    let extra = json!({ "seed": seed, "owner": attached.owner, "sites": attached.sites, "extra": file.extra });
+    let extra =
+        json!({ "seed": seed, "owner": attached.owner, "sites": attached.sites, "extra": file.extra });
     dir.write("ramekin.json", &pretty(&extra)?)?;
     dir.write("README.md", card(&assembly.label, &file.config).as_bytes())?;
     dir.commit()?;
@@ -125,8 +127,7 @@ fn config(assembly: &Assembly, dtype: DType) -> Json {
 /// Whether a head that shared the embedding's table has gone its own way.
 fn untied(assembly: &Assembly) -> bool {
     let facts = assembly.model.facts();
-    facts.tie_word_embeddings
-        && assembly.sites.linears().iter().any(|l| l.is_head && l.adapter_count() > 0)
+    facts.tie_word_embeddings && assembly.sites.linears().iter().any(|l| l.is_head && l.adapter_count() > 0)
 }
 
 fn tensors(assembly: &Assembly) -> Result<Vec<(String, Vec<usize>, From<'_>)>> {
@@ -159,4 +160,3 @@ pub fn dtype(choice: Option<ramekin_recipe::Dtype>) -> Option<DType> {
         ramekin_recipe::Dtype::F16 => DType::F16,
     })
 }
-

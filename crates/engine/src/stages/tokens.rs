@@ -29,7 +29,11 @@ impl TokenFile {
                 return Ok(None);
             }
             let t = index.read(name)?;
-            ensure!(t.dims().len() == 2, UserError::new(format!("`{name}` is {:?}; it must be [rows, tokens]", t.dims())).in_file(path));
+            ensure!(
+                t.dims().len() == 2,
+                UserError::new(format!("`{name}` is {:?}; it must be [rows, tokens]", t.dims()))
+                    .in_file(path)
+            );
             Ok(Some(t.to_dtype(DType::I64)?.to_vec2::<i64>()?))
         };
         let ids = rows("input_ids")?
@@ -37,7 +41,10 @@ impl TokenFile {
             .into_iter()
             .map(|row| {
                 row.into_iter()
-                    .map(|id| u32::try_from(id).map_err(|_| UserError::new(format!("`input_ids` holds {id}")).in_file(path)))
+                    .map(|id| {
+                        u32::try_from(id)
+                            .map_err(|_| UserError::new(format!("`input_ids` holds {id}")).in_file(path))
+                    })
                     .collect::<Result<Vec<u32>, _>>()
             })
             .collect::<Result<Vec<_>, _>>()?;

@@ -185,7 +185,8 @@ pub fn run(cx: &mut StageContext<'_>, s: &TrainStage, plan: &Blueprint) -> Resul
     }
     let mut journal = Journal::open(&cx.options.out, cx.index, &stage, step, total, s.log_every)?;
     let start = if step == 0 {
-        let audit = if s.audit { check_first(&assembly, &trainer, &sampler, &data, &journal)? } else { Vec::new() };
+        let audit =
+            if s.audit { check_first(&assembly, &trainer, &sampler, &data, &journal)? } else { Vec::new() };
         let start = Start::look(&assembly, evaluator.as_ref(), audit, &mut journal)?;
         write_atomic(cx.dir.join("start.json"), &serde_json::to_vec(&start)?)?;
         start
@@ -199,7 +200,8 @@ pub fn run(cx: &mut StageContext<'_>, s: &TrainStage, plan: &Blueprint) -> Resul
     while step < total {
         let begun = Instant::now();
         meter.reset_peak();
-        let batches: Vec<LabelledBatch> = sampler.step(step as usize).into_iter().map(LabelledBatch::new).collect();
+        let batches: Vec<LabelledBatch> =
+            sampler.step(step as usize).into_iter().map(LabelledBatch::new).collect();
         let report = trainer.step(&assembly, &batches, step)?;
         drop(batches);
         step += 1;
@@ -216,7 +218,8 @@ pub fn run(cx: &mut StageContext<'_>, s: &TrainStage, plan: &Blueprint) -> Resul
         }
         if stop && step < total {
             let out = cx.options.out.display();
-            let message = format!("stopped after step {step} of {total}; the state is in `{out}`, go on with --resume");
+            let message =
+                format!("stopped after step {step} of {total}; the state is in `{out}`, go on with --resume");
             return Err(Interrupted(message).into());
         }
     }
@@ -341,7 +344,8 @@ fn leave(cx: &mut StageContext<'_>, plan: &Blueprint, assembly: &Assembly) -> Re
     let made = save::adapters(assembly, &folder, cx.recipe.seed)?;
     let file = folder.join("adapter_model.safetensors");
     cx.carry.note_hash("adapter/adapter_model.safetensors", checkpoint::sha256(&file)?);
-    let made = made.iter().map(|f| Ok(f.canonicalize()?.display().to_string())).collect::<Result<Vec<_>>>()?;
+    let made =
+        made.iter().map(|f| Ok(f.canonicalize()?.display().to_string())).collect::<Result<Vec<_>>>()?;
     cx.carry.leave_adapters(plan, made);
     Ok(())
 }

@@ -19,11 +19,7 @@ struct AdamW {
 
 impl Default for AdamW {
     fn default() -> Self {
-        AdamW {
-            lr: 1e-3,
-            betas: [0.9, 0.999],
-            weight_decay: 0.01,
-        }
+        AdamW { lr: 1e-3, betas: [0.9, 0.999], weight_decay: 0.01 }
     }
 }
 
@@ -68,11 +64,7 @@ struct Lora {
 
 impl Default for Lora {
     fn default() -> Self {
-        Lora {
-            r: 8,
-            lora_alpha: 16.0,
-            target_modules: "all-linear".into(),
-        }
+        Lora { r: 8, lora_alpha: 16.0, target_modules: "all-linear".into() }
     }
 }
 
@@ -91,10 +83,7 @@ struct Streaming {
 
 impl Default for Streaming {
     fn default() -> Self {
-        Streaming {
-            start_size: 4,
-            recent_size: 512,
-        }
+        Streaming { start_size: 4, recent_size: 512 }
     }
 }
 
@@ -142,20 +131,14 @@ pub fn parts() -> Vec<(&'static str, &'static str, Complete, Schema)> {
 /// The full settings of a part, as a registry gives them.
 pub fn settings(doc: &Doc, slot: &str, part: &Part) -> Result<Map<String, Json>, Diagnostics> {
     let all = parts();
-    match all
-        .iter()
-        .find(|(s, name, _, _)| *s == slot && *name == part.kind)
-    {
+    match all.iter().find(|(s, name, _, _)| *s == slot && *name == part.kind) {
         Some((_, _, complete, _)) => match doc.complete(slot, part, complete)? {
             Json::Object(full) => Ok(full),
             _ => Ok(Map::new()),
         },
         None => {
-            let known: Vec<&str> = all
-                .iter()
-                .filter(|(s, ..)| *s == slot)
-                .map(|(_, name, ..)| *name)
-                .collect();
+            let known: Vec<&str> =
+                all.iter().filter(|(s, ..)| *s == slot).map(|(_, name, ..)| *name).collect();
             Err(doc.unknown_part(slot, part, &known).into())
         }
     }
