@@ -61,6 +61,13 @@ impl UserError {
         self
     }
 
+    /// The same error, at this line and column of the file (both from 1).
+    #[must_use]
+    pub fn at(mut self, file: impl AsRef<Path>, line: usize, column: usize) -> Self {
+        self.at = Some(Location { file: file.as_ref().to_owned(), line: Some(line), column: Some(column) });
+        self
+    }
+
     /// The same error with one way out.
     #[must_use]
     pub fn help(mut self, help: impl Into<String>) -> Self {
@@ -118,6 +125,56 @@ impl fmt::Display for BadSetting {
 
 impl std::error::Error for BadSetting {}
 
+/// A mistake that lies in what the recipe says and shows only beside models,
+/// data or another place of the recipe. The recipe's reader turns it into a
+/// diagnostic that underlines every place. Exit code 2.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadRecipe {
+    /// What is wrong, in the user's words.
+    pub message: String,
+    /// Paths of the recipe (`model.source`) with what is to say about each, the culprit first.
+    pub places: Vec<(String, String)>,
+    /// One way out.
+    pub help: Option<String>,
+}
+
+impl BadRecipe {
+    /// A mistake without a place yet.
+    pub fn new(message: impl Into<String>) -> Self {
+        BadRecipe { message: message.into(), places: Vec::new(), help: None }
+    }
+
+    /// The same with one more place; the label may be empty.
+    #[must_use]
+    pub fn at(mut self, path: impl Into<String>, label: impl Into<String>) -> Self {
+        self.places.push((path.into(), label.into()));
+        self
+    }
+
+    /// The same with one way out.
+    #[must_use]
+    pub fn help(mut self, help: impl Into<String>) -> Self {
+        self.help = Some(help.into());
+        self
+    }
+}
+
+impl fmt::Display for BadRecipe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.message)?;
+        for (path, label) in &self.places {
+            let colon = if label.is_empty() { "" } else { ": " };
+            write!(f, "\n  --> `{path}`{colon}{label}")?;
+        }
+        if let Some(help) = &self.help {
+            write!(f, "\n  help: {help}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for BadRecipe {}
+
 /// The run is sound but too big for the budget or the machine. Exit code 3.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unfit(
@@ -151,7 +208,7 @@ impl std::error::Error for Interrupted {}
 /// The process exit code that an error stands for: 2 for a user's mistake, 3
 /// for what does not fit, 130 for an interruption, otherwise 1.
 pub fn exit_code(error: &anyhow::Error) -> i32 {
-    if error.chain().any(|e| e.is::<UserError>() || e.is::<BadSetting>()) {
+    if error.chain().any(|e| e.is::<UserError>() || e.is::<BadSetting>() || e.is::<BadRecipe>()) {
         2
     } else if error.chain().any(|e| e.is::<Unfit>()) {
         3
@@ -181,6 +238,7 @@ mod tests {
     fn codes_survive_context() {
         let e = anyhow::Error::new(UserError::new("x")).context("while reading");
         assert_eq!(exit_code(&e), 2);
+        assert_eq!(exit_code(&anyhow::Error::new(BadRecipe::new("x").at("model.source", "y"))), 2);
         assert_eq!(exit_code(&anyhow::Error::new(Unfit("x".into()))), 3);
         assert_eq!(exit_code(&anyhow::anyhow!("x")), 1);
     }

@@ -13,7 +13,7 @@ pub mod units;
 
 pub use array::{Array, Element, Lease, View};
 pub use candle_core::DType;
-pub use error::{BadSetting, Interrupted, Location, Unfit, UserError, exit_code, suggest};
+pub use error::{BadRecipe, BadSetting, Interrupted, Location, Unfit, UserError, exit_code, suggest};
 pub use ledger::{Entry, Ledger, Param, ParamId, Storage};
 pub use meter::{Category, Meter, Usage};
 pub use rng::{Draws, Rng};

@@ -75,7 +75,14 @@ impl Carry {
 
 /// A model choice without any option.
 pub fn plain_model(source: &str) -> Model {
-    Model { source: source.to_owned(), dtype: None, revision: None, config: None, tokenizer: None }
+    Model {
+        source: source.to_owned(),
+        dtype: None,
+        revision: None,
+        config: None,
+        tokenizer: None,
+        path: String::new(),
+    }
 }
 
 /// What every stage is given.

@@ -89,8 +89,8 @@ impl LlamaConfig {
             return Err(wrong(format!("`hidden_act` is \"{act}\"; this family has \"silu\"")));
         }
         let eps = &config["rms_norm_eps"];
-        let rms_norm_eps = if eps.is_null() { 1e-6 } else { eps.as_f64().unwrap_or(f64::NAN) };
-        if !(rms_norm_eps > 0.0) {
+        let rms_norm_eps = if eps.is_null() { 1e-6 } else { eps.as_f64().unwrap_or(0.0) };
+        if rms_norm_eps <= 0.0 {
             return Err(wrong(format!("`rms_norm_eps` is {eps}; it must be above 0")));
         }
         let attention_bias = flag(config, "attention_bias", false)?;

@@ -65,12 +65,12 @@ impl Quantizer for Nf4 {
     fn pack(&self, name: &str, weight: &[f32], shape: (usize, usize)) -> Result<Arc<dyn PackedWeight>> {
         let data = Nf4Data::encode(weight, shape, self.spec).map_err(|e| refuse(name, e))?;
         let bytes = data.bytes();
-        Ok(Packed::new(Codes::Nf4(data), shape, bytes))
+        Ok(Packed::hold(Codes::Nf4(data), shape, bytes))
     }
 
     fn pack_shape(&self, name: &str, shape: (usize, usize)) -> Result<Arc<dyn PackedWeight>> {
         let bytes = packed_bytes(shape, self.spec).map_err(|e| refuse(name, e))?;
-        Ok(Packed::new(Codes::ShapeOnly, shape, bytes))
+        Ok(Packed::hold(Codes::ShapeOnly, shape, bytes))
     }
 
     fn module_names_left_out(&self) -> &[String] {

@@ -29,7 +29,7 @@ pub(crate) struct Packed {
 }
 
 impl Packed {
-    pub(crate) fn new(codes: Codes, shape: (usize, usize), bytes: u64) -> Arc<dyn PackedWeight> {
+    pub(crate) fn hold(codes: Codes, shape: (usize, usize), bytes: u64) -> Arc<dyn PackedWeight> {
         Arc::new(Packed { codes, shape, lease: Lease::new(Category::Weights, bytes), bytes })
     }
 }

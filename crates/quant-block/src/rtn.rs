@@ -69,12 +69,12 @@ impl Quantizer for Rtn {
     fn pack(&self, name: &str, weight: &[f32], shape: (usize, usize)) -> Result<Arc<dyn PackedWeight>> {
         let data = RtnData::encode(weight, shape, self.spec).map_err(|e| refuse(name, e))?;
         let bytes = data.bytes();
-        Ok(Packed::new(Codes::Rtn(data), shape, bytes))
+        Ok(Packed::hold(Codes::Rtn(data), shape, bytes))
     }
 
     fn pack_shape(&self, name: &str, shape: (usize, usize)) -> Result<Arc<dyn PackedWeight>> {
         let bytes = packed_bytes(shape, self.spec).map_err(|e| refuse(name, e))?;
-        Ok(Packed::new(Codes::ShapeOnly, shape, bytes))
+        Ok(Packed::hold(Codes::ShapeOnly, shape, bytes))
     }
 
     fn module_names_left_out(&self) -> &[String] {

@@ -117,7 +117,8 @@ fn read_model(doc: &Doc, at: &str, errors: &mut Diagnostics) -> Option<Model> {
         errors.push(doc.error_at(at, "`model` is a table", label));
         return None;
     }
-    let model: Model = errors.take(doc.decode(at, "model"))?;
+    let mut model: Model = errors.take(doc.decode(at, "model"))?;
+    at.clone_into(&mut model.path);
     let [source, config, tokenizer, revision] =
         ["source", "config", "tokenizer", "revision"].map(|key| join(at, key));
     let init = model.source == "init";
@@ -261,8 +262,11 @@ fn fill_in(stage: &mut Stage) {
     }
 }
 
-/// Tells every part where it stands.
+/// Tells every part, and the stage's own model, where it stands.
 fn place_parts(stage: &mut Stage, at: &str) {
+    if let Some(model) = stage.model_mut() {
+        model.path = join(at, "model");
+    }
     let place = |part: &mut Part, key: &str| part.path = format!("{at}.{key}");
     let adapters = |list: &mut [Adapter]| {
         for (i, adapter) in list.iter_mut().enumerate() {

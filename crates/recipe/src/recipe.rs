@@ -70,6 +70,9 @@ pub struct Model {
     /// The tokenizer of `source = "init"`: an existing one, or one learnt from text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<Tokenizer>,
+    /// Where it stands in the recipe (`model`, `stage.1.model`); empty for one that no recipe names.
+    #[serde(skip)]
+    pub path: String,
 }
 
 /// A type of numbers.

@@ -52,6 +52,28 @@ impl Stage {
         }
     }
 
+    /// The stage's own model, to be changed.
+    pub fn model_mut(&mut self) -> Option<&mut Model> {
+        match self {
+            Stage::Train(s) => s.model.as_mut(),
+            Stage::Generate(s) => s.model.as_mut(),
+            Stage::Merge(s) => s.model.as_mut(),
+            Stage::Eval(s) => s.model.as_mut(),
+            Stage::Logits(s) => s.model.as_mut(),
+        }
+    }
+
+    /// How the stage stores frozen weights, where it says so.
+    pub fn quantizer(&self) -> Option<&Part> {
+        match self {
+            Stage::Train(s) => s.quantizer.as_ref(),
+            Stage::Generate(s) => s.quantizer.as_ref(),
+            Stage::Eval(s) => s.quantizer.as_ref(),
+            Stage::Logits(s) => s.quantizer.as_ref(),
+            Stage::Merge(_) => None,
+        }
+    }
+
     /// The adapters attached by the stage.
     pub fn adapters(&self) -> &[Adapter] {
         match self {

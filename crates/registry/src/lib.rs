@@ -13,12 +13,15 @@ pub use list::{PartInfo, build, complete, describe, find, load_adapter, names, p
 pub use ramekin_slots as slots;
 pub use ramekin_slots::{AnyPart, Part, PartEntry, Slot, Trait};
 
+/// Makes an adapter from a PEFT `adapter_config.json`; `None` if the config is another part's.
+pub type FromPeft = fn(&serde_json::Value) -> Option<anyhow::Result<AnyPart>>;
+
 /// An entry with what only the registry needs.
 pub struct Registered {
     /// The part.
     pub entry: PartEntry,
     /// For adapters: makes the part from a PEFT `adapter_config.json` that is its own.
-    pub from_peft: Option<fn(&serde_json::Value) -> Option<anyhow::Result<AnyPart>>>,
+    pub from_peft: Option<FromPeft>,
 }
 
 inventory::collect!(Registered);

@@ -56,7 +56,7 @@ pub fn run(cx: &mut StageContext<'_>, s: &MergeStage, plan: &Blueprint) -> Resul
         "tolerance": tolerance(dtype),
     });
     write_atomic(cx.dir.join("certificate.json"), &serde_json::to_vec_pretty(&certificate)?)?;
-    if !(relative <= tolerance(dtype)) {
+    if relative.is_nan() || relative > tolerance(dtype) {
         bail!(
             "the merged model answers differently from base + adapter: off by {relative:.1e} of the largest logit"
         );
