@@ -2,7 +2,7 @@
 //!
 //! | module | does |
 //! |---|---|
-//! | [`run`] | the stages in order, what one leaves to the next, resuming |
+//! | [`mod@run`] | the stages in order, what one leaves to the next, resuming |
 //! | [`assembly`] | a model with its quantizer, adapters and tokenizer, real or shape-only |
 //! | [`step`] | forward, loss, backward, update |
 //! | [`bill`] | the same step on shapes: the plan |

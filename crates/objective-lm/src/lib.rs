@@ -1,6 +1,6 @@
 //! Language-model objectives: `sft`.
 //!
-//! L = scale · Σ over labelled tokens of −log softmax(z_t)[y_t], with the
+//! L = scale · Σ over labelled tokens of −log softmax(z_t) at y_t, with the
 //! label smoothing and the DFT weighting of TRL. The head runs on labelled
 //! rows only and, unless `loss_type = "nll"`, one chunk of rows at a time, so
 //! logits never exist all at once.
