@@ -7,7 +7,7 @@
 //! | [`checkpoint`] | `checkpoint-STEP/` folders, the newest good one, and why others are not good |
 //! | [`header`] | the header of a safetensors file, checked against the file before anything is believed |
 //! | [`index`] | reading tensors of one file or of a sharded model, one at a time, into memory of their own |
-//! | [`write`] | writing safetensors, whole or sharded, one tensor at a time |
+//! | [`mod@write`] | writing safetensors, whole or sharded, one tensor at a time |
 //!
 //! Nothing is mapped into memory: what is read is counted where it is held.
 
