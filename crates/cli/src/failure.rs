@@ -39,7 +39,7 @@ impl Failure {
                 ExitCode::from(2)
             }
             Failure::Other(error) => {
-                let code = code_of(&error);
+                let code = ramekin_core::exit_code(&error) as u8;
                 let word = if code == 130 { "stopped" } else { "error" };
                 let mut text = String::new();
                 for (i, cause) in error.chain().enumerate() {
@@ -53,13 +53,5 @@ impl Failure {
                 ExitCode::from(code)
             }
         }
-    }
-}
-
-fn code_of(error: &anyhow::Error) -> u8 {
-    let hub = error.chain().any(|e| e.to_string().contains("HF_HUB_OFFLINE"));
-    match ramekin_core::exit_code(error) {
-        1 if hub => 3,
-        n => n as u8,
     }
 }

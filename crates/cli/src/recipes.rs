@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use ramekin_core::BadSetting;
-use ramekin_recipe::{Diagnostics, Doc, Part, Recipe};
+use ramekin_core::{BadRecipe, BadSetting};
+use ramekin_recipe::{Diagnostic, Diagnostics, Doc, Part, Recipe};
 use ramekin_registry::{Slot, find, names};
 use serde_json::{Map, Value as Json};
 
@@ -30,19 +30,22 @@ impl Loaded {
         Ok(Loaded { doc, recipe, base_dir })
     }
 
-    /// Turns a setting's refusal into a diagnostic that underlines it.
+    /// Turns a mistake that knows its place in the recipe into a diagnostic that underlines it.
     pub fn explain<T>(&self, result: Result<T>) -> Result<T, Failure> {
-        result.map_err(|e| {
-            let bad =
-                e.chain().find_map(|c| c.downcast_ref::<BadSetting>()).filter(|b| b.part.is_some()).cloned();
-            match bad {
-                Some(bad) => {
-                    let part = bad.part.unwrap_or_default();
-                    let diagnostic = self.doc.bad_setting(&part, &bad.setting, &bad.message);
-                    Failure::Recipe(Diagnostics::from(diagnostic))
-                }
-                None => Failure::Other(e),
+        result.map_err(|e| match self.underlined(&e) {
+            Some(diagnostic) => Failure::Recipe(Diagnostics::from(diagnostic)),
+            None => Failure::Other(e),
+        })
+    }
+
+    fn underlined(&self, error: &anyhow::Error) -> Option<Diagnostic> {
+        error.chain().find_map(|cause| {
+            if let Some(bad) = cause.downcast_ref::<BadSetting>() {
+                return Some(self.doc.bad_setting(bad.part.as_ref()?, &bad.setting, &bad.message));
             }
+            let bad = cause.downcast_ref::<BadRecipe>()?;
+            let found = self.doc.mistake(&bad.message, &bad.places);
+            Some(Diagnostic { help: bad.help.clone(), ..found })
         })
     }
 }

@@ -17,7 +17,7 @@ use ramekin_slots::{
 use serde_json::Value as Json;
 
 use crate::inputs::{self, Origin};
-use crate::parts;
+use crate::{blame, parts};
 use crate::source::{FileSource, MemorySource};
 
 /// What a stage wants to stand on.
@@ -74,7 +74,8 @@ pub struct Assembly {
 impl Blueprint {
     /// Reads `config.json`.
     pub fn config(&self) -> Result<(Origin, Json)> {
-        let origin = Origin::find(&self.model, &self.base_dir)?;
+        let found = Origin::find(&self.model, &self.base_dir);
+        let origin = found.map_err(|e| blame::source(&self.model, e))?;
         let config = origin.config(&self.model, &self.base_dir)?;
         Ok((origin, config))
     }
@@ -95,7 +96,7 @@ impl Blueprint {
             }
         }
         let family = family(&config)?;
-        let facts = family.facts(&config)?;
+        let facts = blame::field(&self.model, &origin, &self.base_dir, family.facts(&config))?;
         check_tokenizer(tokenizer.as_deref(), &facts)?;
         let mut source = self.source(&origin, &config)?;
         let read = source.bytes;

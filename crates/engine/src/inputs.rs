@@ -54,6 +54,15 @@ impl Origin {
         }
     }
 
+    /// The file that the config is read from; `None` where it is inside the binary or the recipe.
+    pub fn config_file(&self, model: &Model, base_dir: &Path) -> Option<PathBuf> {
+        match (self, &model.config) {
+            (Origin::Folder(folder), _) => Some(folder.join("config.json")),
+            (Origin::Init, Some(Config::Path(path))) => Some(base_dir.join(path)),
+            _ => None,
+        }
+    }
+
     /// `config.json`.
     pub fn config(&self, model: &Model, base_dir: &Path) -> Result<Json> {
         let (label, text) = match self {

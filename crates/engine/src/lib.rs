@@ -7,6 +7,8 @@
 //! | [`step`] | forward, loss, backward, update |
 //! | [`bill`] | the same step on shapes: the plan |
 //! | [`audit`] | what is checked before step 1 |
+//! | `preflight` | what can be seen before the first stage: files that are not there |
+//! | `blame` | mistakes that show only with models and data, back to their place in the recipe |
 //! | [`generation`] | prompts to tokens with a cache |
 //! | [`stages`] | train, generate, merge, eval, logits |
 //!
@@ -15,12 +17,14 @@
 pub mod assembly;
 pub mod audit;
 pub mod bill;
+mod blame;
 pub mod builtin;
 pub mod checkpoint;
 pub mod generation;
 mod inputs;
 pub mod journal;
 pub mod parts;
+mod preflight;
 pub mod run;
 pub mod source;
 pub mod stages;

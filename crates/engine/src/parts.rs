@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use ramekin_core::BadSetting;
+use ramekin_data::DataSettings;
 use ramekin_recipe::Part;
 use ramekin_registry::{AnyPart, Slot, build};
 pub use ramekin_slots::Decoder;
@@ -16,6 +17,11 @@ pub fn placed<T>(part: &Part, result: Result<T>) -> Result<T> {
         Ok(bad) => bad.of(part.path.clone()).into(),
         Err(e) => e,
     })
+}
+
+/// Settings of a data part.
+pub fn data_settings(part: &Part) -> Result<DataSettings> {
+    placed(part, DataSettings::from_json(&part.kind, Json::Object(part.settings.clone())))
 }
 
 fn any(slot: Slot, part: &Part) -> Result<AnyPart> {

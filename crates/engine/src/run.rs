@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json, json};
 
 use crate::assembly::Blueprint;
-use crate::{journal, stages};
+use crate::{journal, preflight, stages};
 
 /// How a recipe is run.
 #[derive(Clone)]
@@ -152,6 +152,7 @@ fn blueprint(
 /// # Errors
 /// What is wrong with a model's config or headers, or with a part's settings.
 pub fn plan(recipe: &Recipe, base_dir: &Path) -> Result<Vec<Bill>> {
+    preflight::check(recipe, base_dir, None, 0)?;
     let mut carry = Carry::default();
     let mut bills = Vec::new();
     for (index, stage) in recipe.stage.iter().enumerate() {
@@ -194,7 +195,9 @@ pub fn run(recipe: &Recipe, options: &Options) -> Result<RunOutcome> {
             carry = serde_json::from_slice(&text)
                 .with_context(|| format!("`{}` is damaged", state_file.display()))?;
         }
-    } else {
+    }
+    preflight::check(recipe, &options.base_dir, Some(out), carry.done)?;
+    if !options.resume {
         clear(out)?;
     }
     write_atomic(out.join("recipe.toml"), options.resolved.as_bytes())?;

@@ -20,7 +20,8 @@ pub enum Kind {
 }
 
 /// A model that could not be located. Its [`std::error::Error::source`] tells
-/// why and one way out, and decides the exit code: 3 for the network, else 2.
+/// why and one way out, and decides the exit code: 3 where the machine lacks
+/// the network or the cached files, else 2.
 #[derive(Debug)]
 pub struct HubError {
     /// What kind of failure it is.
@@ -38,7 +39,7 @@ enum Cause {
 
 impl HubError {
     pub(crate) fn new(kind: Kind, model: &str, message: String, help: Option<String>) -> Self {
-        let cause = if kind == Kind::Network {
+        let cause = if matches!(kind, Kind::Network | Kind::Offline) {
             let help = help.map(|h| format!("\n  help: {h}")).unwrap_or_default();
             Cause::Machine(Unfit(format!("{message}{help}")))
         } else {

@@ -128,7 +128,7 @@ fn a_cut_off_download_is_seen() {
     put(&place.env.cache, "org/name", "main", "model.safetensors.index.json", index);
     put(&place.env.cache, "org/name", "main", "model-1.safetensors", "x");
     let (kind, code, text) = place.error("hf:org/name");
-    assert_eq!((kind, code), (Kind::Offline, 2));
+    assert_eq!((kind, code), (Kind::Offline, 3));
     assert!(text.contains("lacks `model-2.safetensors`"), "{text}");
 }
 
@@ -136,7 +136,7 @@ fn a_cut_off_download_is_seen() {
 fn offline_shows_what_is_cached() {
     let place = place(true, &[]);
     let (kind, code, text) = place.error("hf:org/name");
-    assert_eq!((kind, code), (Kind::Offline, 2));
+    assert_eq!((kind, code), (Kind::Offline, 3));
     assert!(text.contains("nothing is cached there"), "{text}");
     put(&place.env.cache, "org/nome", "main", "config.json", "{}");
     let (_, _, text) = place.error("hf:org/name");

@@ -1,7 +1,7 @@
 //! `config.json` of the family, in the old and the new style.
 
 use anyhow::Result;
-use ramekin_core::UserError;
+use ramekin_core::BadSetting;
 use ramekin_slots::ModelFacts;
 use serde_json::Value as Json;
 
@@ -34,18 +34,19 @@ pub struct LlamaConfig {
     pub windows: Vec<Option<usize>>,
 }
 
-fn wrong(message: impl Into<String>) -> anyhow::Error {
-    UserError::new(format!("config.json: {}", message.into())).into()
+/// The caller knows which file or table the field stands in.
+pub(crate) fn wrong(key: &str, message: impl Into<String>) -> anyhow::Error {
+    BadSetting::new(key, message).into()
 }
 
 fn size(config: &Json, key: &str) -> Result<usize> {
     match config.get(key) {
-        None | Some(Json::Null) => Err(wrong(format!("`{key}` is missing"))),
+        None | Some(Json::Null) => Err(wrong(key, "is missing")),
         Some(v) => v
             .as_u64()
             .filter(|n| (1..=1 << 40).contains(n))
             .map(|n| n as usize)
-            .ok_or_else(|| wrong(format!("`{key}` is {v}; it must be a whole number of at least 1"))),
+            .ok_or_else(|| wrong(key, format!("is {v}; it must be a whole number of at least 1"))),
     }
 }
 
@@ -56,7 +57,7 @@ fn size_or(config: &Json, key: &str, default: usize) -> Result<usize> {
 fn flag(config: &Json, key: &str, default: bool) -> Result<bool> {
     match config.get(key) {
         None | Some(Json::Null) => Ok(default),
-        Some(v) => v.as_bool().ok_or_else(|| wrong(format!("`{key}` is {v}; it must be true or false"))),
+        Some(v) => v.as_bool().ok_or_else(|| wrong(key, format!("is {v}; it must be true or false"))),
     }
 }
 
@@ -72,26 +73,34 @@ impl LlamaConfig {
         let kv_heads = size_or(config, "num_key_value_heads", heads)?;
         let layers = size(config, "num_hidden_layers")?;
         if !heads.is_multiple_of(kv_heads) {
-            return Err(wrong(format!("{kv_heads} key/value heads do not divide {heads} heads")));
+            return Err(wrong(
+                "num_key_value_heads",
+                format!("is {kv_heads}, which does not divide the {heads} heads of `num_attention_heads`"),
+            ));
         }
         let given = config.get("head_dim").is_some_and(|v| !v.is_null());
         if !given && !hidden_size.is_multiple_of(heads) {
-            return Err(wrong(format!("{heads} heads do not divide the hidden size {hidden_size}")));
+            return Err(wrong(
+                "num_attention_heads",
+                format!(
+                    "is {heads}, which does not divide the `hidden_size` {hidden_size}; set `head_dim` if that is meant"
+                ),
+            ));
         }
         // Qwen3's default does not follow from the width.
         let usual = if model_type == "qwen3" { 128 } else { (hidden_size / heads).max(1) };
         let head_dim = size_or(config, "head_dim", usual)?;
         if !head_dim.is_multiple_of(2) {
-            return Err(wrong(format!("`head_dim` is {head_dim}; rotary embedding needs an even one")));
+            return Err(wrong("head_dim", format!("is {head_dim}; rotary embedding needs an even one")));
         }
         let act = config["hidden_act"].as_str().unwrap_or("silu");
         if act != "silu" {
-            return Err(wrong(format!("`hidden_act` is \"{act}\"; this family has \"silu\"")));
+            return Err(wrong("hidden_act", format!("is \"{act}\"; this family has \"silu\"")));
         }
         let eps = &config["rms_norm_eps"];
         let rms_norm_eps = if eps.is_null() { 1e-6 } else { eps.as_f64().unwrap_or(0.0) };
         if rms_norm_eps <= 0.0 {
-            return Err(wrong(format!("`rms_norm_eps` is {eps}; it must be above 0")));
+            return Err(wrong("rms_norm_eps", format!("is {eps}; it must be above 0")));
         }
         let attention_bias = flag(config, "attention_bias", false)?;
         let qwen2 = model_type == "qwen2";
@@ -142,16 +151,17 @@ fn windows(config: &Json, model_type: &str, layers: usize) -> Result<Vec<Option<
     let window = size(config, "sliding_window")?;
     if let Some(types) = config["layer_types"].as_array() {
         if types.len() != layers {
-            return Err(wrong(format!("`layer_types` has {} entries for {layers} layers", types.len())));
+            return Err(wrong("layer_types", format!("has {} entries for {layers} layers", types.len())));
         }
         return types
             .iter()
             .map(|t| match t.as_str() {
                 Some("sliding_attention") => Ok(Some(window)),
                 Some("full_attention") => Ok(None),
-                _ => Err(wrong(format!(
-                    "`layer_types` holds {t}; known are full_attention and sliding_attention"
-                ))),
+                _ => Err(wrong(
+                    "layer_types",
+                    format!("holds {t}; known are full_attention and sliding_attention"),
+                )),
             })
             .collect();
     }

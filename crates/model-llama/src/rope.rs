@@ -1,8 +1,9 @@
 //! Rotary frequencies with their scaling rules.
 
 use anyhow::Result;
-use ramekin_core::UserError;
 use serde_json::Value as Json;
+
+use crate::config::wrong;
 
 /// Base and scaling of the rotary angles.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,31 +19,27 @@ enum Scaling {
     Llama3 { factor: f64, low: f64, high: f64, original: f64 },
 }
 
-fn wrong(message: String) -> anyhow::Error {
-    UserError::new(format!("config.json: {message}")).into()
-}
-
 impl RopeConfig {
     /// Reads `rope_parameters` (new style) or `rope_theta` with `rope_scaling` (old style).
     ///
     /// # Errors
     /// On a scaling rule that is not known: it is never ignored.
     pub fn parse(config: &Json) -> Result<Self> {
-        let new = config.get("rope_parameters").filter(|v| !v.is_null());
-        let rules = new.or_else(|| config.get("rope_scaling").filter(|v| !v.is_null()));
+        let given = |key: &'static str| config.get(key).filter(|v| !v.is_null()).map(|v| (key, v));
+        let rules = given("rope_parameters").or_else(|| given("rope_scaling"));
         let theta = rules
-            .and_then(|r| r.get("rope_theta"))
+            .and_then(|(_, r)| r.get("rope_theta"))
             .or_else(|| config.get("rope_theta"))
             .filter(|v| !v.is_null())
             .map_or(Some(10_000.0), Json::as_f64)
             .filter(|t| *t > 0.0)
-            .ok_or_else(|| wrong("`rope_theta` must be a number above 0".to_owned()))?;
-        let Some(rules) = rules else { return Ok(RopeConfig { theta, scaling: Scaling::Default }) };
+            .ok_or_else(|| wrong("rope_theta", "must be a number above 0"))?;
+        let Some((place, rules)) = rules else { return Ok(RopeConfig { theta, scaling: Scaling::Default }) };
         let number = |key: &str| {
             rules[key]
                 .as_f64()
                 .filter(|v| *v > 0.0)
-                .ok_or_else(|| wrong(format!("rope scaling needs `{key}`, a number above 0")))
+                .ok_or_else(|| wrong(place, format!("needs `{key}`, a number above 0")))
         };
         let kind = rules["rope_type"].as_str().or(rules["type"].as_str()).unwrap_or("default");
         let scaling = match kind {
@@ -55,9 +52,10 @@ impl RopeConfig {
                 original: number("original_max_position_embeddings")?,
             },
             other => {
-                return Err(wrong(format!(
-                    "rope scaling \"{other}\" is not known; known are default, linear, llama3"
-                )));
+                return Err(wrong(
+                    place,
+                    format!("has the type \"{other}\"; known are default, linear, llama3"),
+                ));
             }
         };
         Ok(RopeConfig { theta, scaling })

@@ -1,6 +1,6 @@
 //! NF4: 4-bit codes at the quantiles of a normal distribution, in bitsandbytes' layout.
 //!
-//! ŵ = code[q] · absmax of the block; with double quantisation the absmax are 8-bit codes themselves.
+//! ŵ = code\[q\] · absmax of the block; with double quantisation the absmax are 8-bit codes themselves.
 //!
 //! Source: Dettmers et al. 2023, arXiv:2305.14314; sheet `quant-family`, items 2 and 3.
 

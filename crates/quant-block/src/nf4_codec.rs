@@ -1,6 +1,6 @@
 //! NF4: four-bit codes at the quantiles of a normal distribution, one scale a block.
 //!
-//! code = nearest(w / absmax(block)),  ŵ = NF4[code] · absmax(block)
+//! code = nearest(w / absmax(block)),  ŵ = NF4\[code\] · absmax(block)
 //!
 //! The weight is flattened row by row and cut into blocks of `block_size`; a block may cross rows, the last
 //! may be short. Entry 2i is the high half of byte i, entry 2i + 1 the low half. Double quantisation

@@ -16,6 +16,35 @@ pub struct Check<'a> {
     pub at: &'a str,
 }
 
+/// Packed weights cannot train, and what trains follows from the stages before.
+pub fn check_training(doc: &Doc, stages: &[Stage], errors: &mut Diagnostics) {
+    let mut left = false;
+    for (i, stage) in stages.iter().enumerate() {
+        let adapted = !stage.adapters().is_empty() || left && stage.model().is_none();
+        let (all, word) = match stage {
+            Stage::Train(_) => {
+                left = adapted;
+                (!adapted, "kind")
+            }
+            Stage::Logits(s) => (!adapted && s.gradients, "gradients"),
+            Stage::Merge(_) => {
+                left = false;
+                continue;
+            }
+            _ => continue,
+        };
+        if let Some(quantizer) = stage.quantizer().filter(|_| all) {
+            let other = format!("stage.{i}.{word}");
+            let found = doc.conflict(
+                "a quantizer cannot go with training every weight",
+                (&quantizer.path, "packs the weights, which then cannot train"),
+                (&other, "without an `adapter` wants gradients of every weight"),
+            );
+            errors.push(found.help("add `adapter = [{ kind = \"lora\", … }]`, or leave `quantizer` out"));
+        }
+    }
+}
+
 impl Check<'_> {
     /// Everything about a stage whose parts know where they stand.
     pub fn stage(&self, stage: &Stage, errors: &mut Diagnostics) {
@@ -98,6 +127,10 @@ impl Check<'_> {
             self.positive("eval.max_rows", eval.max_rows, errors);
             self.positive("eval.max_new_tokens", Some(eval.max_new_tokens), errors);
             self.metrics("eval.metrics", &eval.metrics, errors);
+            if eval.data.is_none() && !s.data.settings.contains_key("split") {
+                let label = "give it `data`, or hold rows of the stage's `data` out: `split = { dev = 0.1 }`";
+                errors.push(self.doc.error_at(&self.path("eval"), "`eval` has no rows", label));
+            }
         }
         if let Some(samples) = &s.samples {
             self.positive("samples.every", samples.every, errors);

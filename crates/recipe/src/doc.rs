@@ -12,6 +12,7 @@ use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::overrides;
 use crate::path::{self, LISTS};
 use crate::source::{Source, Span};
+use crate::wording::suggest;
 
 /// Longest recipe that is read; larger ones are data files by mistake.
 const MAX_BYTES: usize = 1 << 20;
@@ -68,7 +69,10 @@ impl Doc {
         let name = file.display();
         let bytes = std::fs::read(file).map_err(|e| {
             let why = match e.kind() {
-                std::io::ErrorKind::NotFound => "there is no such file".to_owned(),
+                std::io::ErrorKind::NotFound => match neighbour(file) {
+                    Some(near) => format!("there is no such file; did you mean `{near}`?"),
+                    None => "there is no such file".to_owned(),
+                },
                 std::io::ErrorKind::IsADirectory => "it is a folder".to_owned(),
                 _ => e.to_string(),
             };
@@ -171,6 +175,13 @@ impl Doc {
         Diagnostic::new(title).label(self.spot(&path::parse_own(path)), label)
     }
 
+    /// A mistake with any number of places, each a path and what to say about it, the culprit first.
+    pub fn mistake(&self, title: impl Into<String>, places: &[(String, String)]) -> Diagnostic {
+        places.iter().fold(Diagnostic::new(title), |diagnostic, (path, label)| {
+            diagnostic.label(self.spot(&path::parse_own(path)), label.as_str())
+        })
+    }
+
     /// A mistake that underlines the key at a path.
     pub fn error_at_key(&self, path: &str, title: impl Into<String>, label: impl Into<String>) -> Diagnostic {
         Diagnostic::new(title).label(self.key_spot(&path::parse_own(path)), label)
@@ -185,6 +196,15 @@ impl Doc {
     pub fn resolve_path(&self, written: &str) -> PathBuf {
         self.file.name().parent().unwrap_or(Path::new("")).join(written)
     }
+}
+
+/// The file with the nearest name in the same folder.
+fn neighbour(file: &Path) -> Option<String> {
+    let folder = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let entries = std::fs::read_dir(folder).ok()?.flatten().filter(|e| e.path().is_file());
+    let names: Vec<String> = entries.filter_map(|e| e.file_name().into_string().ok()).collect();
+    let near = suggest(file.file_name()?.to_str()?, names.iter().map(String::as_str))?;
+    Some(file.with_file_name(near).display().to_string())
 }
 
 /// The first syntax error of a text, which is `shift` bytes into its source.

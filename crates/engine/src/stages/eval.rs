@@ -15,6 +15,7 @@ use serde_json::{Map, Value as Json, json};
 
 use super::train::load_data;
 use crate::assembly::{Assembly, Blueprint};
+use crate::blame;
 use crate::generation::{Generator, Limits};
 use crate::parts;
 use crate::run::StageContext;
@@ -58,10 +59,22 @@ pub fn names(metrics: &[Metric]) -> Vec<&'static str> {
         .collect()
 }
 
+/// Exact match compares answers with expected ones.
+///
+/// # Errors
+/// If it is asked for and no row has one.
+pub fn ensure_references(data: &Dataset, metrics: &[Metric], place: &str) -> Result<()> {
+    if metrics.contains(&Metric::ExactMatch) && data.examples.iter().all(|x| x.reference.is_none()) {
+        let message = "`exact_match` needs rows with a prompt and a completion".to_owned();
+        return Err(blame::at(place, message, format!("`{}` has none", data.name), None));
+    }
+    Ok(())
+}
+
 /// Evaluates a data set.
 ///
 /// # Errors
-/// Exact match over rows without an expected answer.
+/// Faults of the forward; an answer that is no text.
 pub fn evaluate(
     assembly: &Assembly,
     data: &Dataset,
@@ -97,11 +110,6 @@ fn answer(
 ) -> Result<Vec<Answer>> {
     let tokenizer = assembly.tokenizer()?;
     let references: Vec<_> = data.examples.iter().filter_map(|x| x.reference.as_ref()).collect();
-    if references.is_empty() {
-        return Err(ramekin_core::UserError::new("exact match needs rows with a prompt and a completion")
-            .in_file(&data.name)
-            .into());
-    }
     let references = &references[..e.max_rows.unwrap_or(usize::MAX).min(references.len())];
     let eos = assembly.eos_ids();
     let limits = Limits { max_new_tokens: e.max_new_tokens, eos: &eos };
@@ -129,6 +137,7 @@ fn answer(
 pub fn run(cx: &mut StageContext<'_>, s: &EvalStage, plan: &Blueprint) -> Result<Json> {
     let assembly = plan.assemble(false)?;
     let data = load_data(&assembly, &s.data, &plan.base_dir)?;
+    ensure_references(&data, &s.metrics, &format!("stage.{}.metrics", cx.index))?;
     let (decoder, kv) = (parts::decoder(&s.decode)?, parts::kv(&s.kv)?);
     let evaluation = Evaluation {
         metrics: names(&s.metrics),

@@ -14,7 +14,7 @@ use ramekin_store::write_atomic;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json, json};
 
-use super::eval::{Answer, Evaluation, evaluate, names};
+use super::eval::{Answer, Evaluation, ensure_references, evaluate, names};
 use super::save;
 use super::tokens::TokenFile;
 use crate::assembly::{Assembly, Blueprint, ensure_trainable};
@@ -48,17 +48,13 @@ pub fn trainer(s: &TrainStage, seed: u64, total_steps: u64) -> Result<Trainer> {
 
 /// A data part's rows.
 pub fn load_data(assembly: &Assembly, part: &Part, base_dir: &Path) -> Result<Dataset> {
-    let settings = data_settings(part)?;
+    let settings = parts::data_settings(part)?;
     if let DataSettings::Tokens(t) = &settings {
         let path = base_dir.join(&t.path);
         let file = TokenFile::read(&path)?;
         return Dataset::from_token_rows(path.display().to_string(), file.ids, file.mask, file.labels);
     }
     settings.load(assembly.tokenizer()?, base_dir)
-}
-
-fn data_settings(part: &Part) -> Result<DataSettings> {
-    parts::placed(part, DataSettings::from_json(&part.kind, Json::Object(part.settings.clone())))
 }
 
 /// Rows a micro-batch and micro-batches a step.
@@ -93,7 +89,7 @@ const READ_FOR_PLAN: u64 = 4 << 20;
 /// The stage's bill before anything is loaded.
 pub fn bill(name: &str, recipe: &Recipe, s: &TrainStage, plan: &Blueprint) -> Result<Bill> {
     let mut trainer = trainer(s, recipe.seed, 100)?;
-    let settings = data_settings(&s.data)?;
+    let settings = parts::data_settings(&s.data)?;
     let small = settings
         .paths()
         .iter()
@@ -135,20 +131,6 @@ pub fn run(cx: &mut StageContext<'_>, s: &TrainStage, plan: &Blueprint) -> Resul
     }
     let held_out = data.dev.take();
     let (rows, micros) = batch_sizes(s, &data);
-    let data = Arc::new(data);
-    let sampler = Sampler::new(data.clone(), cx.recipe.seed, rows, micros);
-    let total = total_steps(s, &sampler);
-    let mut trainer = trainer(s, cx.recipe.seed, total)?;
-
-    let bill = bill::train(&stage, plan, &mut trainer, &shape_of(&sampler))?;
-    trainer = self::trainer(s, cx.recipe.seed, total)?;
-    eprint!("{}", bill.table());
-    if let Some(budget) = cx.recipe.memory.budget {
-        bill.check(budget.0, None)?;
-    }
-    write_atomic(cx.dir.join("plan.json"), &serde_json::to_vec_pretty(&bill)?)?;
-    trainer.groups = assembly.adapters.iter().flat_map(|a| a.adapter.groups()).collect();
-
     let (decoder, kv) = (parts::decoder(&Part::of("greedy"))?, parts::kv(&Part::of("full"))?);
     let evaluator = s
         .eval
@@ -165,15 +147,26 @@ pub fn run(cx: &mut StageContext<'_>, s: &TrainStage, plan: &Blueprint) -> Resul
             let data = match (&e.data, &held_out) {
                 (Some(part), _) => load_data(&assembly, part, &plan.base_dir)?,
                 (None, Some(dev)) => (**dev).clone(),
-                (None, None) => {
-                    return Err(UserError::new("`eval` has no rows")
-                        .help("give it `data`, or hold some of the stage's own out: `split = { dev = 0.1 }`")
-                        .into());
-                }
+                (None, None) => anyhow::bail!("`eval` has no rows"), // the recipe's reader refuses that
             };
+            ensure_references(&data, &e.metrics, &format!("stage.{}.eval.metrics", cx.index))?;
             Ok(Evaluator { data, settings, every: e.every.unwrap_or(u64::MAX) })
         })
         .transpose()?;
+
+    let data = Arc::new(data);
+    let sampler = Sampler::new(data.clone(), cx.recipe.seed, rows, micros);
+    let total = total_steps(s, &sampler);
+    let mut trainer = trainer(s, cx.recipe.seed, total)?;
+
+    let bill = bill::train(&stage, plan, &mut trainer, &shape_of(&sampler))?;
+    trainer = self::trainer(s, cx.recipe.seed, total)?;
+    eprint!("{}", bill.table());
+    if let Some(budget) = cx.recipe.memory.budget {
+        bill.check(budget.0, None)?;
+    }
+    write_atomic(cx.dir.join("plan.json"), &serde_json::to_vec_pretty(&bill)?)?;
+    trainer.groups = assembly.adapters.iter().flat_map(|a| a.adapter.groups()).collect();
 
     let checkpoints = checkpoint::open(&cx.dir, s.checkpoint.keep as usize)?;
     let mut step = 0;

@@ -1,0 +1,100 @@
+//! What can be seen of every stage before the first one begins: that the files the recipe names are there.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use ramekin_data::DataSettings;
+use ramekin_recipe::{Adapter, Config, Model, Part, Recipe, Stage, Tokenizer};
+use serde_json::Value as Json;
+
+use crate::blame::{key, present, source};
+use crate::inputs::Origin;
+use crate::parts;
+
+/// Looks at the stages from number `first` on.
+///
+/// # Errors
+/// A model, adapter, data or input file that is not there, underlined in the recipe.
+pub fn check(recipe: &Recipe, base_dir: &Path, out: Option<&Path>, first: usize) -> Result<()> {
+    let out = out.map(std::path::absolute).transpose()?;
+    let look = Look { base_dir, out };
+    if first == 0
+        && let Some(model) = &recipe.model
+    {
+        look.model(model)?;
+    }
+    for (index, stage) in recipe.stage.iter().enumerate().skip(first) {
+        look.stage(index, stage)?;
+    }
+    Ok(())
+}
+
+struct Look<'a> {
+    base_dir: &'a Path,
+    /// Files in the run folder may be made by a stage before.
+    out: Option<PathBuf>,
+}
+
+impl Look<'_> {
+    fn stage(&self, index: usize, stage: &Stage) -> Result<()> {
+        if let Some(model) = stage.model() {
+            self.model(model)?;
+        }
+        for adapter in stage.adapters() {
+            if let Adapter::Saved { folder, path } = adapter {
+                self.file(&format!("{path}.load"), Path::new(folder), "folder")?;
+            }
+        }
+        let input = |file: &str| self.file(&format!("stage.{index}.input"), Path::new(file), "file");
+        match stage {
+            Stage::Train(s) => {
+                self.data(&s.data)?;
+                s.eval.iter().filter_map(|e| e.data.as_ref()).try_for_each(|d| self.data(d))
+            }
+            Stage::Eval(s) => self.data(&s.data),
+            Stage::Generate(s) => s.input.iter().try_for_each(|file| input(file)),
+            Stage::Logits(s) => input(&s.input),
+            Stage::Merge(_) => Ok(()),
+        }
+    }
+
+    fn model(&self, model: &Model) -> Result<()> {
+        if let Some(Config::Path(path)) = &model.config {
+            self.file(&key(model, "config"), Path::new(path), "file")?;
+        }
+        match &model.tokenizer {
+            Some(Tokenizer::File { path }) => {
+                self.file(&key(model, "tokenizer.path"), Path::new(path), "file or folder")?;
+            }
+            Some(Tokenizer::Learn { data: Some(data), .. }) if !data.starts_with("builtin:") => {
+                self.file(&key(model, "tokenizer.data"), Path::new(data), "file")?;
+            }
+            _ => {}
+        }
+        // Asking the hub may mean a download: that waits for its stage.
+        if model.source.starts_with("hf:") || self.made_here(Path::new(&model.source)) {
+            return Ok(());
+        }
+        Origin::find(model, self.base_dir).map(drop).map_err(|e| source(model, e))
+    }
+
+    fn data(&self, part: &Part) -> Result<()> {
+        let settings = parts::data_settings(part)?;
+        let listed = part.settings.get("path").is_some_and(Json::is_array);
+        for (i, path) in settings.paths().into_iter().enumerate() {
+            let at = if listed { format!("{}.path.{i}", part.path) } else { format!("{}.path", part.path) };
+            let what = if matches!(settings, DataSettings::Tokens(_)) { "file" } else { "file or folder" };
+            self.file(&at, path, what)?;
+        }
+        Ok(())
+    }
+
+    fn file(&self, place: &str, written: &Path, what: &str) -> Result<()> {
+        if self.made_here(written) { Ok(()) } else { present(place, written, self.base_dir, what) }
+    }
+
+    fn made_here(&self, written: &Path) -> bool {
+        let path = std::path::absolute(self.base_dir.join(written));
+        matches!((&self.out, path), (Some(out), Ok(path)) if path.starts_with(out))
+    }
+}
