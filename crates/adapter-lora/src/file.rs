@@ -116,7 +116,7 @@ fn settings(config: &Json) -> Result<LoraSettings> {
     }
     let settings: LoraSettings = serde_json::from_value(Json::Object(kept))
         .map_err(|e| UserError::new(format!("adapter_config.json: {e}")))?;
-    if let InitWeights::Named(_) = settings.init_lora_weights {
+    if settings.check().is_err_and(|bad| bad.setting == "init_lora_weights") {
         // The values come from the file; how they began no longer matters.
         return Ok(LoraSettings { init_lora_weights: InitWeights::Default(true), ..settings });
     }

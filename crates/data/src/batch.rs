@@ -154,12 +154,14 @@ impl Sampler {
     }
 
     fn row_at(&self, p: u64) -> Option<&Row> {
+        if self.data.rows.is_empty() { None } else { self.data.rows.get(self.row_number(p)) }
+    }
+
+    /// Which of the data set's rows, of which there is at least one, is number `p` of the stream.
+    fn row_number(&self, p: u64) -> usize {
         let n = self.data.rows.len() as u64;
-        if n == 0 {
-            return None;
-        }
         let at = (p % n) as usize;
-        self.data.rows.get(if self.shuffle { self.order(p / n)[at] as usize } else { at })
+        if self.shuffle { self.order(p / n)[at] as usize } else { at }
     }
 
     fn order(&self, epoch: u64) -> Arc<Vec<u32>> {
@@ -177,9 +179,41 @@ impl Sampler {
         order
     }
 
-    /// The largest micro-batch that can come: as many of the longest rows as
-    /// a micro-batch takes. Memory is planned for it.
-    pub fn longest_batch(&self) -> Batch {
-        self.data.longest_batch(self.rows_per_micro)
+    /// The size that no micro-batch of the first `steps` steps exceeds. Memory is planned for it.
+    pub fn largest(&self, steps: u64) -> Largest {
+        let per_micro = self.rows_per_micro as u64;
+        let rows = steps.saturating_mul(self.rows_per_step() as u64);
+        if rows > WALKED || self.data.rows.is_empty() {
+            let batch = self.data.longest_batch(self.rows_per_micro);
+            let segments = batch.segments.iter().map(Range::len).collect();
+            return Largest { segments, active: batch.active_tokens(), met: false };
+        }
+        let active: Vec<usize> =
+            self.data.rows.iter().map(|row| Batch::of_rows(&self.data, [row]).active_tokens()).collect();
+        let (mut at, mut tokens, mut most_active) = (0, 0, 0);
+        for first in (0..rows).step_by(self.rows_per_micro) {
+            let numbers = (first..first + per_micro).map(|p| self.row_number(p));
+            let (t, a) = numbers.fold((0, 0), |(t, a), n| (t + self.data.rows[n].len(), a + active[n]));
+            if t > tokens {
+                (at, tokens) = (first, t);
+            }
+            most_active = most_active.max(a);
+        }
+        let rows = (at..at + per_micro).map(|p| &self.data.rows[self.row_number(p)]);
+        Largest { segments: rows.flat_map(|r| r.segments.clone()).collect(), active: most_active, met: true }
     }
+}
+
+/// Rows that are walked to find the largest micro-batch of a run; longer runs get the bound of any run.
+const WALKED: u64 = 2_000_000;
+
+/// The size of a micro-batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Largest {
+    /// Tokens of each segment.
+    pub segments: Vec<usize>,
+    /// Positions with a target.
+    pub active: usize,
+    /// Whether the run meets a micro-batch of so many tokens; else it is a bound.
+    pub met: bool,
 }

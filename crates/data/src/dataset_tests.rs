@@ -141,13 +141,20 @@ fn batches_are_a_function_of_seed_and_step() {
 }
 
 #[test]
-fn the_longest_batch_is_never_exceeded() {
+fn the_largest_micro_batch_is_met_and_never_exceeded() {
     let data = std::sync::Arc::new(builtin(json!({"name": "tiny-text", "bytes": 30000, "max_length": 64})));
-    let sampler = Sampler::new(data.clone(), 5, 3, 1);
-    let longest = sampler.longest_batch();
-    assert_eq!(longest.rows, 3);
-    assert_eq!(data.longest_row(), longest.longest_segment());
-    assert!((0..300).all(|s| sampler.batch(s, 0).len() <= longest.len()));
+    let sampler = Sampler::new(data.clone(), 5, 3, 2);
+    let sizes = |steps: usize| (0..steps).flat_map(|s| sampler.step(s)).map(|b| (b.len(), b.active_tokens()));
+    for steps in [1, 7, 300] {
+        let largest = sampler.largest(steps as u64);
+        assert!(largest.met);
+        assert_eq!(Some(largest.segments.iter().sum()), sizes(steps).map(|s| s.0).max());
+        assert_eq!(Some(largest.active), sizes(steps).map(|s| s.1).max());
+    }
+    let bound = sampler.largest(u64::MAX);
+    assert!(!bound.met);
+    assert_eq!(bound.segments.iter().max(), Some(&data.longest_row()));
+    assert!(sizes(300).all(|s| s.0 <= bound.segments.iter().sum()));
     assert_eq!(data.longest_batch(5).rows, 5);
 }
 

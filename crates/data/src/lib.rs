@@ -38,7 +38,7 @@ pub mod tiny;
 mod tokenizer;
 mod tokenizer_train;
 
-pub use batch::{Batch, Sampler};
+pub use batch::{Batch, Largest, Sampler};
 pub use dataset::{Dataset, LoadReport};
 pub use example::{Example, IGNORED, Preparer, Reference};
 pub use formats::Sample;

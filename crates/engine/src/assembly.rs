@@ -17,8 +17,8 @@ use ramekin_slots::{
 use serde_json::Value as Json;
 
 use crate::inputs::{self, Origin};
-use crate::{blame, parts};
 use crate::source::{FileSource, MemorySource};
+use crate::{blame, parts};
 
 /// What a stage wants to stand on.
 #[derive(Clone)]

@@ -5,7 +5,7 @@
 //!
 //! A packed weight is unpacked [`TILE_ROWS`] rows at a time into scratch of the task, used and dropped.
 //! A weight that has its dense values at hand ([`WeightRows::as_dense`]) is multiplied in place.
-//! Up to [`FEW_ROWS`](crate::matmul::FEW_ROWS) rows (decoding), the forward is a path of dot products in
+//! Up to [`FEW_ROWS`] rows (decoding), the forward is a path of dot products in
 //! which a row's result does not depend on how many rows come with it.
 
 use rayon::prelude::*;

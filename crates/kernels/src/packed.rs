@@ -1,7 +1,7 @@
 //! Packed codes to numbers and back: what quantisers need of the processor.
 //!
-//! table4:  out[i] = table[nibble(i)] · scale(block of i)       the even entry is a byte's high half
-//! affine:  out[i] = scale · (code[i] − zero)                    codes in a little-endian bit stream
+//! table4:  out\[i\] = table[nibble(i)] · scale(block of i)       the even entry is a byte's high half
+//! affine:  out\[i\] = scale · (code\[i\] − zero)                    codes in a little-endian bit stream
 //!
 //! All in f32 with one rounding, so every instruction set gives the same bits. Sources: the nibble order
 //! is bitsandbytes' (Dettmers et al. 2023, arXiv:2305.14314).

@@ -73,13 +73,13 @@ fn total_steps(s: &TrainStage, sampler: &Sampler) -> u64 {
     s.steps.unwrap_or_else(|| sampler.steps_for(s.epochs.unwrap_or(3.0)) as u64).max(1)
 }
 
-fn shape_of(sampler: &Sampler) -> StepShape {
-    let longest = sampler.longest_batch();
+fn shape_of(sampler: &Sampler, steps: u64) -> StepShape {
+    let largest = sampler.largest(steps);
     StepShape {
-        segments: longest.segments.iter().map(|s| s.len()).collect(),
-        active: longest.active_tokens(),
+        segments: largest.segments,
+        active: largest.active,
         micro_batches: sampler.micros_per_step(),
-        exact: true,
+        exact: largest.met,
     }
 }
 
@@ -103,7 +103,8 @@ pub fn bill(name: &str, recipe: &Recipe, s: &TrainStage, plan: &Blueprint) -> Re
         };
         let data = load_data(&assembly, &s.data, &plan.base_dir)?;
         let (rows, micros) = batch_sizes(s, &data);
-        shape_of(&Sampler::new(Arc::new(data), recipe.seed, rows, micros))
+        let sampler = Sampler::new(Arc::new(data), recipe.seed, rows, micros);
+        shape_of(&sampler, total_steps(s, &sampler))
     } else {
         let length = settings.preparation().map_or(1024, |p| p.max_length).max(2);
         let rows = s.batch.micro_batch_size as usize;
@@ -159,7 +160,7 @@ pub fn run(cx: &mut StageContext<'_>, s: &TrainStage, plan: &Blueprint) -> Resul
     let total = total_steps(s, &sampler);
     let mut trainer = trainer(s, cx.recipe.seed, total)?;
 
-    let bill = bill::train(&stage, plan, &mut trainer, &shape_of(&sampler))?;
+    let bill = bill::train(&stage, plan, &mut trainer, &shape_of(&sampler, total))?;
     trainer = self::trainer(s, cx.recipe.seed, total)?;
     eprint!("{}", bill.table());
     if let Some(budget) = cx.recipe.memory.budget {
