@@ -1,6 +1,6 @@
 //! Models assembled in this process, for tests that look inside.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use ramekin_core::{Param, Rng};
@@ -43,14 +43,7 @@ pub fn fresh_model(config: Json) -> Blueprint {
 
 fn blueprint(model: Model) -> Blueprint {
     ramekin_catalog::link();
-    Blueprint {
-        model,
-        quantizer: None,
-        adapters: Vec::new(),
-        base_dir: PathBuf::from("."),
-        seed: 5,
-        full_training: false,
-    }
+    Blueprint { seed: 5, ..Blueprint::new(model) }
 }
 
 /// A small llama: 2 layers, width 32, 4 heads of 8, 2 for keys and values, 61 tokens.

@@ -6,7 +6,8 @@ use std::process::Command;
 use ramekin_core::{Category, Meter, meter};
 use ramekin_engine::parts;
 use ramekin_engine::step::hidden;
-use ramekin_tests::kitchen::{cook, finish};
+use ramekin_tests::Kitchen;
+use ramekin_tests::kitchen::{cook, finish, losses};
 use ramekin_tests::lab;
 use serde_json::{Value as Json, json};
 
@@ -128,6 +129,64 @@ fn full_training_with_accumulation_and_checkpointing() {
          batch = {{ micro_batch_size = 4, gradient_accumulation_steps = 2 }}"
     );
     plan_against_meter("full, accumulation, checkpoint", "", &stage);
+}
+
+/// A budget below what the recipe asks for: the planner takes what `allow` names, the run keeps
+/// to it, and the numbers are those of the recipe as written.
+#[test]
+fn a_budget_chooses_among_what_is_allowed() {
+    let stage = format!("{LORA}\n{ROWS}\nbatch = {{ micro_batch_size = 8 }}");
+    let free = cook(&recipe(&stage).replace("DTYPE", ""));
+    let asked = free.figures("0-train")["planned_peak"].as_u64().expect("a plan");
+    let budget = asked * 2 / 3;
+    for allow in ["micro_batch_size", "checkpoint"] {
+        let memory = format!("memory = {{ budget = {budget}, allow = [\"{allow}\"] }}\n");
+        let tight = cook(&(memory + &recipe(&stage).replace("DTYPE", "")));
+        let figures = tight.figures("0-train");
+        assert_eq!(figures["changes"].as_array().map(Vec::len), Some(1), "{allow}");
+        assert!(figures["measured_peak"].as_u64().is_some_and(|n| n <= budget), "{allow}: {figures}");
+        let (written, changed) = (losses(&free.out("")), losses(&tight.out("")));
+        assert_eq!(written.len(), changed.len());
+        for (a, b) in written.iter().zip(&changed) {
+            assert!((a.1 - b.1).abs() <= 1e-5 * a.1, "{allow}: step {}: {} and {}", a.0, a.1, b.1);
+        }
+    }
+    // Without permission the run is refused and the way out named.
+    let memory = format!("memory = {{ budget = {budget} }}\n");
+    let refused = Kitchen::new(&(memory + &recipe(&stage).replace("DTYPE", ""))).run(&[]);
+    refused.expect(3);
+    assert!(refused.stderr.contains("allow = [\"micro_batch_size\"]"), "{}", refused.stderr);
+}
+
+/// Stages that train nothing are billed too.
+#[test]
+fn inference_stages() {
+    let kitchen = cook(
+        r#"
+model = { source = "builtin:tiny" }
+[[stage]]
+kind = "generate"
+prompts = ["Anna has 4 red apples", "Once"]
+max_new_tokens = 30
+[[stage]]
+kind = "eval"
+quantizer = { kind = "nf4" }
+data = { kind = "builtin", name = "records", rows = 40, held_out = true, max_length = 128 }
+metrics = ["loss", "exact_match"]
+max_new_tokens = 20
+[[stage]]
+kind = "merge"
+dtype = "f32"
+"#,
+    );
+    for stage in ["0-generate", "1-eval"] {
+        let figures = kitchen.figures(stage);
+        let number = |key: &str| figures[key].as_u64().unwrap_or_else(|| panic!("{stage}: {figures}"));
+        let (planned, measured) = (number("planned_peak"), number("measured_peak"));
+        assert!(measured <= planned && planned - measured <= measured / 20, "{stage}: {figures}");
+    }
+    let figures = kitchen.figures("2-merge");
+    assert!(figures["measured_peak"].as_u64() <= figures["planned_peak"].as_u64(), "{figures}");
 }
 
 /// In a step on a packed base no array is as large as a frozen weight's dense

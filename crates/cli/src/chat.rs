@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Result;
 use clap::Args;
@@ -124,14 +124,7 @@ fn decoder(temperature: f64) -> Result<Box<dyn ramekin_engine::parts::Decoder>> 
 /// A run folder stands for the model it made, or for its base with its adapter.
 fn open(model: &str) -> Result<Blueprint> {
     let folder = Path::new(model);
-    let blueprint = |source: &str, adapters| Blueprint {
-        model: plain_model(source),
-        quantizer: None,
-        adapters,
-        base_dir: PathBuf::from("."),
-        seed: 0,
-        full_training: false,
-    };
+    let blueprint = |source: &str, adapters| Blueprint { adapters, ..Blueprint::new(plain_model(source)) };
     let adapter =
         if folder.join("adapter_config.json").exists() { folder.to_owned() } else { folder.join("adapter") };
     if folder.join("model/config.json").exists() {

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
 use ramekin_engine::Options;
 use serde_json::json;
@@ -137,7 +137,7 @@ fn plan(args: &RecipeArgs) -> Result<(), Failure> {
     }
     if let Some(budget) = loaded.recipe.memory.budget {
         for bill in &bills {
-            bill.check(budget.0, None).map_err(anyhow::Error::from)?;
+            bill.check(budget.0).with_context(|| format!("stage {}", bill.stage))?;
         }
     }
     Ok(())

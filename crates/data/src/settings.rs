@@ -334,6 +334,14 @@ settings! {
     }
 }
 
+impl BuiltinSettings {
+    /// About how many bytes of text this writes.
+    pub fn bytes_about(&self) -> u64 {
+        // A row of a task is a sentence or two with their answer.
+        if self.name == "tiny-text" { self.bytes as u64 } else { self.rows as u64 * 120 }
+    }
+}
+
 fn default_bytes() -> usize {
     4_000_000
 }
@@ -349,7 +357,7 @@ fn default_rows() -> usize {
 pub struct TokensSettings {
     /// The `.safetensors` file.
     pub path: PathBuf,
-    /// Whether every step takes the file's rows again from the first, in order.
+    /// Whether every step takes all of the file's rows, in order; else they are dealt out like any other rows.
     #[serde(default = "yes")]
     pub repeat: bool,
 }

@@ -1,6 +1,6 @@
 //! A model with all that a stage attaches to it.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -35,6 +35,8 @@ pub struct Blueprint {
     pub seed: u64,
     /// Everything trains: dense parameters are held in f32.
     pub full_training: bool,
+    /// The model's tokenizer, once it has been read or learnt.
+    pub tokenizer: OnceCell<Option<Arc<Tokenizer>>>,
 }
 
 /// An adapter in place.
@@ -61,6 +63,8 @@ pub struct Assembly {
     pub tokenizer: Option<Arc<Tokenizer>>,
     /// `config.json`.
     pub config: Json,
+    /// Type of the dense matrices.
+    pub dtype: DType,
     /// How the model is called: for `base_model_name_or_path`.
     pub label: String,
     /// Bytes that loading reads.
@@ -72,6 +76,19 @@ pub struct Assembly {
 }
 
 impl Blueprint {
+    /// A model alone, frozen; relative paths start from the working folder.
+    pub fn new(model: ModelChoice) -> Self {
+        Blueprint {
+            model,
+            quantizer: None,
+            adapters: Vec::new(),
+            base_dir: PathBuf::from("."),
+            seed: 0,
+            full_training: false,
+            tokenizer: OnceCell::new(),
+        }
+    }
+
     /// Reads `config.json`.
     pub fn config(&self) -> Result<(Origin, Json)> {
         let found = Origin::find(&self.model, &self.base_dir);
@@ -86,7 +103,7 @@ impl Blueprint {
     /// What is missing or wrong in the model's files, the quantizer's or the adapters' settings.
     pub fn assemble(&self, shape_only: bool) -> Result<Assembly> {
         let (origin, mut config) = self.config()?;
-        let tokenizer = inputs::tokenizer(&self.model, &origin, &self.base_dir)?;
+        let tokenizer = self.tokenizer(&origin)?;
         if let Origin::Init = origin
             && let Some(map) = config.as_object_mut()
         {
@@ -108,7 +125,8 @@ impl Blueprint {
             &mut *source.weights
         };
         let quantizer = self.quantizer.as_ref().map(parts::quantizer).transpose()?;
-        let options = LoadOptions { dtype: self.dtype(source)?, quantizer: quantizer.as_deref() };
+        let dtype = self.dtype(source)?;
+        let options = LoadOptions { dtype, quantizer: quantizer.as_deref() };
         let mut loader = Loader::new(source, options);
         let model = family.build(&config, &mut loader)?;
         let finished = loader.finish();
@@ -123,6 +141,7 @@ impl Blueprint {
             adapters: Vec::new(),
             tokenizer,
             config,
+            dtype,
             label: origin.label(&self.model),
             read,
             unused,
@@ -135,6 +154,14 @@ impl Blueprint {
             assembly.train_everything()?;
         }
         Ok(assembly)
+    }
+
+    fn tokenizer(&self, origin: &Origin) -> Result<Option<Arc<Tokenizer>>> {
+        if let Some(known) = self.tokenizer.get() {
+            return Ok(known.clone());
+        }
+        let found = inputs::tokenizer(&self.model, origin, &self.base_dir)?;
+        Ok(self.tokenizer.get_or_init(|| found).clone())
     }
 
     fn dtype(&self, source: &dyn WeightSource) -> Result<DType> {
@@ -263,6 +290,16 @@ impl Assembly {
             param.set_trainable(true);
         }
         Ok(())
+    }
+
+    /// Whether there are only shapes, for a plan.
+    pub fn is_shape_only(&self) -> bool {
+        self.ledger
+            .borrow()
+            .entries()
+            .iter()
+            .filter_map(|e| e.param.as_ref())
+            .any(|p| p.value().is_shape_only())
     }
 
     /// The parameters that train, in the ledger's order.

@@ -1,12 +1,15 @@
-//! The plan: the stage's own code on shape-only arrays, under a meter of its own.
+//! The plan: a stage's own code on shape-only arrays, under a meter of its own.
+
+use std::sync::Arc;
 
 use anyhow::Result;
 use ramekin_core::{Meter, meter};
 use ramekin_plan::Bill;
-use ramekin_slots::FlatBatch;
+use ramekin_slots::{FlatBatch, Forward, Mode};
+use ramekin_tape::Tape;
 
 use crate::assembly::{Assembly, Blueprint};
-use crate::step::{LabelledBatch, Trainer};
+use crate::step::{LabelledBatch, Trainer, hidden};
 
 /// The shape of a training step.
 #[derive(Clone, Debug)]
@@ -36,9 +39,18 @@ impl StepShape {
     }
 }
 
-/// What one training stage holds: load, two micro-batches where there are
-/// several, the update.
-pub fn train(stage: &str, blueprint: &Blueprint, trainer: &mut Trainer, shape: &StepShape) -> Result<Bill> {
+/// What a stage does besides its steps, such as an evaluation.
+pub type Beside<'a> = dyn Fn(&Assembly) -> Result<()> + 'a;
+
+/// What a training stage holds: loading, two micro-batches where there are
+/// several, the update, and what happens `beside` the steps.
+pub fn train(
+    stage: &str,
+    blueprint: &Blueprint,
+    trainer: &mut Trainer,
+    shape: &StepShape,
+    beside: &Beside<'_>,
+) -> Result<Bill> {
     let meter = Meter::new();
     let _scope = meter::scope(meter.clone());
     let assembly = blueprint.assemble(true)?;
@@ -49,54 +61,51 @@ pub fn train(stage: &str, blueprint: &Blueprint, trainer: &mut Trainer, shape: &
     trainer.step(&assembly, &batches, 0)?;
     meter.reset_peak();
     trainer.step(&assembly, &batches, 1)?;
-    Ok(finish(stage, &meter, &assembly, shape.tokens(), shape.exact, load_peak, Some((trainer, shape))))
+    beside(&assembly)?;
+    let state: u64 = trainer.optimizer.state().iter().map(|s| s.array.bytes()).sum();
+    let kept: u64 = assembly.trainable().iter().map(|p| p.value().bytes()).sum();
+    let bill = finish(stage, &meter, &assembly, load_peak);
+    // Forward 2 and backward to the inputs 2 operations a parameter and token; 2 more for what trains.
+    let operations = 4.0 * bill.parameters as f64 + 2.0 * bill.trainable as f64;
+    Ok(Bill {
+        tokens: shape.tokens(),
+        tokens_exact: shape.exact,
+        checkpoint: kept + state,
+        step_flops: operations * (shape.tokens() * shape.micro_batches) as f64,
+        ..bill
+    })
 }
 
-/// What a stage holds that only runs forward over a batch of this many tokens.
-pub fn forward(stage: &str, blueprint: &Blueprint, tokens: usize) -> Result<Bill> {
+/// What a stage holds that trains nothing: loading, then `work` on shapes.
+pub fn inference(stage: &str, blueprint: &Blueprint, tokens: usize, work: &Beside<'_>) -> Result<Bill> {
     let meter = Meter::new();
     let _scope = meter::scope(meter.clone());
     let assembly = blueprint.assemble(true)?;
     let load_peak = meter.peak();
     meter.reset_peak();
-    let batch = FlatBatch::new(&[vec![0u32; tokens.max(1)]]);
-    let mode = ramekin_slots::Mode::inference();
-    let fx = ramekin_slots::Forward::new(ramekin_tape::Tape::off(), assembly.sites.clone(), batch, mode);
-    let h = crate::step::hidden(&assembly.model, &fx, None)?;
-    drop(assembly.model.head(&fx, &h)?);
-    drop(h);
-    Ok(finish(stage, &meter, &assembly, tokens, false, load_peak, None))
+    work(&assembly)?;
+    Ok(Bill { tokens, ..finish(stage, &meter, &assembly, load_peak) })
 }
 
-fn finish(
-    stage: &str,
-    meter: &std::sync::Arc<Meter>,
-    assembly: &Assembly,
-    tokens: usize,
-    exact: bool,
-    load_peak: u64,
-    training: Option<(&Trainer, &StepShape)>,
-) -> Bill {
+/// One forward over a sequence of this many tokens, with all its logits.
+pub fn forward(assembly: &Assembly, tokens: usize) -> Result<()> {
+    let batch = FlatBatch::new(&[vec![0u32; tokens.max(1)]]);
+    let fx = Forward::new(Tape::off(), assembly.sites.clone(), batch, Mode::inference());
+    let h = hidden(&assembly.model, &fx, None)?;
+    assembly.model.head(&fx, &h).map(drop)
+}
+
+fn finish(stage: &str, meter: &Arc<Meter>, assembly: &Assembly, load_peak: u64) -> Bill {
     let (parameters, trainable) = assembly.ledger.borrow().counts();
-    let state: u64 = training.map_or(0, |(t, _)| t.optimizer.state().iter().map(|s| s.array.bytes()).sum());
-    let kept: u64 = assembly.trainable().iter().map(|p| p.value().bytes()).sum();
-    // Forward 2 and backward to the inputs 2 operations a parameter and token; 2 more for what trains.
-    let micro = training.map_or(1, |(_, s)| s.micro_batches) as f64;
-    let step_flops =
-        training.map_or(0.0, |_| (4.0 * parameters as f64 + 2.0 * trainable as f64) * tokens as f64 * micro);
     Bill {
         stage: stage.to_owned(),
         parameters,
         trainable,
         sites: assembly.adapters.iter().map(|a| (a.owner.clone(), a.sites.len())).collect(),
-        tokens,
-        tokens_exact: exact,
         at_peak: meter.at_peak(),
         peak: meter.peak(),
         load_peak,
         read: assembly.read,
-        checkpoint: if training.is_some() { kept + state } else { 0 },
-        step_flops,
-        changes: Vec::new(),
+        ..Bill::default()
     }
 }

@@ -1,9 +1,11 @@
 //! Prompts to tokens, with a cache.
 
 use anyhow::{Result, ensure};
-use ramekin_core::{Array, Category, Draws, Rng};
+use ramekin_core::{Array, Category, Draws, Rng, UserError};
+use ramekin_data::Tokenizer;
 use ramekin_slots::{Decoder, Draft, FlatBatch, Forward, KvPolicy, KvShape, Mode};
 use ramekin_tape::{Tape, Value};
+use serde_json::json;
 
 use crate::assembly::Assembly;
 use crate::step::hidden;
@@ -75,6 +77,9 @@ impl Generator<'_> {
             }
             let h = hidden(&self.assembly.model, &fx, None)?;
             let logits = self.assembly.model.head(&fx, &last_rows(&h, &ends)?)?;
+            if logits.array().is_shape_only() {
+                break; // a plan needs no more: the cache is whole and later forwards are smaller
+            }
             let v = facts.vocab_size;
             let logits = logits.array().view::<f32>()?;
             let mut row = 0;
@@ -116,9 +121,29 @@ fn next_batch(all: &[Sequence], newest_only: bool) -> FlatBatch {
 
 fn last_rows(h: &Value, ends: &[Option<usize>]) -> Result<Value> {
     let (_, d) = h.array().rows();
-    let numbers = h.array().view::<f32>()?;
-    let rows: Vec<f32> =
-        ends.iter().flatten().flat_map(|r| numbers[r * d..(r + 1) * d].iter().copied()).collect();
     let count = ends.iter().flatten().count();
-    Ok(Value::constant(Array::from_vec(rows, &[count, d], Category::Workspace)?))
+    let shape_only = h.array().is_shape_only();
+    let rows = Array::build::<f32>(&[count, d], shape_only, Category::Workspace, |out| {
+        let numbers = h.array().view::<f32>()?;
+        for (row, end) in out.chunks_mut(d).zip(ends.iter().flatten()) {
+            row.copy_from_slice(&numbers[end * d..(end + 1) * d]);
+        }
+        Ok(())
+    })?;
+    Ok(Value::constant(rows))
+}
+
+/// The ids that a text begins with: as it stands, or as the user's turn of a chat.
+///
+/// # Errors
+/// If a chat is wanted and the tokenizer has no template.
+pub fn prompt_ids(tokenizer: &Tokenizer, text: &str, chat: bool) -> Result<Vec<u32>> {
+    if !chat {
+        return Ok(tokenizer.encode_with_offsets(text, true)?.without_closing_specials());
+    }
+    let template = tokenizer.chat_template()?.ok_or_else(|| {
+        UserError::new("`chat` is set and the tokenizer has no chat template").help("leave `chat` out")
+    })?;
+    let rendered = template.render(&[json!({ "role": "user", "content": text })], None, true)?;
+    tokenizer.encode(&rendered, false)
 }

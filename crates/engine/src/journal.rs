@@ -21,6 +21,9 @@ pub struct Journal {
     events: EventWriter,
     progress: Progress,
     total: u64,
+    /// Steps whose evaluation the file has already, from before this process.
+    evaluated: Vec<u64>,
+    last_loss: Option<f64>,
     began: Instant,
     seen: usize,
     log_every: u64,
@@ -38,14 +41,24 @@ impl Journal {
         total: u64,
         log_every: u64,
     ) -> Result<Self> {
-        let mut metrics = MetricsWriter::open(out.join("metrics.jsonl"))?;
+        let file = out.join("metrics.jsonl");
+        let mut metrics = MetricsWriter::open(&file)?;
         metrics.truncate_after(stage, after)?;
+        let (mut evaluated, mut last_loss) = (Vec::new(), None);
+        for line in read_metrics(&file)?.iter().filter(|l| l.at().0 == stage) {
+            match line {
+                Line::Step(l) => last_loss = Some(l.loss),
+                Line::Eval(l) => evaluated.push(l.step),
+            }
+        }
         Ok(Journal {
             stage,
             metrics,
             events: EventWriter::create(out)?,
             progress: Progress::new(Console::detect(), label, total),
             total,
+            evaluated,
+            last_loss,
             began: Instant::now(),
             seen: 0,
             log_every: log_every.max(1),
@@ -62,10 +75,7 @@ impl Journal {
     /// Notes step number `step`, which began at `begun`.
     pub fn step(&mut self, step: u64, r: &StepReport, begun: Instant) -> Result<()> {
         let meter = meter::current();
-        if meter.peak() > self.peak {
-            self.peak = meter.peak();
-            self.at_peak = meter.at_peak();
-        }
+        self.observe();
         self.seen += r.tokens;
         let line = StepLine {
             stage: self.stage,
@@ -80,6 +90,7 @@ impl Journal {
         };
         self.metrics.step(&line)?;
         self.events.step(step, &line)?;
+        self.last_loss = Some(r.loss);
         if step.is_multiple_of(self.log_every) || step == self.total {
             let rate = self.seen as f64 / self.began.elapsed().as_secs_f64().max(1e-9);
             self.progress.update(step, &format!("loss {:.4}  {rate:.0} tokens/s", r.loss));
@@ -87,11 +98,29 @@ impl Journal {
         Ok(())
     }
 
-    /// Notes an evaluation after `step` (0: before the first).
+    /// Notes how high the meter has been.
+    pub fn observe(&mut self) {
+        let meter = meter::current();
+        if meter.peak() > self.peak {
+            self.peak = meter.peak();
+            self.at_peak = meter.at_peak();
+        }
+    }
+
+    /// The loss of the last step, whether this process took it or one before.
+    pub fn last_loss(&self) -> Option<f64> {
+        self.last_loss
+    }
+
+    /// Notes an evaluation after `step` (0: before the first), once: a run that is
+    /// resumed may come by here again, with the same figures.
     pub fn eval(&mut self, step: u64, found: &Map<String, Json>) -> Result<()> {
+        self.observe();
         let line = EvalLine { stage: self.stage, step, eval: found.clone() };
-        self.metrics.eval(&line)?;
-        self.events.eval(step, &line)?;
+        if !self.evaluated.contains(&step) {
+            self.metrics.eval(&line)?;
+            self.events.eval(step, &line)?;
+        }
         self.say(&format!("eval at step {step}: {}", words(found)));
         Ok(())
     }

@@ -6,6 +6,7 @@
 //! | [`assembly`] | a model with its quantizer, adapters and tokenizer, real or shape-only |
 //! | [`step`] | forward, loss, backward, update |
 //! | [`bill`] | the same step on shapes: the plan |
+//! | `fit` | what may change so that a stage fits the budget |
 //! | [`audit`] | what is checked before step 1 |
 //! | `preflight` | what can be seen before the first stage: files that are not there |
 //! | `blame` | mistakes that show only with models and data, back to their place in the recipe |
@@ -20,6 +21,7 @@ pub mod bill;
 mod blame;
 pub mod builtin;
 pub mod checkpoint;
+mod fit;
 pub mod generation;
 mod inputs;
 pub mod journal;

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use ramekin_core::UserError;
+use ramekin_core::{UserError, units};
 use ramekin_plan::Bill;
 use ramekin_recipe::{Adapter, Model, Part, Recipe, Stage};
 use ramekin_report::Outcome;
@@ -137,14 +137,8 @@ fn blueprint(
     }
     adapters.extend(stage.adapters().iter().cloned());
     let full_training = matches!(stage, Stage::Train(_)) && adapters.is_empty();
-    Ok(Blueprint {
-        model,
-        quantizer,
-        adapters,
-        base_dir: base_dir.to_owned(),
-        seed: recipe.seed,
-        full_training,
-    })
+    let base_dir = base_dir.to_owned();
+    Ok(Blueprint { quantizer, adapters, base_dir, seed: recipe.seed, full_training, ..Blueprint::new(model) })
 }
 
 /// The bills of all stages, as far as they can be known before any has run.
@@ -159,7 +153,7 @@ pub fn plan(recipe: &Recipe, base_dir: &Path) -> Result<Vec<Bill>> {
         let name = stage_name(recipe, index);
         let quantizer = stage_quantizer(stage);
         let plan = blueprint(recipe, stage, quantizer, &carry, base_dir)?;
-        bills.push(stages::bill(&name, recipe, stage, &plan)?);
+        bills.push(stages::bill(&name, index, recipe, stage, &plan)?);
         if matches!(stage, Stage::Train(_)) && !plan.full_training {
             // The adapter does not exist yet; the next stage is billed on the bare base it will sit on.
             carry.leave_adapters(&plan, Vec::new());
@@ -221,7 +215,9 @@ pub fn run(recipe: &Recipe, options: &Options) -> Result<RunOutcome> {
         let quantizer = stage_quantizer(stage);
         let plan = cx.blueprint(stage, quantizer)?;
         let name = cx.name();
-        let done = stages::run(&mut cx, stage, &plan).with_context(|| format!("stage {name}"));
+        let done = stages::run(&mut cx, stage, &plan)
+            .and_then(|figures| within_budget(recipe, figures))
+            .with_context(|| format!("stage {name}"));
         let figures = match done {
             Ok(figures) => figures,
             Err(e) => {
@@ -247,6 +243,20 @@ pub fn run(recipe: &Recipe, options: &Options) -> Result<RunOutcome> {
     let outcome = RunOutcome { stages: carry.stages };
     journal::report(&recipe.name, options, &outcome, Outcome::Done, began.elapsed().as_secs_f64())?;
     Ok(outcome)
+}
+
+/// Says so when a stage held more than the budget in spite of its bill.
+fn within_budget(recipe: &Recipe, mut figures: Json) -> Result<Json> {
+    let Some(budget) = recipe.memory.budget else { return Ok(figures) };
+    let held = figures["measured_peak"].as_u64().unwrap_or(0);
+    if held > budget.0 {
+        let (held, budget) = (units::bytes(held), units::bytes(budget.0));
+        eprintln!(
+            "  warning: the stage held {held} at once, above the budget of {budget}; its plan was too low"
+        );
+        figures["over_budget"] = true.into();
+    }
+    Ok(figures)
 }
 
 /// A run goes on only with the recipe it began with.

@@ -1,6 +1,6 @@
 //! Rows of a table by id, and their gradient.
 //!
-//! y[i] = w[ids[i]]      gw[v] += Σ_{i: ids[i] = v} g[i], added in the order of i
+//! y\[i\] = w[ids\[i\]]      gw\[v\] += Σ_{i: ids\[i\] = v} g\[i\], added in the order of i
 
 use rayon::prelude::*;
 

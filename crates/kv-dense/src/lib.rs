@@ -34,8 +34,7 @@ impl Part for Full {
 
 impl KvPolicy for Full {
     fn cache(&self, shape: KvShape) -> Result<Rc<RefCell<dyn KvCache>>> {
-        let room = shape.capacity * shape.kv_heads * shape.head_dim;
-        let one = || Entry { k: Vec::with_capacity(room), v: Vec::with_capacity(room), seen: 0 };
+        let one = || Entry { k: Vec::new(), v: Vec::new(), seen: 0 };
         let layers = (0..shape.layers)
             .map(|_| (0..shape.sequences).map(|_| one()).collect())
             .collect::<Vec<Vec<Entry>>>();
@@ -84,14 +83,17 @@ impl KvCache for FullCache {
         );
         let key_width = spec.kv_heads * spec.head_dim;
         let query_width = spec.heads * spec.head_dim;
-        let (qv, kv, vv) = (q.view::<f32>()?, k.view::<f32>()?, v.view::<f32>()?);
-        Array::build::<f32>(q.dims(), false, Category::Workspace, |out| {
+        Array::build::<f32>(q.dims(), q.is_shape_only(), Category::Workspace, |out| {
+            let (qv, kv, vv) = (q.view::<f32>()?, k.view::<f32>()?, v.view::<f32>()?);
             for (entry, rows) in entries.iter_mut().zip(segments) {
                 if rows.is_empty() {
                     continue;
                 }
                 let full = entry.seen + rows.len() > self.shape.capacity;
                 ensure!(!full, "a cache of {} tokens is full", self.shape.capacity);
+                // Reserved once and whole, so that growing never copies; a plan's shapes reserve nothing.
+                entry.k.reserve_exact(self.shape.capacity * key_width - entry.k.len());
+                entry.v.reserve_exact(self.shape.capacity * key_width - entry.v.len());
                 entry.k.extend_from_slice(&kv[rows.start * key_width..rows.end * key_width]);
                 entry.v.extend_from_slice(&vv[rows.start * key_width..rows.end * key_width]);
                 entry.seen += rows.len();

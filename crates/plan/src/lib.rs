@@ -39,6 +39,9 @@ pub struct Bill {
     pub step_flops: f64,
     /// What the planner changed to fit the budget.
     pub changes: Vec<String>,
+    /// What would make it fit, where the budget is too small.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nearest: Option<String>,
 }
 
 impl Bill {
@@ -61,7 +64,11 @@ impl Bill {
         for (part, n) in &self.sites {
             let _ = writeln!(out, "  {part:<12} {n} linears");
         }
-        let exact = if self.tokens_exact { "longest micro-batch" } else { "upper bound" };
+        let exact = match (self.trainable > 0, self.tokens_exact) {
+            (false, _) => "at once",
+            (true, true) => "longest micro-batch",
+            (true, false) => "upper bound",
+        };
         let _ = writeln!(out, "  tokens       {} ({exact})", count(self.tokens as u64));
         for c in Category::ALL {
             let n = self.at_peak.get(c);
@@ -76,26 +83,24 @@ impl Bill {
             bytes(self.peak),
             bytes(self.load_peak)
         );
-        let _ = writeln!(
-            out,
-            "  disk         {} read, {} a checkpoint",
-            bytes(self.read),
-            bytes(self.checkpoint)
-        );
+        let checkpoint = match self.checkpoint {
+            0 => String::new(),
+            n => format!(", {} a checkpoint", bytes(n)),
+        };
+        let _ = writeln!(out, "  disk         {} read{checkpoint}", bytes(self.read));
         for c in &self.changes {
             let _ = writeln!(out, "  changed to fit: {c}");
         }
         out
     }
 
-    /// Refuses a bill beyond the budget; `nearest` names the smallest change that fits, if one does.
-    pub fn check(&self, budget: u64, nearest: Option<&str>) -> Result<(), Unfit> {
+    /// Refuses a bill beyond the budget and names the nearest way that fits, if one is known.
+    pub fn check(&self, budget: u64) -> Result<(), Unfit> {
         if self.total() <= budget {
             return Ok(());
         }
-        let mut message =
-            format!("stage {} needs {} and the budget is {}", self.stage, bytes(self.total()), bytes(budget));
-        match nearest {
+        let mut message = format!("needs {} and the budget is {}", bytes(self.total()), bytes(budget));
+        match &self.nearest {
             Some(change) => {
                 let _ = write!(message, "\n  help: {change}");
             }
@@ -104,7 +109,7 @@ impl Bill {
                 if let Some(c) = largest {
                     let _ = write!(
                         message,
-                        "\n  help: the largest part is {} with {}; nothing that the recipe allows makes it fit",
+                        "\n  help: the largest part is {} with {}",
                         c.name(),
                         bytes(self.at_peak.get(c))
                     );
@@ -121,13 +126,13 @@ mod tests {
 
     #[test]
     fn refuses_and_names_the_way_out() {
-        let bill = Bill { stage: "0-train".into(), peak: 3 << 20, ..Default::default() };
-        assert!(bill.check(4 << 20, None).is_ok());
-        let e =
-            bill.check(2 << 20, Some("`activation = { kind = \"checkpoint\" }` needs 1.0 MiB")).unwrap_err();
+        let nearest = Some("`activation = { kind = \"checkpoint\" }` needs 1.0 MiB".to_owned());
+        let bill = Bill { stage: "0-train".into(), peak: 3 << 20, nearest, ..Default::default() };
+        assert!(bill.check(4 << 20).is_ok());
+        let e = bill.check(2 << 20).unwrap_err();
         assert_eq!(
             e.to_string(),
-            "stage 0-train needs 3.0 MiB and the budget is 2.0 MiB\n  help: `activation = { kind = \"checkpoint\" }` needs 1.0 MiB"
+            "needs 3.0 MiB and the budget is 2.0 MiB\n  help: `activation = { kind = \"checkpoint\" }` needs 1.0 MiB"
         );
     }
 }

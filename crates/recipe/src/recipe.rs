@@ -226,6 +226,17 @@ pub enum Allow {
     Quantizer,
 }
 
+impl Allow {
+    /// How recipes write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Allow::Checkpoint => "checkpoint",
+            Allow::MicroBatchSize => "micro_batch_size",
+            Allow::Quantizer => "quantizer",
+        }
+    }
+}
+
 impl Recipe {
     /// Every part of the recipe with its slot, stage by stage; settings and kinds may be changed.
     ///

@@ -148,7 +148,7 @@ pub struct TrainStage {
     /// When to save the state, and how many to keep.
     #[serde(default)]
     pub checkpoint: Checkpoint,
-    /// Optimizer steps between lines of `metrics.jsonl`. Default: 1.
+    /// Optimizer steps between updates of the progress shown; `metrics.jsonl` has every step. Default: 1.
     #[serde(default = "every_step", alias = "logging_steps")]
     #[schemars(range(min = 1))]
     pub log_every: u64,

@@ -1,11 +1,13 @@
 //! `kind = "eval"`, and the evaluation inside training.
 
 use std::io::Write as _;
+use std::path::Path;
 
 use anyhow::Result;
 use ramekin_core::Rng;
-use ramekin_data::{Batch, Dataset};
+use ramekin_data::{Batch, Dataset, Row};
 use ramekin_eval::Metrics;
+use ramekin_plan::Bill;
 use ramekin_recipe::{EvalStage, Metric, Part};
 use ramekin_slots::{Decoder, Forward, KvPolicy, Mode};
 use ramekin_store::write_atomic;
@@ -13,27 +15,26 @@ use ramekin_tape::Tape;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json, json};
 
-use super::train::load_data;
+use super::data;
 use crate::assembly::{Assembly, Blueprint};
-use crate::blame;
 use crate::generation::{Generator, Limits};
-use crate::parts;
 use crate::run::StageContext;
 use crate::step::{LabelledBatch, hidden};
+use crate::{bill, blame, parts};
 
 /// What an evaluation needs.
-pub struct Evaluation<'a> {
+pub struct Evaluation {
     /// Names of the metrics.
     pub metrics: Vec<&'static str>,
     /// For answers.
-    pub decoder: &'a dyn Decoder,
+    pub decoder: Box<dyn Decoder>,
     /// For answers.
-    pub kv: &'a dyn KvPolicy,
+    pub kv: Box<dyn KvPolicy>,
     /// Rows at most.
     pub max_rows: Option<usize>,
     /// Tokens of an answer at most.
     pub max_new_tokens: usize,
-    /// Rows whose loss is taken together.
+    /// Rows whose loss is taken together; twice as many are answered together, which keeps less.
     pub rows: usize,
 }
 
@@ -78,13 +79,17 @@ pub fn ensure_references(data: &Dataset, metrics: &[Metric], place: &str) -> Res
 pub fn evaluate(
     assembly: &Assembly,
     data: &Dataset,
-    e: &Evaluation<'_>,
+    e: &Evaluation,
 ) -> Result<(Map<String, Json>, Vec<Answer>)> {
     let mut metrics = Metrics::new(&e.metrics)?;
     if metrics.needs_loss() {
         let objective = parts::objective(&Part::of("sft"))?;
         let rows = &data.rows[..e.max_rows.unwrap_or(usize::MAX).min(data.rows.len())];
+        let mut rises = Rises::of(assembly);
         for chunk in rows.chunks(e.rows.max(1)) {
+            if !rises.worth(chunk.iter().map(Row::len).sum()) {
+                continue;
+            }
             let batch = LabelledBatch::new(Batch::of_rows(data, chunk));
             let fx = Forward::new(Tape::off(), assembly.sites.clone(), batch.flat.clone(), Mode::inference());
             let h = hidden(&assembly.model, &fx, None)?;
@@ -99,25 +104,40 @@ pub fn evaluate(
     Ok((metrics.finish(), answers))
 }
 
-/// Sequences answered together.
-const TOGETHER: usize = 32;
+/// On shapes only what is larger than everything before tells something new.
+struct Rises {
+    shape_only: bool,
+    highest: usize,
+}
 
-fn answer(
-    assembly: &Assembly,
-    data: &Dataset,
-    e: &Evaluation<'_>,
-    metrics: &mut Metrics,
-) -> Result<Vec<Answer>> {
+impl Rises {
+    fn of(assembly: &Assembly) -> Self {
+        Rises { shape_only: assembly.is_shape_only(), highest: 0 }
+    }
+
+    fn worth(&mut self, tokens: usize) -> bool {
+        let worth = !self.shape_only || tokens > self.highest;
+        self.highest = self.highest.max(tokens);
+        worth
+    }
+}
+
+fn answer(assembly: &Assembly, data: &Dataset, e: &Evaluation, metrics: &mut Metrics) -> Result<Vec<Answer>> {
     let tokenizer = assembly.tokenizer()?;
     let references: Vec<_> = data.examples.iter().filter_map(|x| x.reference.as_ref()).collect();
     let references = &references[..e.max_rows.unwrap_or(usize::MAX).min(references.len())];
     let eos = assembly.eos_ids();
     let limits = Limits { max_new_tokens: e.max_new_tokens, eos: &eos };
     let generator =
-        Generator { assembly, decoder: e.decoder, kv: Some(e.kv), rng: Rng::new(0), adapters: true };
+        Generator { assembly, decoder: &*e.decoder, kv: Some(&*e.kv), rng: Rng::new(0), adapters: true };
     let mut answers = Vec::new();
-    for group in references.chunks(TOGETHER) {
+    let mut rises = Rises::of(assembly);
+    for group in references.chunks(2 * e.rows.max(1)) {
         let prompts = group.iter().map(|r| r.prompt_ids(tokenizer)).collect::<Result<Vec<_>>>()?;
+        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+        if !rises.worth(prompts.len() * (longest + e.max_new_tokens)) {
+            continue;
+        }
         let results = generator.run(&prompts, &limits, &mut |_, _| {})?;
         for ((reference, prompt), ids) in group.iter().zip(&prompts).zip(results) {
             let completion = tokenizer.decode(&ids[prompt.len()..], true)?;
@@ -133,28 +153,54 @@ fn answer(
     Ok(answers)
 }
 
+fn evaluation(s: &EvalStage) -> Result<Evaluation> {
+    Ok(Evaluation {
+        metrics: names(&s.metrics),
+        decoder: parts::decoder(&s.decode)?,
+        kv: parts::kv(&s.kv)?,
+        max_rows: s.max_rows.map(|n| n as usize),
+        max_new_tokens: s.max_new_tokens as usize,
+        rows: ROWS,
+    })
+}
+
+/// Rows whose loss an `eval` stage takes together.
+const ROWS: usize = 16;
+
+/// The stage's bill.
+pub fn bill(name: &str, s: &EvalStage, plan: &Blueprint) -> Result<Bill> {
+    let evaluation = evaluation(s)?;
+    let settings = parts::data_settings(&s.data)?;
+    let longest = settings.preparation().map_or(1024, |p| p.max_length);
+    bill::inference(name, plan, ROWS * longest, &|assembly| {
+        if data::is_small(&settings, &plan.base_dir) {
+            let data = data::load(assembly, &s.data, &plan.base_dir)?;
+            evaluate(assembly, &data, &evaluation).map(drop)
+        } else {
+            bill::forward(assembly, ROWS * longest)
+        }
+    })
+}
+
 /// Runs the stage.
 pub fn run(cx: &mut StageContext<'_>, s: &EvalStage, plan: &Blueprint) -> Result<Json> {
     let assembly = plan.assemble(false)?;
-    let data = load_data(&assembly, &s.data, &plan.base_dir)?;
+    let data = data::load(&assembly, &s.data, &plan.base_dir)?;
     ensure_references(&data, &s.metrics, &format!("stage.{}.metrics", cx.index))?;
-    let (decoder, kv) = (parts::decoder(&s.decode)?, parts::kv(&s.kv)?);
-    let evaluation = Evaluation {
-        metrics: names(&s.metrics),
-        decoder: &*decoder,
-        kv: &*kv,
-        max_rows: s.max_rows.map(|n| n as usize),
-        max_new_tokens: s.max_new_tokens as usize,
-        rows: 8,
-    };
-    let (figures, answers) = evaluate(&assembly, &data, &evaluation)?;
-    let mut lines = Vec::new();
-    for a in &answers {
-        writeln!(lines, "{}", json!(a))?;
-    }
-    if !answers.is_empty() {
-        write_atomic(cx.dir.join("samples.jsonl"), &lines)?;
-    }
+    let (figures, answers) = evaluate(&assembly, &data, &evaluation(s)?)?;
+    write_answers(&cx.dir, &answers)?;
     eprintln!("  {}", crate::journal::words(&figures));
     Ok(Json::Object(figures))
+}
+
+fn write_answers(dir: &Path, answers: &[Answer]) -> Result<()> {
+    if answers.is_empty() {
+        return Ok(());
+    }
+    let mut lines = Vec::new();
+    for a in answers {
+        writeln!(lines, "{}", json!(a))?;
+    }
+    write_atomic(dir.join("samples.jsonl"), &lines)?;
+    Ok(())
 }

@@ -1,36 +1,53 @@
 //! `kind = "generate"`: prompts or a file's batch to tokens and text.
 
+use std::cell::Cell;
 use std::io::Write as _;
 
 use anyhow::Result;
 use candle_core::{Device, Tensor};
 use ramekin_core::{Rng, UserError};
+use ramekin_plan::Bill;
 use ramekin_recipe::GenerateStage;
 use ramekin_store::{write_atomic, write_safetensors};
 use serde_json::{Value as Json, json};
 
 use super::tokens::TokenFile;
 use crate::assembly::{Assembly, Blueprint};
-use crate::generation::{Generator, Limits};
-use crate::parts;
+use crate::generation::{Generator, Limits, prompt_ids};
 use crate::run::StageContext;
+use crate::{bill, parts};
+
+/// The stage's bill.
+pub fn bill(name: &str, s: &GenerateStage, plan: &Blueprint) -> Result<Bill> {
+    let tokens = Cell::new(0);
+    let bill = bill::inference(name, plan, 0, &|assembly| {
+        let prompts = prompts(s, plan, assembly)?;
+        tokens.set(prompts.iter().map(Vec::len).sum());
+        generate(s, assembly, &prompts, 0).map(drop)
+    })?;
+    Ok(Bill { tokens: tokens.get(), ..bill })
+}
+
+fn generate(
+    s: &GenerateStage,
+    assembly: &Assembly,
+    prompts: &[Vec<u32>],
+    seed: u64,
+) -> Result<Vec<Vec<u32>>> {
+    let decoder = parts::decoder(&s.decode)?;
+    let kv = parts::kv(&s.kv)?;
+    let generator =
+        Generator { assembly, decoder: &*decoder, kv: Some(&*kv), rng: Rng::new(seed), adapters: true };
+    let eos = assembly.eos_ids();
+    let limits = Limits { max_new_tokens: s.max_new_tokens as usize, eos: &eos };
+    generator.run(prompts, &limits, &mut |_, _| {})
+}
 
 /// Runs the stage.
 pub fn run(cx: &mut StageContext<'_>, s: &GenerateStage, plan: &Blueprint) -> Result<Json> {
     let assembly = plan.assemble(false)?;
     let prompts = prompts(s, plan, &assembly)?;
-    let decoder = parts::decoder(&s.decode)?;
-    let kv = parts::kv(&s.kv)?;
-    let generator = Generator {
-        assembly: &assembly,
-        decoder: &*decoder,
-        kv: Some(&*kv),
-        rng: Rng::new(cx.recipe.seed),
-        adapters: true,
-    };
-    let eos = assembly.eos_ids();
-    let limits = Limits { max_new_tokens: s.max_new_tokens as usize, eos: &eos };
-    let results = generator.run(&prompts, &limits, &mut |_, _| {})?;
+    let results = generate(s, &assembly, &prompts, cx.recipe.seed)?;
     write_ids(cx, &results, &assembly)?;
     let mut lines = Vec::new();
     for (prompt, ids) in prompts.iter().zip(&results) {
@@ -68,21 +85,7 @@ fn prompts(s: &GenerateStage, plan: &Blueprint, assembly: &Assembly) -> Result<V
         return Err(UserError::new("a `generate` stage needs `prompt`, `prompts` or `input`").into());
     }
     let tokenizer = assembly.tokenizer()?;
-    texts
-        .into_iter()
-        .map(|text| {
-            if s.chat {
-                let template = tokenizer.chat_template()?.ok_or_else(|| {
-                    UserError::new("`chat` is set and the tokenizer has no chat template")
-                        .help("leave `chat` out")
-                })?;
-                let rendered = template.render(&[json!({ "role": "user", "content": text })], None, true)?;
-                tokenizer.encode(&rendered, false)
-            } else {
-                Ok(tokenizer.encode_with_offsets(text, true)?.without_closing_specials())
-            }
-        })
-        .collect()
+    texts.into_iter().map(|text| prompt_ids(tokenizer, text, s.chat)).collect()
 }
 
 fn write_ids(cx: &StageContext<'_>, results: &[Vec<u32>], assembly: &Assembly) -> Result<()> {

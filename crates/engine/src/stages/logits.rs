@@ -4,30 +4,51 @@ use anyhow::Result;
 use candle_core::{Device, Tensor};
 use ramekin_core::Rng;
 use ramekin_data::{Batch, Dataset};
+use ramekin_plan::Bill;
 use ramekin_recipe::{LogitsStage, Part};
 use ramekin_slots::{FlatBatch, Forward, Mode};
 use ramekin_store::{Data, write_safetensors};
-use ramekin_tape::{GradStore, Tape};
+use ramekin_tape::{GradStore, Tape, Value};
 use serde_json::{Value as Json, json};
 
 use super::tokens::TokenFile;
 use crate::assembly::{Assembly, Blueprint};
-use crate::parts;
 use crate::run::StageContext;
 use crate::step::{LabelledBatch, hidden};
+use crate::{bill, parts};
+
+/// The stage's bill.
+pub fn bill(name: &str, s: &LogitsStage, plan: &Blueprint) -> Result<Bill> {
+    let file = TokenFile::read(&plan.base_dir.join(&s.input))?;
+    let tokens = file.ids.iter().map(Vec::len).sum();
+    bill::inference(name, &with_gradients(s, plan), tokens, &|assembly| {
+        drop(all_logits(assembly, &file)?);
+        match labelled(s, &file)? {
+            Some(batch) => loss_and_gradients(assembly, &batch, s.gradients).map(drop),
+            None => Ok(()),
+        }
+    })
+}
+
+/// Without an adapter gradients of every weight are meant.
+fn with_gradients(s: &LogitsStage, plan: &Blueprint) -> Blueprint {
+    Blueprint { full_training: s.gradients && plan.adapters.is_empty(), ..plan.clone() }
+}
+
+fn labelled(s: &LogitsStage, file: &TokenFile) -> Result<Option<LabelledBatch>> {
+    let Some(labels) = &file.labels else { return Ok(None) };
+    let (ids, mask) = (file.ids.clone(), file.mask.clone());
+    let data = Dataset::from_token_rows(s.input.clone(), ids, mask, Some(labels.clone()))?;
+    Ok(Some(LabelledBatch::new(Batch::of_rows(&data, &data.rows))))
+}
 
 /// Runs the stage.
 pub fn run(cx: &mut StageContext<'_>, s: &LogitsStage, plan: &Blueprint) -> Result<Json> {
-    let path = plan.base_dir.join(&s.input);
-    let file = TokenFile::read(&path)?;
-    let plan = Blueprint { full_training: s.gradients && plan.adapters.is_empty(), ..plan.clone() };
-    let assembly = plan.assemble(false)?;
+    let file = TokenFile::read(&plan.base_dir.join(&s.input))?;
+    let assembly = with_gradients(s, plan).assemble(false)?;
     let mut out: Vec<(String, Data)> = vec![("logits".to_owned(), logits(&assembly, &file)?.into())];
     let mut figures = json!({});
-    if let Some(labels) = &file.labels {
-        let name = path.display().to_string();
-        let data = Dataset::from_token_rows(name, file.ids.clone(), file.mask.clone(), Some(labels.clone()))?;
-        let batch = LabelledBatch::new(Batch::of_rows(&data, &data.rows));
+    if let Some(batch) = labelled(s, &file)? {
         let (loss, grads) = loss_and_gradients(&assembly, &batch, s.gradients)?;
         figures["loss"] = json!(loss);
         out.push(("loss".to_owned(), Tensor::new(&[loss as f32], &Device::Cpu)?.into()));
@@ -39,14 +60,19 @@ pub fn run(cx: &mut StageContext<'_>, s: &LogitsStage, plan: &Blueprint) -> Resu
     Ok(figures)
 }
 
+/// Logits of the tokens that count, one after the other.
+fn all_logits(assembly: &Assembly, file: &TokenFile) -> Result<Value> {
+    let sequences: Vec<Vec<u32>> =
+        file.ids.iter().zip(file.spans()?).map(|(row, span)| row[span].to_vec()).collect();
+    let fx = Forward::new(Tape::off(), assembly.sites.clone(), FlatBatch::new(&sequences), Mode::inference());
+    let h = hidden(&assembly.model, &fx, None)?;
+    assembly.model.head(&fx, &h)
+}
+
 /// `[B, T, V]`, zeros where the mask is 0.
 fn logits(assembly: &Assembly, file: &TokenFile) -> Result<Tensor> {
     let spans = file.spans()?;
-    let sequences: Vec<Vec<u32>> =
-        file.ids.iter().zip(&spans).map(|(row, span)| row[span.clone()].to_vec()).collect();
-    let fx = Forward::new(Tape::off(), assembly.sites.clone(), FlatBatch::new(&sequences), Mode::inference());
-    let h = hidden(&assembly.model, &fx, None)?;
-    let z = assembly.model.head(&fx, &h)?;
+    let z = all_logits(assembly, file)?;
     let v = assembly.model.facts().vocab_size;
     let (b, t) = (file.ids.len(), file.ids.first().map_or(0, Vec::len));
     let mut all = vec![0f32; b * t * v];

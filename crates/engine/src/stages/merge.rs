@@ -1,10 +1,12 @@
 //! `kind = "merge"`: adapters folded into the base, with a certificate.
 
+use std::cell::Cell;
 use std::rc::Rc;
 
 use anyhow::{Result, bail};
-use ramekin_core::{Draws, Rng};
-use ramekin_recipe::MergeStage;
+use ramekin_core::{Array, Category, DType, Draws, Rng};
+use ramekin_plan::Bill;
+use ramekin_recipe::{Dtype, MergeStage, Model};
 use ramekin_slots::{FlatBatch, Forward, Mode};
 use ramekin_store::write_atomic;
 use ramekin_tape::Tape;
@@ -12,23 +14,56 @@ use serde_json::{Value as Json, json};
 
 use super::save;
 use crate::assembly::{Assembly, Blueprint};
+use crate::bill;
 use crate::run::{StageContext, plain_model};
 use crate::step::hidden;
 
 /// How far a merged model may be from base + adapter, relative to the largest logit.
-fn tolerance(dtype: Option<candle_core::DType>) -> f64 {
+fn tolerance(dtype: DType) -> f64 {
     match dtype {
-        None | Some(candle_core::DType::F32) => 1e-5,
-        Some(candle_core::DType::F16) => 1e-2,
+        DType::F32 => 1e-5,
+        DType::F16 => 1e-2,
         _ => 5e-2,
     }
 }
+
+/// The stage's bill: writing one dense weight after the other, then the certificate on what was written.
+pub fn bill(name: &str, s: &MergeStage, plan: &Blueprint) -> Result<Bill> {
+    let dtype = Cell::new(None);
+    let writing = bill::inference(name, plan, PROBE, &|assembly| {
+        dtype.set(Some(written_as(s, assembly)));
+        bill::forward(assembly, PROBE)?;
+        let largest = assembly.sites.linears().iter().max_by_key(|l| l.shape.0 * l.shape.1);
+        let Some(site) = largest else { return Ok(()) };
+        Array::shape_only(&[site.shape.0, site.shape.1], DType::F32, Category::Workspace).map(drop)
+    })?;
+    let model = Model { dtype: dtype.get(), ..plan.model.clone() };
+    let alone = Blueprint { model, quantizer: None, adapters: Vec::new(), ..plan.clone() };
+    let checking = bill::inference(name, &alone, PROBE, &|assembly| bill::forward(assembly, PROBE))?;
+    Ok(if checking.total() > writing.total() {
+        Bill { parameters: writing.parameters, sites: writing.sites, ..checking }
+    } else {
+        writing
+    })
+}
+
+/// The recipe's choice, else the model's own type.
+fn written_as(s: &MergeStage, assembly: &Assembly) -> Dtype {
+    s.dtype.unwrap_or(match assembly.dtype {
+        DType::BF16 => Dtype::Bf16,
+        DType::F16 => Dtype::F16,
+        _ => Dtype::F32,
+    })
+}
+
+/// Tokens of the certificate at most.
+const PROBE: usize = 48;
 
 /// Runs the stage.
 pub fn run(cx: &mut StageContext<'_>, s: &MergeStage, plan: &Blueprint) -> Result<Json> {
     let ramekin_recipe::MergeFormat::Safetensors = s.format;
     let assembly = plan.assemble(false)?;
-    let dtype = save::dtype(s.dtype);
+    let dtype = save::dtype(written_as(s, &assembly));
     let folder = cx.options.out.join("model");
     save::model(&assembly, &folder, dtype, s.max_shard_size.0)?;
     let batch = probe(&assembly, cx.recipe.seed);
@@ -36,12 +71,7 @@ pub fn run(cx: &mut StageContext<'_>, s: &MergeStage, plan: &Blueprint) -> Resul
     let largest = before.iter().fold(0f32, |m, x| m.max(x.abs()));
     let label = assembly.label.clone();
     drop(assembly);
-    let merged = Blueprint {
-        model: plain_model(&folder.canonicalize()?.display().to_string()),
-        quantizer: None,
-        adapters: Vec::new(),
-        ..plan.clone()
-    };
+    let merged = Blueprint::new(plain_model(&folder.canonicalize()?.display().to_string()));
     let after = logits(&merged.assemble(false)?, &batch)?;
     let off = before.iter().zip(&after).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
     let relative = f64::from(off) / f64::from(largest.max(f32::MIN_POSITIVE));
@@ -73,9 +103,9 @@ fn probe(assembly: &Assembly, seed: u64) -> FlatBatch {
     let ids = ids.unwrap_or_else(|| {
         let mut draws = Draws::new(Rng::new(seed).stream("merge/probe", 0));
         let vocabulary = assembly.model.facts().vocab_size;
-        (0..48).map(|_| draws.below(vocabulary) as u32).collect()
+        (0..PROBE).map(|_| draws.below(vocabulary) as u32).collect()
     });
-    let longest = assembly.model.facts().max_position_embeddings;
+    let longest = assembly.model.facts().max_position_embeddings.min(PROBE);
     FlatBatch::new(&[ids.into_iter().take(longest).collect()])
 }
 

@@ -1,5 +1,6 @@
 //! The stages of a recipe, one file each.
 
+mod data;
 mod eval;
 mod generate;
 mod logits;
@@ -9,8 +10,10 @@ mod tokens;
 mod train;
 
 use anyhow::Result;
+use ramekin_core::meter;
 use ramekin_plan::Bill;
 use ramekin_recipe::{Recipe, Stage};
+use ramekin_store::write_atomic;
 use serde_json::Value as Json;
 
 use crate::assembly::Blueprint;
@@ -19,22 +22,39 @@ use crate::run::StageContext;
 pub use train::trainer;
 
 /// Runs a stage and returns its figures for the summary.
+///
+/// # Errors
+/// [`ramekin_core::Unfit`] where the bill is beyond the budget; else what goes wrong in the stage.
 pub fn run(cx: &mut StageContext<'_>, stage: &Stage, plan: &Blueprint) -> Result<Json> {
-    match stage {
-        Stage::Train(s) => train::run(cx, s, plan),
-        Stage::Generate(s) => generate::run(cx, s, plan),
-        Stage::Merge(s) => merge::run(cx, s, plan),
-        Stage::Eval(s) => eval::run(cx, s, plan),
-        Stage::Logits(s) => logits::run(cx, s, plan),
+    if let Stage::Train(s) = stage {
+        return train::run(cx, s, plan); // chooses among what the budget's `allow` names
     }
+    let bill = bill(&cx.name(), cx.index, cx.recipe, stage, plan)?;
+    if let Some(budget) = cx.recipe.memory.budget {
+        bill.check(budget.0)?;
+    }
+    write_atomic(cx.dir.join("plan.json"), &serde_json::to_vec_pretty(&bill)?)?;
+    let meter = meter::current();
+    meter.reset_peak();
+    let mut figures = match stage {
+        Stage::Generate(s) => generate::run(cx, s, plan)?,
+        Stage::Merge(s) => merge::run(cx, s, plan)?,
+        Stage::Eval(s) => eval::run(cx, s, plan)?,
+        Stage::Logits(s) => logits::run(cx, s, plan)?,
+        Stage::Train(s) => train::run(cx, s, plan)?,
+    };
+    figures["planned_peak"] = bill.total().into();
+    figures["measured_peak"] = meter.peak().into();
+    Ok(figures)
 }
 
 /// A stage's bill, from configs, headers and data.
-pub fn bill(name: &str, recipe: &Recipe, stage: &Stage, plan: &Blueprint) -> Result<Bill> {
+pub fn bill(name: &str, index: usize, recipe: &Recipe, stage: &Stage, plan: &Blueprint) -> Result<Bill> {
     match stage {
-        Stage::Train(s) => train::bill(name, recipe, s, plan),
-        Stage::Logits(_) | Stage::Merge(_) => crate::bill::forward(name, plan, 256),
-        Stage::Generate(s) => crate::bill::forward(name, plan, s.max_new_tokens as usize),
-        Stage::Eval(s) => crate::bill::forward(name, plan, s.max_new_tokens as usize + 256),
+        Stage::Train(s) => train::bill(name, index, recipe, s, plan),
+        Stage::Logits(s) => logits::bill(name, s, plan),
+        Stage::Merge(s) => merge::bill(name, s, plan),
+        Stage::Generate(s) => generate::bill(name, s, plan),
+        Stage::Eval(s) => eval::bill(name, s, plan),
     }
 }

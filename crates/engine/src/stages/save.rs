@@ -73,9 +73,8 @@ enum From<'a> {
 }
 
 /// Writes the model with every adapter folded in: `config.json`, (sharded)
-/// safetensors and the files that came with it. `dtype` of the files, f32 if absent.
-pub fn model(assembly: &Assembly, target: &Path, dtype: Option<DType>, max_shard: u64) -> Result<()> {
-    let dtype = dtype.unwrap_or(DType::F32);
+/// safetensors of this type and the files that came with it.
+pub fn model(assembly: &Assembly, target: &Path, dtype: DType, max_shard: u64) -> Result<()> {
     let stored = ramekin_store::write::to_stored(dtype).context("no such type in files")?;
     let tensors = tensors(assembly)?;
     let specs: Vec<Spec> = tensors
@@ -153,10 +152,10 @@ fn tensors(assembly: &Assembly) -> Result<Vec<(String, Vec<usize>, From<'_>)>> {
 }
 
 /// The type that a recipe's name stands for.
-pub fn dtype(choice: Option<ramekin_recipe::Dtype>) -> Option<DType> {
-    choice.map(|d| match d {
+pub fn dtype(choice: ramekin_recipe::Dtype) -> DType {
+    match choice {
         ramekin_recipe::Dtype::F32 => DType::F32,
         ramekin_recipe::Dtype::Bf16 => DType::BF16,
         ramekin_recipe::Dtype::F16 => DType::F16,
-    })
+    }
 }

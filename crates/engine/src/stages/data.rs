@@ -1,0 +1,41 @@
+//! The rows of a stage.
+
+use std::path::Path;
+
+use anyhow::Result;
+use ramekin_data::{DataSettings, Dataset};
+use ramekin_recipe::Part;
+
+use super::tokens::TokenFile;
+use crate::assembly::Assembly;
+use crate::parts;
+
+/// A data part's rows.
+pub fn load(assembly: &Assembly, part: &Part, base_dir: &Path) -> Result<Dataset> {
+    let settings = parts::data_settings(part)?;
+    if let DataSettings::Tokens(t) = &settings {
+        let path = base_dir.join(&t.path);
+        let file = TokenFile::read(&path)?;
+        let name = path.display().to_string();
+        let mut data = Dataset::from_token_rows(name, file.ids, file.mask, file.labels)?;
+        data.shuffle = !t.repeat;
+        return Ok(data);
+    }
+    settings.load(assembly.tokenizer()?, base_dir)
+}
+
+/// More bytes of text than these are not tokenised for a plan, which shall be there at once.
+const READ_FOR_PLAN: u64 = 2 << 20;
+
+/// Whether a plan reads the rows; else it bills the upper bound that the settings give.
+pub fn is_small(settings: &DataSettings, base_dir: &Path) -> bool {
+    let size = match settings {
+        DataSettings::Builtin(b) => b.bytes_about(),
+        _ => settings
+            .paths()
+            .iter()
+            .map(|p| std::fs::metadata(base_dir.join(p)).map_or(u64::MAX, |m| m.len()))
+            .fold(0u64, u64::saturating_add),
+    };
+    size <= READ_FOR_PLAN
+}

@@ -1,0 +1,150 @@
+//! Before a training stage loads its weights: its rows, its way of running, its bill.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use ramekin_core::{Meter, meter};
+use ramekin_data::{DataSettings, Dataset, Sampler};
+use ramekin_plan::Bill;
+use ramekin_recipe::{Recipe, TrainStage};
+
+use super::beside::Beside;
+use super::trainer;
+use crate::assembly::{Assembly, Blueprint, ensure_trainable};
+use crate::bill::{self, StepShape};
+use crate::fit::{self, Way};
+use crate::parts;
+use crate::stages::data;
+use crate::stages::eval::ensure_references;
+
+/// A stage's rows.
+pub struct Rows {
+    /// To train on.
+    pub train: Arc<Dataset>,
+    /// To measure on.
+    pub eval: Option<Arc<Dataset>>,
+}
+
+/// A stage that knows its shapes and rows but has no weights yet.
+pub struct Prepared<'a> {
+    recipe: &'a Recipe,
+    stage: &'a TrainStage,
+    plan: &'a Blueprint,
+    rows: Option<Rows>,
+}
+
+impl<'a> Prepared<'a> {
+    /// Reads configs, headers and rows; a plan leaves out rows that take long (`whole` false).
+    ///
+    /// # Errors
+    /// What is wrong with any of them, or that nothing would train.
+    pub fn new(
+        index: usize,
+        recipe: &'a Recipe,
+        stage: &'a TrainStage,
+        plan: &'a Blueprint,
+        whole: bool,
+    ) -> Result<Self> {
+        let _scope = meter::scope(Meter::new());
+        let assembly = plan.assemble(true)?;
+        ensure_trainable(&assembly)?;
+        let settings = parts::data_settings(&stage.data)?;
+        let wanted = whole || data::is_small(&settings, &plan.base_dir);
+        let rows = if wanted { Some(read(index, stage, plan, &assembly)?) } else { None };
+        Ok(Prepared { recipe, stage, plan, rows })
+    }
+
+    /// The rows.
+    ///
+    /// # Errors
+    /// If they were left out.
+    pub fn rows(&self) -> Result<&Rows> {
+        self.rows.as_ref().context("the rows have not been read")
+    }
+
+    /// The rows in the order of the steps.
+    pub fn sampler(&self, way: &Way) -> Result<Sampler> {
+        Ok(Sampler::new(self.rows()?.train.clone(), self.recipe.seed, way.rows, way.micros))
+    }
+
+    /// The way to run within the budget, and its bill.
+    pub fn choose(&self, name: &str) -> Result<(Way, Bill)> {
+        let (rows, micros) = batch_sizes(self.stage, self.rows.as_ref().map(|r| &*r.train))?;
+        let written = Way::as_written(self.stage, self.plan, rows, micros);
+        fit::choose(written, &self.recipe.memory, &|way| self.bill(name, way))
+    }
+
+    fn bill(&self, name: &str, way: &Way) -> Result<Bill> {
+        let mut trainer = trainer(&way.stage, self.recipe.seed, 100)?;
+        let shape = match &self.rows {
+            Some(_) => {
+                let sampler = self.sampler(way)?;
+                shape_of(&sampler, total_steps(self.stage, &sampler))
+            }
+            None => self.bound(way)?,
+        };
+        let beside = Beside::new(self.stage, self.rows.as_ref(), way)?;
+        bill::train(name, &way.plan, &mut trainer, &shape, &|assembly| beside.run(assembly))
+    }
+
+    /// What no micro-batch can exceed, from the settings alone.
+    fn bound(&self, way: &Way) -> Result<StepShape> {
+        let settings = parts::data_settings(&self.stage.data)?;
+        let length = settings.preparation().map_or(1024, |p| p.max_length).max(2);
+        Ok(StepShape {
+            segments: vec![length; way.rows],
+            active: length * way.rows,
+            micro_batches: way.micros.max(2),
+            exact: false,
+        })
+    }
+}
+
+fn read(index: usize, s: &TrainStage, plan: &Blueprint, assembly: &Assembly) -> Result<Rows> {
+    let mut train = data::load(assembly, &s.data, &plan.base_dir)?;
+    let held_out = train.dev.take();
+    let eval = match &s.eval {
+        None => None,
+        Some(e) => {
+            let rows = match (&e.data, held_out) {
+                (Some(part), _) => data::load(assembly, part, &plan.base_dir)?,
+                (None, Some(dev)) => *dev,
+                (None, None) => anyhow::bail!("`eval` has no rows"), // the recipe's reader refuses that
+            };
+            ensure_references(&rows, &e.metrics, &format!("stage.{index}.eval.metrics"))?;
+            Some(Arc::new(rows))
+        }
+    };
+    Ok(Rows { train: Arc::new(train), eval })
+}
+
+/// Rows a micro-batch and micro-batches a step.
+fn batch_sizes(s: &TrainStage, data: Option<&Dataset>) -> Result<(usize, usize)> {
+    let rows = match (parts::data_settings(&s.data)?, data) {
+        (DataSettings::Tokens(t), Some(data)) if t.repeat => data.rows.len(), // the file is the batch
+        _ => s.batch.micro_batch_size as usize,
+    };
+    let micros = match (s.batch.gradient_accumulation_steps, s.batch.tokens, data) {
+        (Some(n), _, _) => n as usize,
+        (None, Some(tokens), Some(data)) => {
+            (tokens as f64 / (rows as f64 * data.mean_row())).round().max(1.0) as usize
+        }
+        _ => 1,
+    };
+    Ok((rows.max(1), micros.max(1)))
+}
+
+/// Updates of the stage.
+pub fn total_steps(s: &TrainStage, sampler: &Sampler) -> u64 {
+    s.steps.unwrap_or_else(|| sampler.steps_for(s.epochs.unwrap_or(3.0)) as u64).max(1)
+}
+
+fn shape_of(sampler: &Sampler, steps: u64) -> StepShape {
+    let largest = sampler.largest(steps);
+    StepShape {
+        segments: largest.segments,
+        active: largest.active,
+        micro_batches: sampler.micros_per_step(),
+        exact: largest.met,
+    }
+}
