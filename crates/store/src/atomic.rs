@@ -181,6 +181,21 @@ impl AtomicDir {
         self.file(name, |w| Ok(w.put(bytes)?))
     }
 
+    /// Takes over a file that exists elsewhere, whole and with this sum: by a second name for
+    /// it where the file system can, else by a copy.
+    ///
+    /// # Errors
+    /// [`crate::DiskError`] with the path.
+    fn take(&mut self, name: &str, from: &Path, sum: &Sum) -> Result<()> {
+        let path = self.aside.join(inside(name)?);
+        if let Some(parent) = path.parent().filter(|p| *p != self.aside) {
+            self.disk.create_dir(parent)?;
+        }
+        self.disk.link(from, &path)?;
+        self.sums.insert(name.to_owned(), sum.clone());
+        Ok(())
+    }
+
     /// Sums up, syncs, and puts the folder into place; an older one of the same
     /// name goes away once the new one stands.
     ///
@@ -240,6 +255,23 @@ impl Drop for AtomicDir {
             let _ = self.disk.remove(&self.aside);
         }
     }
+}
+
+/// Shows a folder that an [`AtomicDir`] wrote under a second name, which costs no room where the
+/// file system has links. Files that `checksums.json` does not list stay behind.
+///
+/// # Errors
+/// [`crate::DiskError`]; an older folder at `to` is then still in place.
+pub fn mirror(from: &Path, to: &Path) -> Result<()> {
+    let listing = from.join(CHECKSUMS);
+    let text = fs::read(&listing).with_context(|| format!("cannot read `{}`", listing.display()))?;
+    let sums: Checksums = serde_json::from_slice(&text)
+        .with_context(|| format!("`{}` cannot be understood", listing.display()))?;
+    let mut dir = AtomicDir::begin(to)?;
+    for (name, sum) in &sums.files {
+        dir.take(name, &from.join(name), sum)?;
+    }
+    dir.commit().map(drop)
 }
 
 /// Finishes or undoes what an interrupted [`AtomicDir`] or [`write_atomic`]

@@ -150,3 +150,19 @@ fn names_stay_inside() {
     drop(dir);
     assert!(names(tmp.path()).is_empty(), "a dropped folder leaves nothing");
 }
+
+#[test]
+fn a_mirror_is_whole_and_outlives_its_original() {
+    let tmp = tempfile::tempdir().unwrap();
+    let (from, to) = (tmp.path().join("stages/adapter"), tmp.path().join("adapter"));
+    put(Disk::default(), &to, "older").unwrap();
+    put(Disk::default(), &from, "new").unwrap();
+    mirror(&from, &to).unwrap();
+    fs::remove_dir_all(&from).unwrap();
+    verify(&to).unwrap();
+    assert_eq!(read(&to), "new");
+    assert_eq!(names(tmp.path()), ["adapter", "stages"]);
+    let error = mirror(&from, &to).unwrap_err();
+    assert!(error.to_string().contains("checksums.json"), "{error:#}");
+    assert_eq!(read(&to), "new", "what was there stays");
+}

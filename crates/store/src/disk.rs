@@ -127,6 +127,16 @@ impl Disk {
         self.run(Op::Rename, to, "renaming into", || fs::rename(from, to))
     }
 
+    /// A second name for a file; a copy where the file system has no such thing.
+    pub(crate) fn link(&self, from: &Path, to: &Path) -> DiskResult<()> {
+        self.run(Op::CreateFile, to, "linking", || {
+            fs::hard_link(from, to).or_else(|_| {
+                fs::copy(from, to)?;
+                File::open(to)?.sync_all()
+            })
+        })
+    }
+
     /// Removes a file or a folder with all that is in it, one entry at a time; absent is fine.
     pub(crate) fn remove(&self, path: &Path) -> DiskResult<()> {
         let doing = "removing";

@@ -18,7 +18,7 @@ pub mod header;
 pub mod index;
 pub mod write;
 
-pub use atomic::{AtomicDir, Damage, recover, verify, write_atomic};
+pub use atomic::{AtomicDir, Damage, mirror, recover, verify, write_atomic};
 pub use checkpoint::{Checkpoint, CheckpointWriter, Checkpoints, Damaged, Latest};
 pub use disk::{Disk, DiskError, Op};
 pub use header::{Header, TensorInfo};
