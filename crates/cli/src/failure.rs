@@ -1,6 +1,6 @@
 //! From errors to words on standard error and an exit code.
 
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use ramekin_recipe::Diagnostics;
@@ -32,9 +32,9 @@ impl Failure {
         match self {
             Failure::Recipe(diagnostics) => {
                 let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-                eprintln!("{}", diagnostics.render(colours).trim_end());
+                ramekin_core::say!("{}", diagnostics.render(colours).trim_end());
                 if json {
-                    println!("{}", json!({ "errors": diagnostics.to_json() }));
+                    print(&json!({ "errors": diagnostics.to_json() }));
                 }
                 ExitCode::from(2)
             }
@@ -46,12 +46,17 @@ impl Failure {
                     text.push_str(if i == 0 { "" } else { ": " });
                     text.push_str(&cause.to_string());
                 }
-                eprintln!("{word}: {text}");
+                ramekin_core::say!("{word}: {text}");
                 if json {
-                    println!("{}", json!({ "errors": [{ "message": text }] }));
+                    print(&json!({ "errors": [{ "message": text }] }));
                 }
                 ExitCode::from(code)
             }
         }
     }
+}
+
+/// Where standard output takes nothing, the exit code still tells.
+fn print(json: &serde_json::Value) {
+    let _ = writeln!(std::io::stdout(), "{json}");
 }

@@ -17,3 +17,13 @@ pub use error::{BadRecipe, BadSetting, Interrupted, Location, Unfit, UserError, 
 pub use ledger::{Entry, Ledger, Param, ParamId, Storage};
 pub use meter::{Category, Meter, Usage};
 pub use rng::{Draws, Rng};
+
+/// Says something on standard error. That nobody listens (a closed terminal, a full disk behind it)
+/// is no reason to end a run, so a failure to write is nothing; `eprintln!` would panic.
+#[macro_export]
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use ::std::io::Write as _;
+        let _ = ::std::writeln!(::std::io::stderr(), $($text)*);
+    }};
+}

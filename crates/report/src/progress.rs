@@ -64,8 +64,8 @@ impl Progress {
     /// Prints a line of its own, above the bar if there is one.
     pub fn line(&self, text: &str) {
         match &self.view {
-            View::Bar(bar, _) => bar.suspend(|| eprintln!("{text}")),
-            View::Lines(_) => eprintln!("{text}"),
+            View::Bar(bar, _) => bar.suspend(|| ramekin_core::say!("{text}")),
+            View::Lines(_) => ramekin_core::say!("{text}"),
         }
     }
 
