@@ -8,6 +8,7 @@ mod failure;
 mod parts;
 mod recipes;
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -147,11 +148,18 @@ fn run(args: &RecipeArgs, out: Option<PathBuf>, resume: bool) -> Result<(), Fail
     let loaded = Loaded::open(&args.recipe, &args.set)?;
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
-    // A second signal while the state is being saved changes nothing; kill -9 remains.
     let _ = ctrlc::set_handler(move || {
         if !flag.swap(true, Ordering::SeqCst) {
-            eprintln!("\nstopping after this step; the state will be saved");
+            ramekin_core::say!(
+                "\nstopping after this step; the state will be saved (once more leaves at once)"
+            );
+            return;
         }
+        ramekin_core::say!(
+            "left at once: what came after the last checkpoint is not saved; go on with --resume"
+        );
+        // Whatever is being written is made so that it may stop anywhere.
+        std::process::exit(130);
     });
     let out = out.unwrap_or_else(|| PathBuf::from("runs").join(&loaded.recipe.name));
     let options = Options {
@@ -162,10 +170,10 @@ fn run(args: &RecipeArgs, out: Option<PathBuf>, resume: bool) -> Result<(), Fail
         resolved: ramekin_recipe::resolved(&loaded.recipe),
     };
     let outcome = loaded.explain(ramekin_engine::run(&loaded.recipe, &options))?;
-    if args.json {
-        println!("{}", json!({ "out": out, "stages": outcome.stages }));
+    let done = if args.json {
+        json!({ "out": out, "stages": outcome.stages }).to_string()
     } else {
-        println!("done: {}", out.display());
-    }
-    Ok(())
+        format!("done: {}", out.display())
+    };
+    Ok(writeln!(std::io::stdout(), "{done}").context("cannot write to standard output")?)
 }
