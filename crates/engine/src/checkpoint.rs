@@ -7,8 +7,8 @@ use std::collections::HashMap;
 use std::io::Read as _;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
-use ramekin_core::{Array, Category};
+use anyhow::{Context, Result, ensure};
+use ramekin_core::{Array, Category, UserError};
 use ramekin_store::{Checkpoints, Data, Index};
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -40,15 +40,17 @@ pub fn save(all: &Checkpoints, step: u64, epoch: f64, assembly: &Assembly, train
 /// Puts the newest whole checkpoint back; returns its step. Damaged ones are named and passed over.
 ///
 /// # Errors
-/// If there are checkpoints and every one is damaged.
+/// [`UserError`] if there are checkpoints and every one is damaged; nothing is removed then.
 pub fn restore(all: &Checkpoints, assembly: &Assembly, trainer: &mut Trainer) -> Result<Option<u64>> {
     let latest = all.latest_good()?;
     for damaged in &latest.damaged {
-        eprintln!("  warning: `{}` is passed over: {}", damaged.path.display(), damaged.why);
+        ramekin_core::say!("  warning: `{}` is passed over: {}", damaged.path.display(), damaged.why);
     }
     let Some(good) = latest.good else {
         if let Some(first) = latest.damaged.first() {
-            bail!("no checkpoint is whole; the newest, `{}`, fails: {}", first.path.display(), first.why);
+            let message = format!("no checkpoint is whole; in the newest, {}", first.why);
+            let help = "bring it back from a copy, or remove `checkpoints` and begin the stage again with `--resume`";
+            return Err(UserError::new(message).in_file(&first.path).help(help).into());
         }
         return Ok(None);
     };

@@ -9,6 +9,7 @@
 //! | `fit` | what may change so that a stage fits the budget |
 //! | [`audit`] | what is checked before step 1 |
 //! | `preflight` | what can be seen before the first stage: files that are not there |
+//! | `folder` | what is in a run folder, and what of it may go |
 //! | `blame` | mistakes that show only with models and data, back to their place in the recipe |
 //! | [`generation`] | prompts to tokens with a cache |
 //! | [`stages`] | train, generate, merge, eval, logits |
@@ -22,6 +23,7 @@ mod blame;
 pub mod builtin;
 pub mod checkpoint;
 mod fit;
+mod folder;
 pub mod generation;
 mod inputs;
 pub mod journal;

@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use ramekin_core::{UserError, units};
+use ramekin_core::{Interrupted, UserError, units};
 use ramekin_plan::Bill;
 use ramekin_recipe::{Adapter, Model, Part, Recipe, Stage};
 use ramekin_report::Outcome;
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json, json};
 
 use crate::assembly::Blueprint;
-use crate::{journal, preflight, stages};
+use crate::{folder, journal, preflight, stages};
 
 /// How a recipe is run.
 #[derive(Clone)]
@@ -107,6 +107,18 @@ impl StageContext<'_> {
         stage_name(self.recipe, self.index)
     }
 
+    /// Shows at the top of the run folder what the stage made in its own.
+    ///
+    /// A stage never writes where it reads: one that is done again after a kill stands on what it
+    /// stood on the first time.
+    pub fn publish(&self, made: &[PathBuf]) -> Result<()> {
+        let out = &self.options.out;
+        for folder in made.iter().filter(|f| f.parent() != Some(out)) {
+            ramekin_store::mirror(folder, &out.join(folder.file_name().unwrap_or_default()))?;
+        }
+        Ok(())
+    }
+
     /// What this stage stands on: its own choices, else what the stage before it left.
     pub fn blueprint(&self, stage: &Stage, quantizer: Option<&Part>) -> Result<Blueprint> {
         blueprint(self.recipe, stage, quantizer, &self.carry, &self.options.base_dir)
@@ -177,24 +189,34 @@ fn stage_quantizer(stage: &Stage) -> Option<&Part> {
 /// # Errors
 /// A user's mistake, [`ramekin_core::Unfit`], [`ramekin_core::Interrupted`], or a fault of the run.
 pub fn run(recipe: &Recipe, options: &Options) -> Result<RunOutcome> {
+    cook(recipe, options).inspect_err(|e| {
+        if ramekin_core::exit_code(e) == 1 {
+            folder::say_what_is_kept(&options.out);
+        }
+    })
+}
+
+fn cook(recipe: &Recipe, options: &Options) -> Result<RunOutcome> {
     let out = &options.out;
-    std::fs::create_dir_all(out)
-        .with_context(|| format!("cannot make the run folder `{}`", out.display()))?;
-    ramekin_store::recover(out)?;
+    folder::open(out)?;
     let state_file = out.join("state.json");
     let mut carry = Carry::default();
     if options.resume {
-        check_same(out, &options.resolved)?;
+        folder::check_same(out, &options.resolved)?;
         if let Ok(text) = std::fs::read(&state_file) {
             carry = serde_json::from_slice(&text)
                 .with_context(|| format!("`{}` is damaged", state_file.display()))?;
         }
     }
     preflight::check(recipe, &options.base_dir, Some(out), carry.done)?;
-    if !options.resume {
-        clear(out)?;
+    if carry.done == recipe.stage.len() && folder::is_complete(out) {
+        ramekin_core::say!("finished already: `{}`", out.display());
+        return Ok(RunOutcome { stages: carry.stages });
     }
-    write_atomic(out.join("recipe.toml"), options.resolved.as_bytes())?;
+    if !options.resume {
+        folder::clear(out)?;
+    }
+    folder::write_recipe(out, &options.resolved)?;
     let had_begun = carry.done;
     let began = Instant::now();
     for (index, stage) in recipe.stage.iter().enumerate().skip(carry.done) {
@@ -203,7 +225,8 @@ pub fn run(recipe: &Recipe, options: &Options) -> Result<RunOutcome> {
         } else {
             out.join("stages").join(stage_name(recipe, index))
         };
-        std::fs::create_dir_all(&dir)?;
+        std::fs::create_dir_all(&dir).with_context(|| format!("cannot make `{}`", dir.display()))?;
+        ramekin_store::recover(&dir)?;
         let mut cx = StageContext {
             recipe,
             index,
@@ -223,20 +246,19 @@ pub fn run(recipe: &Recipe, options: &Options) -> Result<RunOutcome> {
             Err(e) => {
                 let mut stages = cx.carry.stages;
                 stages.insert(name, json!({}));
-                let ended = match ramekin_core::exit_code(&e) {
-                    130 => Outcome::Interrupted,
-                    _ => Outcome::Failed(format!("{e:#}")),
-                };
-                let so_far = RunOutcome { stages };
-                // The page is a courtesy here; the error is what counts.
-                let _ = journal::report(&recipe.name, options, &so_far, ended, began.elapsed().as_secs_f64());
-                return Err(e);
+                return Err(ended(recipe, options, stages, e, began));
             }
         };
         carry = cx.carry;
         carry.stages.insert(name, figures);
         carry.done = index + 1;
         write_atomic(&state_file, &serde_json::to_vec_pretty(&carry)?)?;
+        if index + 1 < recipe.stage.len() && options.stop.load(Ordering::SeqCst) {
+            let stage = stage_name(recipe, index);
+            let message =
+                format!("stopped after stage {stage}; it is in `{}`, go on with --resume", out.display());
+            return Err(ended(recipe, options, carry.stages, Interrupted(message).into(), began));
+        }
     }
     let summary = json!({ "name": recipe.name, "stages": carry.stages, "sha256": carry.hashes });
     write_atomic(out.join("summary.json"), &serde_json::to_vec_pretty(&summary)?)?;
@@ -245,61 +267,34 @@ pub fn run(recipe: &Recipe, options: &Options) -> Result<RunOutcome> {
     Ok(outcome)
 }
 
+/// The report page of a run that ends with this error.
+fn ended(
+    recipe: &Recipe,
+    options: &Options,
+    stages: Map<String, Json>,
+    error: anyhow::Error,
+    began: Instant,
+) -> anyhow::Error {
+    let how = match ramekin_core::exit_code(&error) {
+        130 => Outcome::Interrupted,
+        _ => Outcome::Failed(format!("{error:#}")),
+    };
+    // The page is a courtesy here; the error is what counts.
+    let seconds = began.elapsed().as_secs_f64();
+    let _ = journal::report(&recipe.name, options, &RunOutcome { stages }, how, seconds);
+    error
+}
+
 /// Says so when a stage held more than the budget in spite of its bill.
 fn within_budget(recipe: &Recipe, mut figures: Json) -> Result<Json> {
     let Some(budget) = recipe.memory.budget else { return Ok(figures) };
     let held = figures["measured_peak"].as_u64().unwrap_or(0);
     if held > budget.0 {
         let (held, budget) = (units::bytes(held), units::bytes(budget.0));
-        eprintln!(
+        ramekin_core::say!(
             "  warning: the stage held {held} at once, above the budget of {budget}; its plan was too low"
         );
         figures["over_budget"] = true.into();
     }
     Ok(figures)
-}
-
-/// A run goes on only with the recipe it began with.
-fn check_same(out: &Path, resolved: &str) -> Result<()> {
-    let file = out.join("recipe.toml");
-    match std::fs::read_to_string(&file) {
-        Ok(before) if before != resolved => {
-            Err(UserError::new("the recipe is not the one this run began with")
-                .in_file(&file)
-                .help("run without `--resume`, or into another folder with `--out`")
-                .into())
-        }
-        _ => Ok(()),
-    }
-}
-
-/// What an earlier run of the same name left would be mistaken for this one's.
-fn clear(out: &Path) -> Result<()> {
-    const OURS: [&str; 16] = [
-        "recipe.toml",
-        "plan.json",
-        "metrics.jsonl",
-        "report.html",
-        "checkpoints",
-        "adapter",
-        "model",
-        "samples.jsonl",
-        "summary.json",
-        "state.json",
-        "stages",
-        "logits.safetensors",
-        "generated.safetensors",
-        "certificate.json",
-        "audit.json",
-        "start.json",
-    ];
-    for entry in std::fs::read_dir(out)? {
-        let path = entry?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if OURS.contains(&name.as_str()) || name.starts_with("events.out.tfevents.") {
-            if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) }
-                .with_context(|| format!("cannot remove `{}`", path.display()))?;
-        }
-    }
-    Ok(())
 }

@@ -189,7 +189,7 @@ pub fn run(cx: &mut StageContext<'_>, s: &EvalStage, plan: &Blueprint) -> Result
     ensure_references(&data, &s.metrics, &format!("stage.{}.metrics", cx.index))?;
     let (figures, answers) = evaluate(&assembly, &data, &evaluation(s)?)?;
     write_answers(&cx.dir, &answers)?;
-    eprintln!("  {}", crate::journal::words(&figures));
+    ramekin_core::say!("  {}", crate::journal::words(&figures));
     Ok(Json::Object(figures))
 }
 

@@ -71,7 +71,7 @@ pub fn run(cx: &mut StageContext<'_>, s: &GenerateStage, plan: &Blueprint) -> Re
 
 /// Samples are for a person to read while the run goes on: standard error, like all progress.
 fn println_quiet(prompt: &str, completion: &str) {
-    eprintln!("  {} ▸ {}", prompt.trim_end(), completion.trim());
+    ramekin_core::say!("  {} ▸ {}", prompt.trim_end(), completion.trim());
 }
 
 fn prompts(s: &GenerateStage, plan: &Blueprint, assembly: &Assembly) -> Result<Vec<Vec<u32>>> {

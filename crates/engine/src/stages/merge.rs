@@ -64,7 +64,7 @@ pub fn run(cx: &mut StageContext<'_>, s: &MergeStage, plan: &Blueprint) -> Resul
     let ramekin_recipe::MergeFormat::Safetensors = s.format;
     let assembly = plan.assemble(false)?;
     let dtype = save::dtype(written_as(s, &assembly));
-    let folder = cx.options.out.join("model");
+    let folder = cx.dir.join("model");
     save::model(&assembly, &folder, dtype, s.max_shard_size.0)?;
     let batch = probe(&assembly, cx.recipe.seed);
     let before = logits(&assembly, &batch)?;
@@ -91,7 +91,8 @@ pub fn run(cx: &mut StageContext<'_>, s: &MergeStage, plan: &Blueprint) -> Resul
             "the merged model answers differently from base + adapter: off by {relative:.1e} of the largest logit"
         );
     }
-    eprintln!("  merged model equals base + adapter within {relative:.1e} of the largest logit");
+    ramekin_core::say!("  merged model equals base + adapter within {relative:.1e} of the largest logit");
+    cx.publish(std::slice::from_ref(&folder))?;
     cx.carry.leave_model(&folder.canonicalize()?);
     Ok(certificate)
 }

@@ -54,10 +54,10 @@ pub fn run(cx: &mut StageContext<'_>, s: &TrainStage, plan: &Blueprint) -> Resul
     let started = Instant::now();
     let prepared = Prepared::new(cx.index, cx.recipe, s, plan, true)?;
     for note in &prepared.rows()?.train.report.notes {
-        eprintln!("  data: {note}");
+        ramekin_core::say!("  data: {note}");
     }
     let (way, bill) = prepared.choose(&stage)?;
-    eprint!("{}", bill.table());
+    ramekin_core::say!("{}", bill.table().trim_end());
     if let Some(budget) = cx.recipe.memory.budget {
         bill.check(budget.0)?;
     }
@@ -78,7 +78,7 @@ pub fn run(cx: &mut StageContext<'_>, s: &TrainStage, plan: &Blueprint) -> Resul
         && let Some(at) = checkpoint::restore(&checkpoints, &assembly, &mut trainer)?
     {
         step = at;
-        eprintln!("  resuming after step {step} of {total}");
+        ramekin_core::say!("  resuming after step {step} of {total}");
     }
     let mut journal = Journal::open(&cx.options.out, cx.index, &stage, step, total, s.log_every)?;
     let start = if step == 0 {
@@ -141,7 +141,7 @@ pub fn run(cx: &mut StageContext<'_>, s: &TrainStage, plan: &Blueprint) -> Resul
     let (measured_peak, measured, rate) = journal.finish();
     leave(cx, plan, &assembly)?;
     let peak_rss = meter::resident().1;
-    eprintln!(
+    ramekin_core::say!(
         "  peak: planned {}, measured {}, resident {}",
         units::bytes(bill.peak),
         units::bytes(measured_peak),
@@ -201,16 +201,16 @@ fn text_audit(assembly: &Assembly, sampler: &Sampler) -> Result<Vec<audit::Check
 
 /// Saves what was trained and leaves it to the next stage.
 fn leave(cx: &mut StageContext<'_>, plan: &Blueprint, assembly: &Assembly) -> Result<()> {
-    let out = &cx.options.out;
     if plan.full_training {
-        let folder = out.join("model");
+        let folder = cx.dir.join("model");
         save::model(assembly, &folder, save::dtype(plan.model.dtype.unwrap_or(Dtype::F32)), 5_000_000_000)?;
-        let folder = folder.canonicalize()?;
-        cx.carry.leave_model(&folder);
+        cx.publish(std::slice::from_ref(&folder))?;
+        cx.carry.leave_model(&folder.canonicalize()?);
         return Ok(());
     }
-    let folder = out.join("adapter");
+    let folder = cx.dir.join("adapter");
     let made = save::adapters(assembly, &folder, cx.recipe.seed)?;
+    cx.publish(&made)?;
     let file = folder.join("adapter_model.safetensors");
     cx.carry.note_hash("adapter/adapter_model.safetensors", checkpoint::sha256(&file)?);
     let made =
