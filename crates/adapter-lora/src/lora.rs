@@ -1,7 +1,8 @@
 //! LoRA, rsLoRA and LoRA+.
 //!
 //! `y = Wx + b + s·B A drop(x)`; A `[r, I]` Kaiming-uniform, B `[O, r]` zero,
-//! s = alpha/r or alpha/√r. LoRA+ gives B a larger learning rate.
+//! s = alpha/r or alpha/√r. LoRA+ gives B and every trainable vector a larger
+//! learning rate.
 //!
 //! Source: Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023,
 //! arXiv:2312.03732; Hayou et al. 2024, arXiv:2402.12354; sheet `lora-family`.
@@ -115,6 +116,14 @@ impl Lora {
         })
     }
 
+    /// LoRA+'s larger rate, for B and for everything with one dimension; biases and norms do not decay.
+    fn hasten(&mut self, param: &Arc<Param>) {
+        if let Some(lr_scale) = self.settings.loraplus_lr_ratio {
+            let decay = param.value().dims().len() > 1;
+            self.groups.push((param.id(), ParamGroup { lr_scale, decay }));
+        }
+    }
+
     fn attach_linear(&mut self, cx: &mut AttachContext<'_>, sites: &Sites, path: &str) -> Result<()> {
         let site = sites.linear(path)?;
         let (o, i) = site.shape;
@@ -130,11 +139,9 @@ impl Lora {
         } else {
             None
         };
-        if let Some(ratio) = self.settings.loraplus_lr_ratio {
-            self.groups.push((b.id(), ParamGroup { lr_scale: ratio, decay: true }));
-            if let Some(bias) = &bias {
-                self.groups.push((bias.id(), ParamGroup { lr_scale: ratio, decay: false }));
-            }
+        self.hasten(&b);
+        if let Some(bias) = &bias {
+            self.hasten(bias);
         }
         site.attach(Box::new(LowRank { a, b, bias, scale, dropout: self.settings.lora_dropout }));
         Ok(())
@@ -153,6 +160,9 @@ impl Lora {
                     Array::from_vec(base.to_f32()?, base.dims(), Category::Workspace)?
                 };
                 let param = self.add(cx, format!("base_model.model.{name}"), copy)?;
+                if param.value().dims().len() == 1 {
+                    self.hasten(&param);
+                }
                 site.set_stand_in(Some(param));
             }
         }
@@ -177,6 +187,7 @@ impl Lora {
             cx.ledger.claim(&name, &cx.owner)?;
             let param = sites.param(&name)?.base().clone();
             param.set_trainable(true);
+            self.hasten(&param);
             self.params.push(Named { key, param });
         }
         Ok(())

@@ -65,7 +65,7 @@ pub struct LoraSettings {
     pub lora_bias: bool,
     /// How A and B begin: true, false or "gaussian".
     pub init_lora_weights: InitWeights,
-    /// LoRA+: factor of B's learning rate over A's, at least 1; absent is off.
+    /// LoRA+: factor on the learning rate of B and of trainable biases and norms, at least 1; absent is off.
     pub loraplus_lr_ratio: Option<f64>,
 }
 
