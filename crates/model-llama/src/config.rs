@@ -168,10 +168,20 @@ fn windows(config: &Json, model_type: &str, layers: usize) -> Result<Vec<Option<
     match model_type {
         "qwen2" | "qwen3" => {
             let on = flag(config, "use_sliding_window", false)?;
-            let first = size_or(config, "max_window_layers", layers)?;
+            let first = first_window(config)?;
             Ok((0..layers).map(|i| (on && i >= first).then_some(window)).collect())
         }
         "mistral" => Ok(vec![Some(window); layers]),
         _ => Ok(vec![None; layers]),
+    }
+}
+
+/// The first layer with a window in Qwen's own rule; transformers' default is 28.
+fn first_window(config: &Json) -> Result<usize> {
+    match config.get("max_window_layers") {
+        None | Some(Json::Null) => Ok(28),
+        Some(v) => v.as_u64().map(|n| n as usize).ok_or_else(|| {
+            wrong("max_window_layers", format!("is {v}; it must be a whole number of at least 0"))
+        }),
     }
 }
