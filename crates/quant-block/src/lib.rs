@@ -5,7 +5,8 @@
 //! | nf4 | 4-bit codes of a normal distribution's quantiles, one scale a block | [`nf4_codec`] |
 //! | rtn | 2, 3, 4 or 8 bits on an even grid, one scale (and zero) a group | [`rtn_codec`] |
 //!
-//! The codecs are functions on slices that know nothing of models or recipes.
+//! The codecs are functions on slices that know nothing of models or recipes. What the sheet
+//! `quant-family` asks of them is tested in the workspace's `tests`.
 
 pub mod codec;
 pub mod dynamic_code;
@@ -15,6 +16,3 @@ mod nf4_file;
 mod packed;
 pub mod rtn;
 pub mod rtn_codec;
-
-#[cfg(test)]
-mod quant_family;
