@@ -211,6 +211,7 @@ fn check_2_padding() {
             let alone = lab::logits(&model, &FlatBatch::new(std::slice::from_ref(row)), true);
             let from = (r * width + left[r]) * 61;
             let off = difference(&padded[from..from + row.len() * 61], &alone);
+            println!("{name}: row {r} is off by {off:.1e}");
             assert!(off <= 1e-5, "{name}: row {r} is off by {off:.1e}");
         }
     }
