@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use ramekin_core::{Param, Rng};
 use ramekin_engine::assembly::{Assembly, Blueprint};
+use ramekin_engine::masks::Masks;
 use ramekin_engine::parts;
 use ramekin_engine::run::plain_model;
 use ramekin_engine::step::{LabelledBatch, Trainer, hidden};
@@ -86,12 +87,15 @@ pub fn trainer(lr: f64) -> Trainer {
     Trainer {
         objective: parts::objective(&Part::of("sft")).expect("sft"),
         activation: parts::activation(&Part::of("keep")).expect("keep"),
+        estimator: parts::estimator(&Part::of("backprop")).expect("backprop"),
         optimizer: parts::optimizer(&part("adamw", json!({ "lr": lr, "weight_decay": 0.0 }))).expect("adamw"),
         schedule: parts::schedule(&Part::of("constant")).expect("constant"),
         gradient: Vec::new(),
+        hooks: Vec::new(),
         groups: Vec::new(),
         total_steps: 1000,
         rng: Rng::new(5),
+        masks: Masks::default(),
     }
 }
 

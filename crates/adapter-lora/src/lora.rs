@@ -64,11 +64,11 @@ impl LinearAdapter for LowRank {
         let tape: &Tape = &fx.tape;
         let p = if fx.mode.training { self.dropout } else { 0.0 };
         let x = ops::dropout(tape, x, p, fx.stream("lora_dropout", &site.path))?;
-        let low = ops::scale(tape, &ops::linear(tape, &x, &tape.param(&self.a), None)?, self.scale)?;
-        let y = ops::linear_onto(tape, y, &low, &tape.param(&self.b))?;
+        let low = ops::scale(tape, &ops::linear(tape, &x, &tape.param(&self.a)?, None)?, self.scale)?;
+        let y = ops::linear_onto(tape, y, &low, &tape.param(&self.b)?)?;
         match &self.bias {
             None => Ok(y),
-            Some(bias) => ops::add_row(tape, &y, &tape.param(bias), self.scale),
+            Some(bias) => ops::add_row(tape, &y, &tape.param(bias)?, self.scale),
         }
     }
 

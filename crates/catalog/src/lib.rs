@@ -6,6 +6,7 @@
 use ramekin_activation_recompute as _;
 use ramekin_adapter_lora as _;
 use ramekin_decode_sample as _;
+use ramekin_estimate_backprop as _;
 use ramekin_gradient_clip as _;
 use ramekin_kv_dense as _;
 use ramekin_model_llama as _;

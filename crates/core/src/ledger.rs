@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 use candle_core::DType;
 
 use crate::array::Array;
+use crate::mask::Mask;
 use crate::meter::Category;
 
 /// Identity of a parameter within a process.
@@ -21,6 +22,8 @@ pub struct Param {
     name: String,
     value: RwLock<Array>,
     trainable: AtomicBool,
+    touched: AtomicBool,
+    mask: RwLock<Option<Arc<Mask>>>,
 }
 
 impl std::fmt::Debug for Param {
@@ -39,6 +42,22 @@ impl Param {
             name: name.into(),
             value: RwLock::new(value),
             trainable: AtomicBool::new(false),
+            touched: AtomicBool::new(false),
+            mask: RwLock::new(None),
+        })
+    }
+
+    /// Some of its entries as a parameter of their own, with its identity and name: what an optimizer
+    /// is given in the place of a masked one.
+    pub fn part(&self, value: Array) -> Arc<Self> {
+        value.recategorise(Category::Trainable);
+        Arc::new(Param {
+            id: self.id,
+            name: self.name.clone(),
+            value: RwLock::new(value),
+            trainable: AtomicBool::new(true),
+            touched: AtomicBool::new(true),
+            mask: RwLock::new(None),
         })
     }
 
@@ -72,8 +91,33 @@ impl Param {
     /// Starts or stops training it.
     pub fn set_trainable(&self, trainable: bool) {
         self.trainable.store(trainable, Ordering::Relaxed);
+        self.touched.fetch_or(trainable, Ordering::Relaxed);
         let category = if trainable { Category::Trainable } else { Category::Weights };
         self.value().recategorise(category);
+    }
+
+    /// Whether it has been trainable at some time of this run: then a checkpoint holds it.
+    pub fn is_touched(&self) -> bool {
+        self.touched.load(Ordering::Relaxed)
+    }
+
+    /// Which of its entries train; `None` is all. The others keep their bits: no optimizer sees them.
+    pub fn mask(&self) -> Option<Arc<Mask>> {
+        self.mask.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Narrows training to some entries, or widens it to all again.
+    pub fn set_mask(&self, mask: Option<Arc<Mask>>) {
+        *self.mask.write().unwrap_or_else(PoisonError::into_inner) = mask;
+    }
+
+    /// How many numbers train.
+    pub fn trainable_len(&self) -> usize {
+        match (self.is_trainable(), self.mask()) {
+            (false, _) => 0,
+            (true, Some(mask)) => mask.len(),
+            (true, None) => self.value().len(),
+        }
     }
 }
 
@@ -200,11 +244,16 @@ impl Ledger {
         self.entries.iter().filter(|e| e.is_trainable()).filter_map(|e| e.param.clone()).collect()
     }
 
+    /// The parameters that train or have trained in this run, in order: what a checkpoint holds.
+    pub fn touched(&self) -> Vec<Arc<Param>> {
+        self.entries.iter().filter_map(|e| e.param.clone()).filter(|p| p.is_touched()).collect()
+    }
+
     /// How many numbers there are, and how many of them train.
     pub fn counts(&self) -> (u64, u64) {
         let size = |e: &Entry| e.shape.iter().product::<usize>() as u64;
-        let all = self.entries.iter().map(size).sum();
-        (all, self.entries.iter().filter(|e| e.is_trainable()).map(size).sum())
+        let trained = |e: &Entry| e.param.as_ref().map_or(0, |p| p.trainable_len() as u64);
+        (self.entries.iter().map(size).sum(), self.entries.iter().map(trained).sum())
     }
 }
 

@@ -6,6 +6,7 @@
 pub mod array;
 pub mod error;
 pub mod ledger;
+pub mod mask;
 pub mod meter;
 pub mod pattern;
 pub mod rng;
@@ -15,6 +16,7 @@ pub use array::{Array, Element, Lease, View};
 pub use candle_core::DType;
 pub use error::{BadRecipe, BadSetting, Interrupted, Location, Unfit, UserError, exit_code, suggest};
 pub use ledger::{Entry, Ledger, Param, ParamId, Storage};
+pub use mask::Mask;
 pub use meter::{Category, Meter, Usage};
 pub use rng::{Draws, Rng};
 

@@ -11,8 +11,8 @@ use ramekin_data::Tokenizer;
 use ramekin_recipe::{Adapter as AdapterChoice, Dtype, Model as ModelChoice, Part};
 use ramekin_registry::{AnyPart, Slot, load_adapter};
 use ramekin_slots::{
-    Adapter, AttachContext, LoadOptions, Loader, Model, ModelFacts, ModelFamily, RandomSource, ShapeSource,
-    Sites, WeightSource,
+    Adapter, AttachContext, LoadOptions, Loader, Model, ModelFacts, ModelFamily, RandomSource, Selection,
+    ShapeSource, Sites, WeightSource,
 };
 use serde_json::Value as Json;
 
@@ -29,6 +29,8 @@ pub struct Blueprint {
     pub quantizer: Option<Part>,
     /// What is attached, in order.
     pub adapters: Vec<AdapterChoice>,
+    /// Which weights of the base train; the model is then held dense, unless a quantizer says otherwise.
+    pub selection: Option<Part>,
     /// Folder that relative paths start from.
     pub base_dir: PathBuf,
     /// The run's seed.
@@ -59,6 +61,8 @@ pub struct Assembly {
     pub ledger: RefCell<Ledger>,
     /// Attached adapters, in order.
     pub adapters: Vec<Attached>,
+    /// What chooses among the base's weights, in place.
+    pub selection: RefCell<Option<Box<dyn Selection>>>,
     /// Its tokenizer, where the source has one.
     pub tokenizer: Option<Arc<Tokenizer>>,
     /// `config.json`.
@@ -82,11 +86,17 @@ impl Blueprint {
             model,
             quantizer: None,
             adapters: Vec::new(),
+            selection: None,
             base_dir: PathBuf::from("."),
             seed: 0,
             full_training: false,
             tokenizer: OnceCell::new(),
         }
+    }
+
+    /// Whether the base itself changes, so that a stage leaves a model.
+    pub fn trains_base(&self) -> bool {
+        self.full_training || self.selection.is_some()
     }
 
     /// Reads `config.json`.
@@ -139,6 +149,7 @@ impl Blueprint {
             sites: Rc::new(sites),
             ledger: RefCell::new(ledger),
             adapters: Vec::new(),
+            selection: RefCell::new(None),
             tokenizer,
             config,
             dtype,
@@ -150,7 +161,9 @@ impl Blueprint {
         for (index, choice) in self.adapters.iter().enumerate() {
             assembly.attach(self, index, choice, shape_only)?;
         }
-        if self.full_training {
+        if let Some(part) = &self.selection {
+            assembly.select(self, part, shape_only)?;
+        } else if self.full_training {
             assembly.train_everything()?;
         }
         Ok(assembly)
@@ -165,7 +178,7 @@ impl Blueprint {
     }
 
     fn dtype(&self, source: &dyn WeightSource) -> Result<DType> {
-        if self.full_training {
+        if self.full_training || self.selection.is_some() && self.quantizer.is_none() {
             return Ok(DType::F32);
         }
         Ok(match self.model.dtype {
@@ -276,6 +289,24 @@ impl Assembly {
             adapter.load(&mut FileSource::open(folder.join("adapter_model.safetensors"))?)?;
         }
         self.adapters.push(Attached { owner, adapter, sites });
+        Ok(())
+    }
+
+    /// Lets a selection choose what trains.
+    fn select(&self, plan: &Blueprint, part: &Part, shape_only: bool) -> Result<()> {
+        let mut selection = parts::selection(part)?;
+        let mut ledger = self.ledger.borrow_mut();
+        let mut cx = AttachContext {
+            sites: self.sites.clone(),
+            ledger: &mut ledger,
+            facts: self.model.facts(),
+            rng: Rng::new(plan.seed),
+            owner: if part.path.is_empty() { "selection".to_owned() } else { part.path.clone() },
+            index: self.adapters.len(),
+            shape_only,
+        };
+        parts::placed(part, selection.attach(&mut cx))?;
+        *self.selection.borrow_mut() = Some(selection);
         Ok(())
     }
 

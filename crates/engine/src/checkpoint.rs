@@ -6,9 +6,10 @@
 use std::collections::HashMap;
 use std::io::Read as _;
 use std::path::Path;
+use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
-use ramekin_core::{Array, Category, UserError};
+use anyhow::{Context, Result, bail, ensure};
+use ramekin_core::{Array, Category, Param, UserError};
 use ramekin_store::{Checkpoints, Data, Index};
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -24,24 +25,48 @@ pub fn open(dir: &Path, keep: usize) -> Result<Checkpoints> {
     Checkpoints::open(dir.join("checkpoints"), keep.max(1))
 }
 
-/// Saves the state after `step` updates.
-pub fn save(all: &Checkpoints, step: u64, epoch: f64, assembly: &Assembly, trainer: &Trainer) -> Result<()> {
+/// Where a saved stage stands.
+pub struct Restored {
+    /// Updates done.
+    pub step: u64,
+    /// Why it ended before its last step, where a hook ended it.
+    pub ended: Option<String>,
+}
+
+/// Saves the state after `step` updates; `ended` is why there will be no further one.
+pub fn save(
+    all: &Checkpoints,
+    step: u64,
+    epoch: f64,
+    assembly: &Assembly,
+    trainer: &Trainer,
+    ended: Option<&str>,
+) -> Result<()> {
     let weights: Vec<(String, Data)> =
-        assembly.trainable().iter().map(|p| (p.name().to_owned(), Data::from(&p.value()))).collect();
+        touched(assembly).iter().map(|p| (p.name().to_owned(), Data::from(&p.value()))).collect();
     let state: Vec<(String, Data)> =
-        trainer.optimizer.state().iter().map(|t| (t.name.clone(), Data::from(&t.array))).collect();
-    all.save(step, epoch, &json!({ "max_steps": trainer.total_steps }), |w| {
+        trainer.state(assembly).iter().map(|t| (t.name.clone(), Data::from(&t.array))).collect();
+    let mut more = json!({ "max_steps": trainer.total_steps });
+    if let Some(why) = ended {
+        more["ended"] = why.into();
+    }
+    all.save(step, epoch, &more, |w| {
         w.tensors(WEIGHTS, &weights)?;
         w.tensors(STATE, &state)
     })?;
     Ok(())
 }
 
-/// Puts the newest whole checkpoint back; returns its step. Damaged ones are named and passed over.
+/// What has trained so far, whether or not it does at this step.
+fn touched(assembly: &Assembly) -> Vec<Arc<Param>> {
+    assembly.ledger.borrow().touched()
+}
+
+/// Puts the newest whole checkpoint back. Damaged ones are named and passed over.
 ///
 /// # Errors
 /// [`UserError`] if there are checkpoints and every one is damaged; nothing is removed then.
-pub fn restore(all: &Checkpoints, assembly: &Assembly, trainer: &mut Trainer) -> Result<Option<u64>> {
+pub fn restore(all: &Checkpoints, assembly: &Assembly, trainer: &mut Trainer) -> Result<Option<Restored>> {
     let latest = all.latest_good()?;
     for damaged in &latest.damaged {
         ramekin_core::say!("  warning: `{}` is passed over: {}", damaged.path.display(), damaged.why);
@@ -66,11 +91,12 @@ pub fn restore(all: &Checkpoints, assembly: &Assembly, trainer: &mut Trainer) ->
             .collect()
     };
     let mut weights = read(WEIGHTS)?;
-    let params = assembly.trainable();
-    for param in &params {
-        let saved = weights
-            .remove(param.name())
-            .with_context(|| format!("the checkpoint has no `{}`", param.name()))?;
+    if let Some(param) = assembly.trainable().iter().find(|p| !weights.contains_key(p.name())) {
+        bail!("the checkpoint has no `{}`", param.name());
+    }
+    for (name, saved) in weights.drain() {
+        let param = assembly.ledger.borrow().get(&name).and_then(|e| e.param.clone());
+        let param = param.with_context(|| format!("the checkpoint holds `{name}`, which nothing here is"))?;
         ensure!(
             saved.dims() == param.value().dims(),
             "`{}` has another shape in the checkpoint",
@@ -79,8 +105,8 @@ pub fn restore(all: &Checkpoints, assembly: &Assembly, trainer: &mut Trainer) ->
         param.set(saved);
     }
     let mut state = read(STATE)?;
-    trainer.optimizer.restore(&params, &mut |name| state.remove(name))?;
-    Ok(Some(good.step))
+    trainer.restore(assembly, good.step, &mut |name| state.remove(name))?;
+    Ok(Some(Restored { step: good.step, ended: good.state["ended"].as_str().map(str::to_owned) }))
 }
 
 /// SHA-256 of a file, in hexadecimal.

@@ -5,6 +5,8 @@
 //! | [`mod@run`] | the stages in order, what one leaves to the next, resuming |
 //! | [`assembly`] | a model with its quantizer, adapters and tokenizer, real or shape-only |
 //! | [`step`] | forward, loss, backward, update |
+//! | [`pass`] | micro-batches forward and back, as estimators ask for them |
+//! | [`masks`] | what an optimizer sees of a parameter that trains in part |
 //! | [`bill`] | the same step on shapes: the plan |
 //! | `fit` | what may change so that a stage fits the budget |
 //! | [`audit`] | what is checked before step 1 |
@@ -27,7 +29,9 @@ mod folder;
 pub mod generation;
 mod inputs;
 pub mod journal;
+pub mod masks;
 pub mod parts;
+pub mod pass;
 mod preflight;
 pub mod run;
 pub mod source;

@@ -7,7 +7,8 @@ use ramekin_recipe::Part;
 use ramekin_registry::{AnyPart, Slot, build};
 pub use ramekin_slots::Decoder;
 use ramekin_slots::{
-    ActivationPolicy, Adapter, GradientTransform, KvPolicy, Objective, Optimizer, Quantizer, Schedule,
+    ActivationPolicy, Adapter, Estimator, GradientTransform, Hook, KvPolicy, Objective, Optimizer, Quantizer,
+    Schedule, Selection,
 };
 use serde_json::Value as Json;
 
@@ -46,6 +47,12 @@ makers! {
     quantizer: Quantizer => Quantizer;
     /// An adapter, not attached.
     adapter: Adapter => Adapter;
+    /// A selection, not attached.
+    selection: Selection => Selection;
+    /// An estimator.
+    estimator: Estimator => Estimator;
+    /// A hook.
+    hook: Hook => Hook;
     /// A gradient transform.
     gradient: Gradient => GradientTransform;
     /// An optimizer without state.

@@ -148,9 +148,21 @@ fn blueprint(
         adapters.extend(saved.map(|f| Adapter::Saved { folder: f.clone(), path: String::new() }));
     }
     adapters.extend(stage.adapters().iter().cloned());
-    let full_training = matches!(stage, Stage::Train(_)) && adapters.is_empty();
+    let selection = match stage {
+        Stage::Train(s) => s.selection.clone(),
+        _ => None,
+    };
+    let full_training = matches!(stage, Stage::Train(_)) && adapters.is_empty() && selection.is_none();
     let base_dir = base_dir.to_owned();
-    Ok(Blueprint { quantizer, adapters, base_dir, seed: recipe.seed, full_training, ..Blueprint::new(model) })
+    Ok(Blueprint {
+        quantizer,
+        adapters,
+        selection,
+        base_dir,
+        seed: recipe.seed,
+        full_training,
+        ..Blueprint::new(model)
+    })
 }
 
 /// The bills of all stages, as far as they can be known before any has run.
@@ -166,7 +178,7 @@ pub fn plan(recipe: &Recipe, base_dir: &Path) -> Result<Vec<Bill>> {
         let quantizer = stage_quantizer(stage);
         let plan = blueprint(recipe, stage, quantizer, &carry, base_dir)?;
         bills.push(stages::bill(&name, index, recipe, stage, &plan)?);
-        if matches!(stage, Stage::Train(_)) && !plan.full_training {
+        if matches!(stage, Stage::Train(_)) && !plan.trains_base() {
             // The adapter does not exist yet; the next stage is billed on the bare base it will sit on.
             carry.leave_adapters(&plan, Vec::new());
         }

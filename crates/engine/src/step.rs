@@ -4,15 +4,19 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
-use ramekin_core::{Array, Param, ParamId, Rng};
+use ramekin_core::{Array, Ledger, Param, ParamId, Rng};
 use ramekin_kernels::elementwise;
 use ramekin_slots::{
-    ActivationPolicy, Block, FlatBatch, Forward, GradientTransform, Mode, Model, Objective, Optimizer,
-    ParamGroup, Schedule, StepInfo,
+    ActivationPolicy, Block, Estimator, Event, FlatBatch, Flow, Forward, GradientTransform, Hook,
+    HookContext, Model, Objective, Optimizer, ParamGroup, RoundContext, Schedule, StateTensor, Stateful,
+    StepInfo,
 };
-use ramekin_tape::{GradStore, Tape, Value};
+use ramekin_tape::{GradSink, GradStore, Value};
+use serde_json::{Map, Value as Json};
 
 use crate::assembly::Assembly;
+use crate::masks::{Masking, Masks, masked, put_back};
+use crate::pass::{Batches, Pass};
 
 /// Tokens with their targets.
 #[derive(Clone)]
@@ -62,22 +66,28 @@ pub struct Trainer {
     pub objective: Box<dyn Objective>,
     /// What survives until backward.
     pub activation: Box<dyn ActivationPolicy>,
+    /// How gradients are obtained.
+    pub estimator: Box<dyn Estimator>,
     /// The rule.
     pub optimizer: Box<dyn Optimizer>,
     /// The rate.
     pub schedule: Box<dyn Schedule>,
     /// Applied in order between backward and update.
     pub gradient: Vec<Box<dyn GradientTransform>>,
+    /// What reacts to events, in order.
+    pub hooks: Vec<Box<dyn Hook>>,
     /// Groups of parameters that differ from the optimizer's settings.
     pub groups: Vec<(ParamId, ParamGroup)>,
     /// Updates planned in all.
     pub total_steps: u64,
     /// The run's randomness.
     pub rng: Rng,
+    /// The masks under which the optimizer's state stands.
+    pub masks: Masks,
 }
 
 /// What a step left to report.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct StepReport {
     /// Mean loss over the step's active tokens, before the update.
     pub loss: f64,
@@ -87,9 +97,16 @@ pub struct StepReport {
     pub lr: f64,
     /// Tokens seen.
     pub tokens: usize,
+    /// Whether a hook wants to end training here.
+    pub flow: Flow,
 }
 
 impl Trainer {
+    /// How a micro-batch runs.
+    fn pass(&self) -> Pass<'_> {
+        Pass { objective: &*self.objective, activation: &*self.activation, rng: self.rng }
+    }
+
     /// Loss and gradients of a micro-batch; the loss is divided by `normaliser` tokens.
     pub fn micro_batch(
         &self,
@@ -98,18 +115,68 @@ impl Trainer {
         normaliser: usize,
         micro: u64,
         training: bool,
-        grads: &mut GradStore,
+        grads: &mut dyn GradSink,
     ) -> Result<f64> {
-        let tape = Tape::new();
-        let mode = Mode { training, rng: self.rng, micro_batch: micro, adapters: true };
-        let loss = {
-            let fx = Forward::new(tape.clone(), assembly.sites.clone(), batch.flat.clone(), mode);
-            let h = hidden(&assembly.model, &fx, Some(&*self.activation))?;
-            self.objective.loss(&fx, &assembly.model, &h, &batch.labels, 1.0 / normaliser.max(1) as f64)?
-        };
-        let value = loss.array().scalar()?;
-        tape.backward_scalar(&loss, grads)?;
-        Ok(value)
+        self.pass().micro_batch(assembly, batch, normaliser, micro, training, grads)
+    }
+
+    /// Lets the selection choose what update number `step` (from 0) trains. Idempotent.
+    pub fn choose(&mut self, assembly: &Assembly, step: u64) -> Result<()> {
+        if let Some(selection) = assembly.selection.borrow_mut().as_mut() {
+            selection.before_step(&mut self.round(assembly, &assembly.ledger.borrow(), step))?;
+        }
+        self.masks.follow(&assembly.trainable(), &mut *self.optimizer)
+    }
+
+    /// Lets the selection end its work after the last update.
+    pub fn finish(&mut self, assembly: &Assembly) -> Result<()> {
+        let step = self.total_steps;
+        match assembly.selection.borrow_mut().as_mut() {
+            None => Ok(()),
+            Some(selection) => selection.finish(&mut self.round(assembly, &assembly.ledger.borrow(), step)),
+        }
+    }
+
+    fn round<'a>(&'a mut self, assembly: &'a Assembly, ledger: &'a Ledger, step: u64) -> RoundContext<'a> {
+        RoundContext {
+            sites: assembly.sites.clone(),
+            ledger,
+            facts: assembly.model.facts(),
+            optimizer: &mut *self.optimizer,
+            rng: self.rng,
+            step,
+            total: self.total_steps,
+        }
+    }
+
+    /// Tells every hook of an event after `step` updates; the first that wants to stop says why.
+    pub fn event(
+        &mut self,
+        event: Event,
+        assembly: &Assembly,
+        step: u64,
+        loss: f64,
+        figures: &Map<String, Json>,
+    ) -> Result<Flow> {
+        let mut flow = Flow::Go;
+        for hook in &mut self.hooks {
+            let mut cx = HookContext {
+                sites: assembly.sites.clone(),
+                ledger: &assembly.ledger.borrow(),
+                facts: assembly.model.facts(),
+                optimizer: &mut *self.optimizer,
+                rng: self.rng,
+                step,
+                total: self.total_steps,
+                loss,
+                figures,
+            };
+            let wish = hook.on(event, &mut cx)?;
+            if flow == Flow::Go {
+                flow = wish;
+            }
+        }
+        Ok(flow)
     }
 
     /// Update number `step` (from 0) on these micro-batches.
@@ -121,12 +188,15 @@ impl Trainer {
         if active == 0 {
             bail!("step {} has no token with a target", step + 1);
         }
+        self.choose(assembly, step)?;
+        let none = Map::new();
+        self.event(Event::StepBegin, assembly, step, f64::NAN, &none)?;
+        let lr = self.optimizer.lr() * self.schedule.factor(step, self.total_steps);
+        let params = assembly.trainable();
+        let pass = Pass { objective: &*self.objective, activation: &*self.activation, rng: self.rng };
+        let mut problem = Batches { pass, assembly, batches, params: &params, active, step, lr };
         let mut store = GradStore::new();
-        let mut loss = 0.0;
-        for (i, batch) in batches.iter().enumerate() {
-            let micro = step * batches.len() as u64 + i as u64;
-            loss += self.micro_batch(assembly, batch, active, micro, true, &mut store)?;
-        }
+        let loss = self.estimator.estimate(&mut problem, &mut Masking(&mut store))?;
         let mut grads = store.take();
         let grad_norm = global_norm(&grads)?;
         if !(loss.is_finite() && grad_norm.is_finite()) {
@@ -138,17 +208,65 @@ impl Trainer {
         for transform in &mut self.gradient {
             transform.apply(&mut grads, grad_norm)?;
         }
-        let lr = self.optimizer.lr() * self.schedule.factor(step, self.total_steps);
         let info = StepInfo { step: step + 1, lr };
         for (param, grad) in grads {
-            let group = self
-                .groups
-                .iter()
-                .find(|(id, _)| *id == param.id())
-                .map_or_else(ParamGroup::default, |g| g.1);
-            self.optimizer.step(&param, &grad, info, group)?;
+            let group = self.groups.iter().find(|(id, _)| *id == param.id());
+            self.optimizer.step(&param, &grad, info, group.map_or_else(ParamGroup::default, |g| g.1))?;
+            put_back(&params, &param)?;
         }
-        Ok(StepReport { loss, grad_norm, lr, tokens: batches.iter().map(|b| b.flat.len()).sum() })
+        let flow = self.event(Event::AfterUpdate, assembly, step + 1, loss, &none)?;
+        let tokens = batches.iter().map(|b| b.flat.len()).sum();
+        Ok(StepReport { loss, grad_norm, lr, tokens, flow })
+    }
+
+    /// What a checkpoint holds besides parameters, by the place of the part that keeps it.
+    pub fn state(&self, assembly: &Assembly) -> Vec<StateTensor> {
+        let mut all = self.optimizer.state();
+        let mut add = |place: &str, part: Vec<StateTensor>| {
+            let named = part.into_iter().map(|t| StateTensor { name: format!("{place}/{}", t.name), ..t });
+            all.extend(named);
+        };
+        add("estimator", self.estimator.state());
+        for (i, g) in self.gradient.iter().enumerate() {
+            add(&format!("gradient.{i}"), g.state());
+        }
+        if let Some(s) = assembly.selection.borrow().as_ref() {
+            add("selection", s.state());
+        }
+        for (i, h) in self.hooks.iter().enumerate() {
+            add(&format!("hook.{i}"), h.state());
+        }
+        all
+    }
+
+    /// Puts back what [`Trainer::state`] gave, after `step` updates.
+    ///
+    /// # Errors
+    /// If something is missing or does not fit.
+    pub fn restore(
+        &mut self,
+        assembly: &Assembly,
+        step: u64,
+        get: &mut dyn FnMut(&str) -> Option<Array>,
+    ) -> Result<()> {
+        let mut placed =
+            |place: &str, part: &mut dyn Stateful| part.restore(&mut |name| get(&format!("{place}/{name}")));
+        // The choice of what trains comes first: the optimizer's state stands under it.
+        if let Some(s) = assembly.selection.borrow_mut().as_mut() {
+            placed("selection", s.as_mut())?;
+        }
+        placed("estimator", self.estimator.as_mut())?;
+        for (i, g) in self.gradient.iter_mut().enumerate() {
+            placed(&format!("gradient.{i}"), g.as_mut())?;
+        }
+        for (i, h) in self.hooks.iter_mut().enumerate() {
+            placed(&format!("hook.{i}"), h.as_mut())?;
+        }
+        // The state was saved under the choice of the last update that was done.
+        self.choose(assembly, step.saturating_sub(1))?;
+        let params = assembly.trainable();
+        let parts = params.iter().map(masked).collect::<Result<Vec<_>>>()?;
+        self.optimizer.restore(&parts, get)
     }
 }
 

@@ -9,7 +9,7 @@ use anyhow::Result;
 use ramekin_core::{Array, BadSetting, Param};
 use ramekin_kernels::elementwise;
 use ramekin_registry::{Part, part};
-use ramekin_slots::GradientTransform;
+use ramekin_slots::{GradientTransform, Stateful};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -47,6 +47,8 @@ impl Part for Clip {
         Ok(Clip { max_norm: s.max_norm })
     }
 }
+
+impl Stateful for Clip {}
 
 impl GradientTransform for Clip {
     fn apply(&mut self, grads: &mut [(Arc<Param>, Array)], norm: f64) -> Result<()> {

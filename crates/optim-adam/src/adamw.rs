@@ -149,4 +149,27 @@ impl Optimizer for AdamW {
         }
         Ok(())
     }
+
+    fn forget(&mut self, param: ParamId) {
+        self.moments.retain(|m| m.param != param);
+    }
+
+    fn remap(&mut self, param: ParamId, from: &[Option<usize>]) -> Result<()> {
+        if let Some(moments) = self.moments.iter_mut().find(|m| m.param == param) {
+            moments.m = carried(&moments.m, from)?;
+            moments.v = carried(&moments.v, from)?;
+        }
+        Ok(())
+    }
+}
+
+/// The entries that stay, in their new order; new ones begin at zero.
+fn carried(state: &Array, from: &[Option<usize>]) -> Result<Array> {
+    Array::build::<f32>(&[from.len()], state.is_shape_only(), Category::Optimizer, |out| {
+        let old = state.view::<f32>()?;
+        for (o, place) in out.iter_mut().zip(from) {
+            *o = place.map_or(0.0, |i| old[i]);
+        }
+        Ok(())
+    })
 }

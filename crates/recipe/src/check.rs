@@ -4,7 +4,7 @@ use serde_json::Value as Json;
 
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::doc::Doc;
-use crate::part::Adapter;
+use crate::part::{Adapter, Part};
 use crate::path::join;
 use crate::stage::{ALIASES, EvalStage, GenerateStage, Metric, Stage, TrainStage};
 
@@ -22,9 +22,12 @@ pub fn check_training(doc: &Doc, stages: &[Stage], errors: &mut Diagnostics) {
     for (i, stage) in stages.iter().enumerate() {
         let adapted = !stage.adapters().is_empty() || left && stage.model().is_none();
         let (all, word) = match stage {
-            Stage::Train(_) => {
-                left = adapted;
-                (!adapted, "kind")
+            Stage::Train(s) => {
+                left = adapted && s.selection.is_none();
+                if let Some(selection) = s.selection.as_ref().filter(|_| adapted) {
+                    errors.push(beside_adapter(doc, i, stage, selection));
+                }
+                (!adapted && s.selection.is_none(), "kind")
             }
             Stage::Logits(s) => (!adapted && s.gradients, "gradients"),
             Stage::Merge(_) => {
@@ -43,6 +46,18 @@ pub fn check_training(doc: &Doc, stages: &[Stage], errors: &mut Diagnostics) {
             errors.push(found.help("add `adapter = [{ kind = \"lora\", … }]`, or leave `quantizer` out"));
         }
     }
+}
+
+/// A selection trains the base, an adapter stands on a base that stays.
+fn beside_adapter(doc: &Doc, i: usize, stage: &Stage, selection: &Part) -> Diagnostic {
+    let trains = (&*selection.path, "trains weights of the base");
+    let other = format!("stage.{i}.adapter.0");
+    let title = "a selection cannot go with an adapter";
+    let found = match stage.adapters().is_empty() {
+        false => doc.conflict(title, (&other, "stands on a base that stays as it is"), trains),
+        true => doc.error_at(trains.0, title, "the stage before leaves an adapter on the base"),
+    };
+    found.help("train them in stages of their own, with a `merge` stage between")
 }
 
 impl Check<'_> {

@@ -40,7 +40,8 @@ impl Part {
 }
 
 /// What a slot of a stage holds where nothing was written.
-pub const DEFAULTS: [(&str, &str); 6] = [
+pub const DEFAULTS: [(&str, &str); 7] = [
+    ("estimator", "backprop"),
     ("optimizer", "adamw"),
     ("schedule", "constant"),
     ("objective", "sft"),
@@ -168,34 +169,56 @@ pub fn by_default<const SLOT: usize>() -> Part {
 }
 
 /// The slots of a stage, in the order of the reference.
-pub const SLOTS: [&str; 11] = [
+pub const SLOTS: [&str; 22] = [
     "quantizer",
     "adapter",
+    "selection",
+    "method",
+    "estimator",
     "gradient",
     "optimizer",
     "schedule",
     "objective",
     "data",
     "activation",
+    "placement",
+    "attention",
     "kv",
+    "reducer",
     "decode",
+    "prune",
+    "merge",
+    "search",
+    "comm",
+    "hook",
     "track",
 ];
 
 /// Places of [`SLOTS`], for `schema_with`.
 pub mod slot {
-    #![allow(missing_docs)]
+    #![allow(missing_docs, dead_code)] // a slot is named here before a stage has a key for it
     pub const QUANTIZER: usize = 0;
     pub const ADAPTER: usize = 1;
-    pub const GRADIENT: usize = 2;
-    pub const OPTIMIZER: usize = 3;
-    pub const SCHEDULE: usize = 4;
-    pub const OBJECTIVE: usize = 5;
-    pub const DATA: usize = 6;
-    pub const ACTIVATION: usize = 7;
-    pub const KV: usize = 8;
-    pub const DECODE: usize = 9;
-    pub const TRACK: usize = 10;
+    pub const SELECTION: usize = 2;
+    pub const METHOD: usize = 3;
+    pub const ESTIMATOR: usize = 4;
+    pub const GRADIENT: usize = 5;
+    pub const OPTIMIZER: usize = 6;
+    pub const SCHEDULE: usize = 7;
+    pub const OBJECTIVE: usize = 8;
+    pub const DATA: usize = 9;
+    pub const ACTIVATION: usize = 10;
+    pub const PLACEMENT: usize = 11;
+    pub const ATTENTION: usize = 12;
+    pub const KV: usize = 13;
+    pub const REDUCER: usize = 14;
+    pub const DECODE: usize = 15;
+    pub const PRUNE: usize = 16;
+    pub const MERGE: usize = 17;
+    pub const SEARCH: usize = 18;
+    pub const COMM: usize = 19;
+    pub const HOOK: usize = 20;
+    pub const TRACK: usize = 21;
 }
 
 impl JsonSchema for Part {

@@ -3,7 +3,7 @@
 use toml_edit::Key;
 
 /// Slots that hold a list; a single table stands for a list of one.
-pub const LISTS: [&str; 3] = ["adapter", "gradient", "track"];
+pub const LISTS: [&str; 5] = ["adapter", "gradient", "hook", "reducer", "track"];
 
 /// The keys and list indices of a path; an empty text is the whole recipe.
 ///

@@ -270,47 +270,12 @@ fn place_parts(stage: &mut Stage, at: &str) {
     if let Some(model) = stage.model_mut() {
         model.path = join(at, "model");
     }
-    let place = |part: &mut Part, key: &str| part.path = format!("{at}.{key}");
-    let adapters = |list: &mut [Adapter]| {
-        for (i, adapter) in list.iter_mut().enumerate() {
-            let here = format!("{at}.adapter.{i}");
-            match adapter {
-                Adapter::New(part) => part.path = here,
-                Adapter::Saved { path, .. } => *path = here,
-            }
-        }
-    };
-    match stage {
-        Stage::Train(s) => {
-            s.quantizer.iter_mut().for_each(|p| place(p, "quantizer"));
-            adapters(&mut s.adapter);
-            s.gradient.iter_mut().enumerate().for_each(|(i, p)| place(p, &format!("gradient.{i}")));
-            place(&mut s.optimizer, "optimizer");
-            place(&mut s.schedule, "schedule");
-            place(&mut s.objective, "objective");
-            place(&mut s.activation, "activation");
-            place(&mut s.data, "data");
-            s.eval.iter_mut().filter_map(|e| e.data.as_mut()).for_each(|d| place(d, "eval.data"));
-            s.samples.iter_mut().for_each(|s| place(&mut s.decode, "samples.decode"));
-            s.track.iter_mut().enumerate().for_each(|(i, p)| place(p, &format!("track.{i}")));
-        }
-        Stage::Generate(s) => {
-            s.quantizer.iter_mut().for_each(|p| place(p, "quantizer"));
-            adapters(&mut s.adapter);
-            place(&mut s.decode, "decode");
-            place(&mut s.kv, "kv");
-        }
-        Stage::Merge(s) => adapters(&mut s.adapter),
-        Stage::Eval(s) => {
-            s.quantizer.iter_mut().for_each(|p| place(p, "quantizer"));
-            adapters(&mut s.adapter);
-            place(&mut s.data, "data");
-            place(&mut s.decode, "decode");
-            place(&mut s.kv, "kv");
-        }
-        Stage::Logits(s) => {
-            s.quantizer.iter_mut().for_each(|p| place(p, "quantizer"));
-            adapters(&mut s.adapter);
+    for placed in stage.parts_mut() {
+        placed.part.path = join(at, &placed.key);
+    }
+    for (i, adapter) in stage.adapters_mut().iter_mut().enumerate() {
+        if let Adapter::Saved { path, .. } = adapter {
+            *path = format!("{at}.adapter.{i}");
         }
     }
 }

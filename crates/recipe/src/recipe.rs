@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value as Json};
 
 use crate::bytes::Bytes;
-use crate::part::{Adapter, Part};
+use crate::part::Part;
 use crate::stage::Stage;
 
 /// A whole recipe.
@@ -242,48 +242,7 @@ impl Recipe {
     ///
     /// The data of an evaluation inside a train stage counts as a part of slot `data`.
     pub fn parts_mut(&mut self) -> Vec<(&'static str, &mut Part)> {
-        let mut parts: Vec<(&'static str, &mut Part)> = Vec::new();
-        fn fresh(adapters: &mut [Adapter]) -> impl Iterator<Item = (&'static str, &mut Part)> {
-            adapters.iter_mut().filter_map(|a| match a {
-                Adapter::New(part) => Some(("adapter", part)),
-                Adapter::Saved { .. } => None,
-            })
-        }
-        for stage in &mut self.stage {
-            match stage {
-                Stage::Train(s) => {
-                    parts.extend(s.quantizer.as_mut().map(|p| ("quantizer", p)));
-                    parts.extend(fresh(&mut s.adapter));
-                    parts.extend(s.gradient.iter_mut().map(|p| ("gradient", p)));
-                    parts.push(("optimizer", &mut s.optimizer));
-                    parts.push(("schedule", &mut s.schedule));
-                    parts.push(("objective", &mut s.objective));
-                    parts.push(("activation", &mut s.activation));
-                    parts.push(("data", &mut s.data));
-                    parts.extend(s.eval.as_mut().and_then(|e| e.data.as_mut()).map(|d| ("data", d)));
-                    parts.extend(s.samples.as_mut().map(|s| ("decode", &mut s.decode)));
-                    parts.extend(s.track.iter_mut().map(|p| ("track", p)));
-                }
-                Stage::Generate(s) => {
-                    parts.extend(s.quantizer.as_mut().map(|p| ("quantizer", p)));
-                    parts.extend(fresh(&mut s.adapter));
-                    parts.push(("decode", &mut s.decode));
-                    parts.push(("kv", &mut s.kv));
-                }
-                Stage::Merge(s) => parts.extend(fresh(&mut s.adapter)),
-                Stage::Eval(s) => {
-                    parts.extend(s.quantizer.as_mut().map(|p| ("quantizer", p)));
-                    parts.extend(fresh(&mut s.adapter));
-                    parts.push(("data", &mut s.data));
-                    parts.push(("decode", &mut s.decode));
-                    parts.push(("kv", &mut s.kv));
-                }
-                Stage::Logits(s) => {
-                    parts.extend(s.quantizer.as_mut().map(|p| ("quantizer", p)));
-                    parts.extend(fresh(&mut s.adapter));
-                }
-            }
-        }
-        parts
+        let parts = self.stage.iter_mut().flat_map(Stage::parts_mut);
+        parts.map(|placed| (placed.slot, placed.part)).collect()
     }
 }

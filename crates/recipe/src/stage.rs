@@ -63,6 +63,17 @@ impl Stage {
         }
     }
 
+    /// The adapters attached by the stage, to be changed.
+    pub fn adapters_mut(&mut self) -> &mut [Adapter] {
+        match self {
+            Stage::Train(s) => &mut s.adapter,
+            Stage::Generate(s) => &mut s.adapter,
+            Stage::Merge(s) => &mut s.adapter,
+            Stage::Eval(s) => &mut s.adapter,
+            Stage::Logits(s) => &mut s.adapter,
+        }
+    }
+
     /// How the stage stores frozen weights, where it says so.
     pub fn quantizer(&self) -> Option<&Part> {
         match self {
@@ -104,6 +115,14 @@ pub struct TrainStage {
     #[serde(default, deserialize_with = "one_or_many")]
     #[schemars(schema_with = "many::<{ slot::ADAPTER }>")]
     pub adapter: Vec<Adapter>,
+    /// Which weights of the base train, and when. Default: none with an adapter, else all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "one::<{ slot::SELECTION }>")]
+    pub selection: Option<Part>,
+    /// How a gradient is obtained. Default: `{ kind = "backprop" }`.
+    #[serde(default = "by_default::<{ slot::ESTIMATOR }>")]
+    #[schemars(schema_with = "one::<{ slot::ESTIMATOR }>")]
+    pub estimator: Part,
     /// Transforms between gradient and optimizer, in order. Default: none.
     #[serde(default, deserialize_with = "one_or_many")]
     #[schemars(schema_with = "many::<{ slot::GRADIENT }>")]
@@ -158,6 +177,10 @@ pub struct TrainStage {
     /// Texts written while training, before and after at least. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub samples: Option<Samples>,
+    /// What reacts to the events of training, in order. Default: nothing.
+    #[serde(default, deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "many::<{ slot::HOOK }>")]
+    pub hook: Vec<Part>,
     /// Where figures go besides the run folder's own files. Default: nowhere.
     #[serde(default, deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "many::<{ slot::TRACK }>")]

@@ -92,6 +92,15 @@ macro_rules! slot {
     (adapter) => {
         $crate::Slot::Adapter
     };
+    (selection) => {
+        $crate::Slot::Selection
+    };
+    (method) => {
+        $crate::Slot::Method
+    };
+    (estimator) => {
+        $crate::Slot::Estimator
+    };
     (gradient) => {
         $crate::Slot::Gradient
     };
@@ -110,11 +119,35 @@ macro_rules! slot {
     (activation) => {
         $crate::Slot::Activation
     };
+    (placement) => {
+        $crate::Slot::Placement
+    };
+    (attention) => {
+        $crate::Slot::Attention
+    };
     (kv) => {
         $crate::Slot::Kv
     };
+    (reducer) => {
+        $crate::Slot::Reducer
+    };
     (decode) => {
         $crate::Slot::Decode
+    };
+    (prune) => {
+        $crate::Slot::Prune
+    };
+    (merge) => {
+        $crate::Slot::Merge
+    };
+    (search) => {
+        $crate::Slot::Search
+    };
+    (comm) => {
+        $crate::Slot::Comm
+    };
+    (hook) => {
+        $crate::Slot::Hook
     };
     (track) => {
         $crate::Slot::Track
@@ -132,6 +165,15 @@ macro_rules! any {
     };
     (adapter, $p:expr) => {
         Ok($crate::AnyPart::Adapter(Box::new($p)))
+    };
+    (selection, $p:expr) => {
+        Ok($crate::AnyPart::Selection(Box::new($p)))
+    };
+    (estimator, $p:expr) => {
+        Ok($crate::AnyPart::Estimator(Box::new($p)))
+    };
+    (hook, $p:expr) => {
+        Ok($crate::AnyPart::Hook(Box::new($p)))
     };
     (gradient, $p:expr) => {
         Ok($crate::AnyPart::Gradient(Box::new($p)))

@@ -121,7 +121,7 @@ impl Forward {
 
     /// A parameter by its tensor name.
     pub fn param(&self, name: &str) -> Result<Value> {
-        Ok(self.sites.param(name)?.value(self))
+        self.sites.param(name)?.value(self)
     }
 
     /// Self-attention of one layer: within the segments, or against the cache.

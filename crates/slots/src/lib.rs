@@ -8,6 +8,8 @@
 //! | `model` | [`ModelFamily`], [`Model`] | architecture from `config.json` |
 //! | `quantizer` | [`Quantizer`] | how a frozen weight is stored |
 //! | `adapter` | [`Adapter`], [`LinearAdapter`] | extra parameters at sites |
+//! | `selection` | [`Selection`] | which entries of the base train, and when |
+//! | `estimator` | [`Estimator`] | how a gradient is obtained |
 //! | `gradient` | [`GradientTransform`] | gradient to gradient |
 //! | `optimizer` | [`Optimizer`] | update rule and its state |
 //! | `schedule` | [`Schedule`] | rate by step |
@@ -15,29 +17,37 @@
 //! | `activation` | [`ActivationPolicy`] | what survives from forward to backward |
 //! | `kv` | [`KvPolicy`], [`KvCache`] | what a cache keeps |
 //! | `decode` | [`Decoder`] | logits to token |
+//! | `hook` | [`Hook`] | reacts to events of training |
 
 mod adapter;
 mod decode;
+mod estimator;
 mod forward;
+mod hook;
 mod kv;
 mod loader;
 mod model;
 mod part;
 mod quantizer;
+mod selection;
 mod sites;
 mod training;
 
 pub use adapter::{Adapter, AdapterFile, AttachContext, LinearAdapter};
 pub use decode::{Decoder, Draft};
+pub use estimator::{Estimator, Problem};
 pub use forward::{FlatBatch, Forward, Mode};
+pub use hook::{Event, Flow, Hook, HookContext};
 pub use kv::{KvCache, KvPolicy, KvShape};
 pub use loader::{LoadOptions, Loader, RandomSource, ShapeSource, WeightInfo, WeightSource};
 pub use model::{Model, ModelFacts, ModelFamily};
 pub use part::{AnyPart, Part, PartEntry, Slot, Trait};
 pub use quantizer::Quantizer;
+pub use ramekin_tape::ParamView;
 pub use ramekin_tape::ops::PackedWeight;
+pub use selection::{RoundContext, Selection};
 pub use sites::{LinearBase, LinearSite, ParamSite, Sites};
 pub use training::{
     ActivationPolicy, Block, GradientTransform, Objective, Optimizer, ParamGroup, Schedule, StateTensor,
-    StepInfo,
+    Stateful, StepInfo,
 };

@@ -6,8 +6,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value as Json;
 
 use crate::{
-    ActivationPolicy, Adapter, Decoder, GradientTransform, KvPolicy, ModelFamily, Objective, Optimizer,
-    Quantizer, Schedule,
+    ActivationPolicy, Adapter, Decoder, Estimator, GradientTransform, Hook, KvPolicy, ModelFamily, Objective,
+    Optimizer, Quantizer, Schedule, Selection,
 };
 
 /// The places of a recipe that parts fill.
@@ -18,31 +18,53 @@ pub enum Slot {
     Model,
     Quantizer,
     Adapter,
+    Selection,
+    Method,
+    Estimator,
     Gradient,
     Optimizer,
     Schedule,
     Objective,
     Data,
     Activation,
+    Placement,
+    Attention,
     Kv,
+    Reducer,
     Decode,
+    Prune,
+    Merge,
+    Search,
+    Comm,
+    Hook,
     Track,
 }
 
 impl Slot {
     /// All slots, in the order of the reference.
-    pub const ALL: [Slot; 12] = [
+    pub const ALL: [Slot; 23] = [
         Slot::Model,
         Slot::Quantizer,
         Slot::Adapter,
+        Slot::Selection,
+        Slot::Method,
+        Slot::Estimator,
         Slot::Gradient,
         Slot::Optimizer,
         Slot::Schedule,
         Slot::Objective,
         Slot::Data,
         Slot::Activation,
+        Slot::Placement,
+        Slot::Attention,
         Slot::Kv,
+        Slot::Reducer,
         Slot::Decode,
+        Slot::Prune,
+        Slot::Merge,
+        Slot::Search,
+        Slot::Comm,
+        Slot::Hook,
         Slot::Track,
     ];
 
@@ -52,14 +74,25 @@ impl Slot {
             Slot::Model => "model",
             Slot::Quantizer => "quantizer",
             Slot::Adapter => "adapter",
+            Slot::Selection => "selection",
+            Slot::Method => "method",
+            Slot::Estimator => "estimator",
             Slot::Gradient => "gradient",
             Slot::Optimizer => "optimizer",
             Slot::Schedule => "schedule",
             Slot::Objective => "objective",
             Slot::Data => "data",
             Slot::Activation => "activation",
+            Slot::Placement => "placement",
+            Slot::Attention => "attention",
             Slot::Kv => "kv",
+            Slot::Reducer => "reducer",
             Slot::Decode => "decode",
+            Slot::Prune => "prune",
+            Slot::Merge => "merge",
+            Slot::Search => "search",
+            Slot::Comm => "comm",
+            Slot::Hook => "hook",
             Slot::Track => "track",
         }
     }
@@ -93,6 +126,12 @@ pub enum AnyPart {
     Quantizer(Box<dyn Quantizer>),
     /// Extra parameters.
     Adapter(Box<dyn Adapter>),
+    /// What of the base trains, and when.
+    Selection(Box<dyn Selection>),
+    /// How a gradient is obtained.
+    Estimator(Box<dyn Estimator>),
+    /// Reacts to events of training.
+    Hook(Box<dyn Hook>),
     /// Gradient to gradient.
     Gradient(Box<dyn GradientTransform>),
     /// An update rule.
@@ -107,7 +146,7 @@ pub enum AnyPart {
     Kv(Box<dyn KvPolicy>),
     /// Logits to token.
     Decode(Box<dyn Decoder>),
-    /// A part that another crate reads by its settings alone (data, track).
+    /// A part that another crate reads by its settings alone (data, search, track).
     Declared,
 }
 

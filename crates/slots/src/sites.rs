@@ -48,7 +48,7 @@ impl ParamSite {
     }
 
     /// Its value on the forward's tape.
-    pub fn value(&self, fx: &Forward) -> Value {
+    pub fn value(&self, fx: &Forward) -> Result<Value> {
         fx.tape.param(&self.active(fx.mode.adapters))
     }
 }

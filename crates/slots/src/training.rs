@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use anyhow::Result;
-use ramekin_core::{Array, Param};
+use ramekin_core::{Array, Param, ParamId};
 use ramekin_tape::Value;
 
 use crate::{Forward, Model};
@@ -41,6 +41,22 @@ pub struct StateTensor {
     pub array: Array,
 }
 
+/// What a part keeps from step to step, saved with every checkpoint. Nothing, by default.
+pub trait Stateful {
+    /// All state, in a fixed order.
+    fn state(&self) -> Vec<StateTensor> {
+        Vec::new()
+    }
+    /// Puts saved state back; `get` finds a tensor by name.
+    ///
+    /// # Errors
+    /// If something is missing or does not fit.
+    fn restore(&mut self, get: &mut dyn FnMut(&str) -> Option<Array>) -> Result<()> {
+        let _ = get;
+        Ok(())
+    }
+}
+
 /// An update rule with its state, parameter by parameter.
 pub trait Optimizer {
     /// Base learning rate.
@@ -54,6 +70,13 @@ pub trait Optimizer {
     /// # Errors
     /// If a shape does not fit its parameter.
     fn restore(&mut self, params: &[Arc<Param>], get: &mut dyn FnMut(&str) -> Option<Array>) -> Result<()>;
+    /// Drops the state of a parameter, which begins anew if it trains again.
+    fn forget(&mut self, param: ParamId);
+    /// Carries the state of a masked parameter along: entry i is what `from[i]` was, or new.
+    ///
+    /// # Errors
+    /// If this rule's state is not kept entry by entry.
+    fn remap(&mut self, param: ParamId, from: &[Option<usize>]) -> Result<()>;
 }
 
 /// A factor by step.
@@ -63,7 +86,7 @@ pub trait Schedule {
 }
 
 /// From gradients to gradients, all of a step at once.
-pub trait GradientTransform {
+pub trait GradientTransform: Stateful {
     /// Changes the gradients in place; `norm` is their global norm before any transform.
     fn apply(&mut self, grads: &mut [(Arc<Param>, Array)], norm: f64) -> Result<()>;
 }

@@ -51,7 +51,7 @@ impl Tape {
         }
         let output = ops::scalar_like(x.array(), total)?;
         let grads = store.take();
-        let leaves: Vec<Value> = grads.iter().map(|(p, _)| self.param(p)).collect();
+        let leaves = grads.iter().map(|(p, _)| self.param(p)).collect::<Result<Vec<Value>>>()?;
         let parents: Vec<&Value> = std::iter::once(x).chain(&leaves).collect();
         self.record(&parents, output, || {
             Ok(Box::new(move |g| {

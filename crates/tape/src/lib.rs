@@ -25,7 +25,7 @@ mod tape;
 
 pub use chunked::ChunkLoss;
 pub use sink::{GradSink, GradStore};
-pub use tape::{Backward, Saved, SavedHook, SavedKind, Tape, Value};
+pub use tape::{Backward, ParamView, Saved, SavedHook, SavedKind, Tape, Value};
 
 /// Runs a block with `T` bound to the number type of an array (f32 or f64).
 #[macro_export]

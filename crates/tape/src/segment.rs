@@ -24,7 +24,7 @@ impl Tape {
         let output = segment(&watch, &plain)?.into_array();
         drop(plain);
         let params = watch.used_params();
-        let leaves: Vec<Value> = params.iter().map(|p| self.param(p)).collect();
+        let leaves = params.iter().map(|p| self.param(p)).collect::<Result<Vec<Value>>>()?;
         let parents: Vec<&Value> = inputs.iter().chain(&leaves).collect();
         // A fresh tape, not this one: a node that held its own tape would never be freed.
         let inner = self.sibling();

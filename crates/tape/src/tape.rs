@@ -117,8 +117,12 @@ struct Inner {
     params: RefCell<HashMap<ParamId, (Arc<Param>, usize)>>,
     order: RefCell<Vec<Arc<Param>>>,
     hooks: RefCell<Vec<Rc<dyn SavedHook>>>,
+    view: RefCell<Option<ParamView>>,
     mode: Cell<Mode>,
 }
+
+/// What a forward sees in the place of a trainable parameter.
+pub type ParamView = Rc<dyn Fn(&Arc<Param>) -> Result<Array>>;
 
 /// A recording of one forward. Clones share it.
 #[derive(Clone)]
@@ -137,6 +141,7 @@ impl Tape {
             params: RefCell::default(),
             order: RefCell::default(),
             hooks: RefCell::default(),
+            view: RefCell::default(),
             mode: Cell::new(mode),
         }))
     }
@@ -149,6 +154,14 @@ impl Tape {
     /// A tape that records nothing: inference.
     pub fn off() -> Self {
         Self::with_mode(Mode::Off)
+    }
+
+    /// A tape that records nothing and on which every trainable parameter shows what `view` makes of it:
+    /// a perturbed copy, say, that lives no longer than its use.
+    pub fn viewing(view: ParamView) -> Self {
+        let tape = Self::off();
+        *tape.0.view.borrow_mut() = Some(view);
+        tape
     }
 
     /// A tape that records nothing but remembers the trainable parameters used.
@@ -186,20 +199,26 @@ impl Tape {
 
     /// A parameter's value: a leaf if it trains, else a constant. Using one
     /// parameter several times gives one leaf, so its gradients sum.
-    pub fn param(&self, param: &Arc<Param>) -> Value {
+    ///
+    /// # Errors
+    /// Those of the view of a [`Tape::viewing`].
+    pub fn param(&self, param: &Arc<Param>) -> Result<Value> {
+        if let Some(view) = self.0.view.borrow().as_ref().filter(|_| param.is_trainable()) {
+            return view(param).map(Value::constant);
+        }
         let array = param.value();
         if !param.is_trainable() || self.0.mode.get() == Mode::Off {
-            return Value::constant(array);
+            return Ok(Value::constant(array));
         }
         let mut params = self.0.params.borrow_mut();
         if let Some((_, node)) = params.get(&param.id()) {
             let node = self.is_recording().then_some(*node);
-            return Value { array, node };
+            return Ok(Value { array, node });
         }
         let node = if self.is_recording() { self.push(Kind::Param(param.clone())) } else { usize::MAX };
         params.insert(param.id(), (param.clone(), node));
         self.0.order.borrow_mut().push(param.clone());
-        Value { array, node: self.is_recording().then_some(node) }
+        Ok(Value { array, node: self.is_recording().then_some(node) })
     }
 
     /// A leaf whose gradient [`Tape::backward`] returns.

@@ -11,6 +11,7 @@ use ramekin_core::{Interrupted, Rng, UserError, meter, units};
 use ramekin_data::Sampler;
 use ramekin_plan::Bill;
 use ramekin_recipe::{Dtype, Part, Recipe, TrainStage};
+use ramekin_slots::{Event, Flow};
 use ramekin_store::write_atomic;
 use serde_json::{Map, Value as Json, json};
 
@@ -19,6 +20,7 @@ use self::prepare::{Prepared, total_steps};
 use super::save;
 use crate::assembly::{Assembly, Blueprint};
 use crate::journal::Journal;
+use crate::masks::Masks;
 use crate::run::StageContext;
 use crate::step::{LabelledBatch, Trainer};
 use crate::{audit, checkpoint, parts};
@@ -34,12 +36,15 @@ pub fn trainer(s: &TrainStage, seed: u64, total_steps: u64) -> Result<Trainer> {
     Ok(Trainer {
         objective: parts::objective(&s.objective)?,
         activation: parts::activation(&s.activation)?,
+        estimator: parts::estimator(&s.estimator)?,
         optimizer: parts::optimizer(&s.optimizer)?,
         schedule: parts::schedule(&s.schedule)?,
         gradient,
+        hooks: s.hook.iter().map(parts::hook).collect::<Result<Vec<_>>>()?,
         groups: Vec::new(),
         total_steps,
         rng: Rng::new(seed),
+        masks: Masks::default(),
     })
 }
 
@@ -73,15 +78,16 @@ pub fn run(cx: &mut StageContext<'_>, s: &TrainStage, plan: &Blueprint) -> Resul
     trainer.groups = assembly.adapters.iter().flat_map(|a| a.adapter.groups()).collect();
 
     let checkpoints = checkpoint::open(&cx.dir, s.checkpoint.keep as usize)?;
-    let mut step = 0;
+    let (mut step, mut ended) = (0, None);
     if cx.resumed
-        && let Some(at) = checkpoint::restore(&checkpoints, &assembly, &mut trainer)?
+        && let Some(found) = checkpoint::restore(&checkpoints, &assembly, &mut trainer)?
     {
-        step = at;
+        (step, ended) = (found.step, found.ended);
         ramekin_core::say!("  resuming after step {step} of {total}");
     }
     let mut journal = Journal::open(&cx.options.out, cx.index, &stage, step, total, s.log_every)?;
     let start = if step == 0 {
+        trainer.choose(&assembly, 0)?;
         let audit = if s.audit { check_first(&assembly, &trainer, &sampler, &journal)? } else { Vec::new() };
         // The audit's own copies of gradients are no part of a step.
         meter::current().reset_peak();
@@ -95,7 +101,10 @@ pub fn run(cx: &mut StageContext<'_>, s: &TrainStage, plan: &Blueprint) -> Resul
     };
     let mut texts = Texts::open(&cx.dir, &start, step.min(total - 1))?;
     let meter = meter::current();
-    while step < total {
+    if step < total && ended.is_none() {
+        trainer.event(Event::Begin, &assembly, step, f64::NAN, &Map::new())?;
+    }
+    while step < total && ended.is_none() {
         let begun = Instant::now();
         meter.reset_peak();
         let batches: Vec<LabelledBatch> =
@@ -104,27 +113,42 @@ pub fn run(cx: &mut StageContext<'_>, s: &TrainStage, plan: &Blueprint) -> Resul
         drop(batches);
         step += 1;
         journal.step(step, &report, begun)?;
+        let mut flow = report.flow;
         if step < total {
             if let Some(e) = beside.eval.as_ref().filter(|e| step.is_multiple_of(e.every)) {
-                journal.eval(step, &e.run(&assembly)?.0)?;
+                trainer.event(Event::BeforeEval, &assembly, step, report.loss, &Map::new())?;
+                let figures = e.run(&assembly)?.0;
+                journal.eval(step, &figures)?;
+                let wish = trainer.event(Event::AfterEval, &assembly, step, report.loss, &figures)?;
+                flow = if flow == Flow::Go { wish } else { flow };
             }
             if let Some(w) = beside.samples.as_ref().filter(|w| step.is_multiple_of(w.every)) {
                 texts.add(step, w.run(&assembly)?)?;
                 journal.observe();
             }
         }
-        let stop = cx.options.stop.load(Ordering::SeqCst);
-        let due = s.checkpoint.every.is_some_and(|n| step.is_multiple_of(n)) || step == total;
-        if due || stop {
-            checkpoint::save(&checkpoints, step, sampler.epoch_at(step as usize), &assembly, &trainer)?;
+        if let Flow::Stop(why) = flow {
+            ended = Some(why).filter(|_| step < total);
         }
-        if stop && step < total {
+        let stop = cx.options.stop.load(Ordering::SeqCst);
+        let due = s.checkpoint.every.is_some_and(|n| step.is_multiple_of(n));
+        if due || stop || step == total || ended.is_some() {
+            let epoch = sampler.epoch_at(step as usize);
+            checkpoint::save(&checkpoints, step, epoch, &assembly, &trainer, ended.as_deref())?;
+        }
+        if stop && step < total && ended.is_none() {
             let out = cx.options.out.display();
             let message =
                 format!("stopped after step {step} of {total}; the state is in `{out}`, go on with --resume");
             return Err(Interrupted(message).into());
         }
     }
+    if let Some(why) = &ended {
+        ramekin_core::say!("  ended after step {step} of {total}: {why}");
+    }
+    let total = step;
+    trainer.finish(&assembly)?;
+    trainer.event(Event::End, &assembly, step, journal.last_loss().unwrap_or(f64::NAN), &Map::new())?;
     let mut figures = Map::new();
     if let Some(e) = &beside.eval {
         let (found, answers) = e.run(&assembly)?;
@@ -201,7 +225,7 @@ fn text_audit(assembly: &Assembly, sampler: &Sampler) -> Result<Vec<audit::Check
 
 /// Saves what was trained and leaves it to the next stage.
 fn leave(cx: &mut StageContext<'_>, plan: &Blueprint, assembly: &Assembly) -> Result<()> {
-    if plan.full_training {
+    if plan.trains_base() {
         let folder = cx.dir.join("model");
         save::model(assembly, &folder, save::dtype(plan.model.dtype.unwrap_or(Dtype::F32)), 5_000_000_000)?;
         cx.publish(std::slice::from_ref(&folder))?;

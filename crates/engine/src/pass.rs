@@ -1,0 +1,153 @@
+//! Micro-batches forward and back: what an estimator may ask of a step's batches.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use anyhow::Result;
+use ramekin_core::{Param, Rng};
+use ramekin_slots::{ActivationPolicy, Forward, Mode, Objective, ParamView, Problem};
+use ramekin_tape::{GradSink, Tape, Value, ops};
+
+use crate::assembly::Assembly;
+use crate::step::{LabelledBatch, hidden};
+
+/// How a micro-batch runs.
+#[derive(Clone, Copy)]
+pub struct Pass<'a> {
+    /// The loss.
+    pub objective: &'a dyn Objective,
+    /// What survives until backward.
+    pub activation: &'a dyn ActivationPolicy,
+    /// The run's randomness.
+    pub rng: Rng,
+}
+
+impl Pass<'_> {
+    /// Loss and gradients of a micro-batch; the loss is divided by `normaliser` tokens.
+    pub fn micro_batch(
+        &self,
+        assembly: &Assembly,
+        batch: &LabelledBatch,
+        normaliser: usize,
+        micro: u64,
+        training: bool,
+        grads: &mut dyn GradSink,
+    ) -> Result<f64> {
+        let tape = Tape::new();
+        let mode = Mode { training, rng: self.rng, micro_batch: micro, adapters: true };
+        let loss = self.loss(assembly, batch, normaliser, &tape, mode)?;
+        let value = loss.array().scalar()?;
+        tape.backward_scalar(&loss, grads)?;
+        Ok(value)
+    }
+
+    fn loss(
+        &self,
+        assembly: &Assembly,
+        batch: &LabelledBatch,
+        normaliser: usize,
+        tape: &Tape,
+        mode: Mode,
+    ) -> Result<Value> {
+        let fx = Forward::new(tape.clone(), assembly.sites.clone(), batch.flat.clone(), mode);
+        let h = hidden(&assembly.model, &fx, Some(self.activation))?;
+        self.objective.loss(&fx, &assembly.model, &h, &batch.labels, 1.0 / normaliser.max(1) as f64)
+    }
+}
+
+/// A step's batches under the model that trains.
+pub struct Batches<'a> {
+    /// How each runs.
+    pub pass: Pass<'a>,
+    /// The model.
+    pub assembly: &'a Assembly,
+    /// The micro-batches.
+    pub batches: &'a [LabelledBatch],
+    /// What trains.
+    pub params: &'a [Arc<Param>],
+    /// Tokens with a target, over all of them.
+    pub active: usize,
+    /// Updates done so far.
+    pub step: u64,
+    /// Rate of this update.
+    pub lr: f64,
+}
+
+/// Labelled rows whose logits exist at once while predictions are counted.
+const CHUNK: usize = 256;
+
+impl Batches<'_> {
+    fn evaluation(&self, view: Option<&ParamView>) -> (Tape, Mode) {
+        let tape = view.map_or_else(Tape::off, |v| Tape::viewing(v.clone()));
+        (tape, Mode { rng: self.pass.rng, ..Mode::inference() })
+    }
+
+    fn wrong(&self, batch: &LabelledBatch, view: Option<&ParamView>) -> Result<usize> {
+        let (tape, mode) = self.evaluation(view);
+        let fx = Forward::new(tape.clone(), self.assembly.sites.clone(), batch.flat.clone(), mode);
+        let h = hidden(&self.assembly.model, &fx, Some(self.pass.activation))?;
+        let rows: Vec<u32> =
+            (0..batch.labels.len() as u32).filter(|i| batch.labels[*i as usize] != -100).collect();
+        let mut wrong = 0;
+        for chunk in rows.chunks(CHUNK) {
+            let part = ops::select_rows(&tape, &h, &Rc::new(chunk.to_vec()))?;
+            let logits = self.assembly.model.head(&fx, &part)?;
+            if logits.array().is_shape_only() {
+                continue;
+            }
+            let (v, z) = (logits.array().rows().1, logits.array().to_f32()?);
+            wrong +=
+                chunk.iter().zip(z.chunks(v)).filter(|(i, z)| best(z) != batch.labels[**i as usize]).count();
+        }
+        Ok(wrong)
+    }
+}
+
+/// The first of the largest.
+fn best(row: &[f32]) -> i64 {
+    (0..row.len()).fold(0, |b, i| if row[i] > row[b] { i } else { b }) as i64
+}
+
+impl Problem for Batches<'_> {
+    fn params(&self) -> &[Arc<Param>] {
+        self.params
+    }
+
+    fn step(&self) -> u64 {
+        self.step
+    }
+
+    fn rng(&self) -> Rng {
+        self.pass.rng
+    }
+
+    fn lr(&self) -> f64 {
+        self.lr
+    }
+
+    fn loss(&mut self, view: Option<ParamView>) -> Result<f64> {
+        let mut sum = 0.0;
+        for batch in self.batches {
+            let (tape, mode) = self.evaluation(view.as_ref());
+            sum += self.pass.loss(self.assembly, batch, self.active, &tape, mode)?.array().scalar()?;
+        }
+        Ok(sum)
+    }
+
+    fn error_rate(&mut self, view: Option<ParamView>) -> Result<f64> {
+        let mut wrong = 0;
+        for batch in self.batches {
+            wrong += self.wrong(batch, view.as_ref())?;
+        }
+        Ok(wrong as f64 / self.active.max(1) as f64)
+    }
+
+    fn backward(&mut self, sink: &mut dyn GradSink) -> Result<f64> {
+        let mut loss = 0.0;
+        for (i, batch) in self.batches.iter().enumerate() {
+            let micro = self.step * self.batches.len() as u64 + i as u64;
+            loss += self.pass.micro_batch(self.assembly, batch, self.active, micro, true, sink)?;
+        }
+        Ok(loss)
+    }
+}
