@@ -55,13 +55,9 @@ impl Generator<'_> {
         let cache = self
             .kv
             .map(|kv| {
-                kv.cache(KvShape {
-                    layers: facts.blocks,
-                    kv_heads: facts.kv_heads,
-                    head_dim: facts.head_dim,
-                    sequences: prompts.len(),
-                    capacity: longest + limits.max_new_tokens,
-                })
+                let shape = KvShape::new(facts, prompts.len(), longest, longest + limits.max_new_tokens);
+                kv.check(facts, shape)?;
+                kv.cache(shape)
             })
             .transpose()?;
         let mut all: Vec<Sequence> =

@@ -15,7 +15,8 @@ use serde_json::Value as Json;
 /// Puts the part's place in the recipe into a refusal of one of its settings.
 pub fn placed<T>(part: &Part, result: Result<T>) -> Result<T> {
     result.map_err(|e| match e.downcast::<BadSetting>() {
-        Ok(bad) => bad.of(part.path.clone()).into(),
+        Ok(bad) if bad.part.is_none() => bad.of(part.path.clone()).into(),
+        Ok(bad) => bad.into(),
         Err(e) => e,
     })
 }

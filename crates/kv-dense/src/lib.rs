@@ -1,16 +1,15 @@
 //! Key/value caches that keep every entry: `full`.
 
 use std::cell::RefCell;
-use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use ramekin_core::{Array, Category, Lease};
 use ramekin_kernels::attention as kernel;
 use ramekin_registry::{Part, part};
-use ramekin_slots::{KvCache, KvPolicy, KvShape};
-use ramekin_tape::ops::{AttentionSpec, Segment};
+use ramekin_slots::{Attend, KvCache, KvPolicy, KvShape};
+use ramekin_tape::ops::Segment;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -51,12 +50,14 @@ impl KvPolicy for Full {
 }
 
 /// Keys and values of one sequence in one layer, `[seen, K·D]` each.
+#[derive(Clone)]
 struct Entry {
     k: Vec<f32>,
     v: Vec<f32>,
     seen: usize,
 }
 
+#[derive(Clone)]
 struct FullCache {
     layers: Vec<Vec<Entry>>,
     shape: KvShape,
@@ -65,15 +66,9 @@ struct FullCache {
 }
 
 impl KvCache for FullCache {
-    fn attend(
-        &mut self,
-        layer: usize,
-        q: &Array,
-        k: &Array,
-        v: &Array,
-        segments: &[Range<usize>],
-        spec: AttentionSpec,
-    ) -> Result<Array> {
+    fn attend(&mut self, layer: usize, mut step: Attend<'_>) -> Result<Array> {
+        step.rotate(step.positions)?;
+        let Attend { q, k, v, segments, spec, .. } = step;
         let entries = &mut self.layers[layer];
         ensure!(
             segments.len() == entries.len(),
@@ -116,5 +111,37 @@ impl KvCache for FullCache {
 
     fn seen(&self, sequence: usize) -> usize {
         self.layers.first().and_then(|l| l.get(sequence)).map_or(0, |e| e.seen)
+    }
+
+    fn stored(&self, layer: usize, sequence: usize, _head: usize) -> usize {
+        self.layers.get(layer).and_then(|l| l.get(sequence)).map_or(0, |e| e.seen)
+    }
+
+    fn bytes(&self) -> u64 {
+        self.layers.iter().flatten().map(|e| 4 * (e.k.len() + e.v.len()) as u64).sum()
+    }
+
+    fn truncate(&mut self, sequence: usize, seen: usize) -> Result<()> {
+        let width = self.shape.kv_heads * self.shape.head_dim;
+        for layer in &mut self.layers {
+            let entry = layer.get_mut(sequence).with_context(|| format!("no sequence {sequence}"))?;
+            entry.k.truncate(seen * width);
+            entry.v.truncate(seen * width);
+            entry.seen = entry.seen.min(seen);
+        }
+        Ok(())
+    }
+
+    fn reorder(&mut self, from: &[usize]) -> Result<()> {
+        for layer in &mut self.layers {
+            ensure!(from.iter().all(|i| *i < layer.len()), "no such sequences: {from:?}");
+            *layer = from.iter().map(|i| layer[*i].clone()).collect();
+        }
+        Ok(())
+    }
+
+    fn snapshot(&self) -> Rc<RefCell<dyn KvCache>> {
+        let held = Lease::new(Category::Kv, Full.bytes(self.shape));
+        Rc::new(RefCell::new(FullCache { held, ..self.clone() }))
     }
 }

@@ -138,6 +138,7 @@ impl LlamaConfig {
             head_dim: self.head_dim,
             max_position_embeddings: self.max_position_embeddings,
             tie_word_embeddings: self.tie_word_embeddings,
+            windows: self.windows.clone(),
         }
     }
 }

@@ -97,10 +97,9 @@ impl LlamaModel {
         ops::rms_norm(&fx.tape, x, &fx.param(name)?, self.config.rms_norm_eps)
     }
 
-    /// `[N, heads·D]`: the norm a head of Qwen3, then the rotation.
-    fn rotated(&self, fx: &Forward, x: &Value, heads: usize, norm: &str) -> Result<Value> {
-        let x = if self.config.qk_norm { self.norm(fx, x, norm)? } else { x.clone() };
-        ops::rotary(&fx.tape, &x, heads, &fx.batch.positions, &self.inv_freq)
+    /// `[N, heads·D]` with the norm a head of Qwen3.
+    fn head_norm(&self, fx: &Forward, x: Value, norm: &str) -> Result<Value> {
+        if self.config.qk_norm { self.norm(fx, &x, norm) } else { Ok(x) }
     }
 }
 
@@ -130,9 +129,9 @@ impl Model for LlamaModel {
             let k = fx.linear(&names.k, &n)?;
             let v = fx.linear(&names.v, &n)?;
             drop(n);
-            let q = self.rotated(fx, &q, c.heads, &names.q_norm)?;
-            let k = self.rotated(fx, &k, c.kv_heads, &names.k_norm)?;
-            let mixed = fx.attention(index, &q, &k, &v, spec)?;
+            let q = self.head_norm(fx, q, &names.q_norm)?;
+            let k = self.head_norm(fx, k, &names.k_norm)?;
+            let mixed = fx.attention(index, q, k, v, Some(&self.inv_freq), spec)?;
             ops::add(tape, x, &fx.linear(&names.o, &mixed)?)?
         };
         let n = self.norm(fx, &h, &names.post_norm)?;

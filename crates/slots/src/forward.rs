@@ -10,7 +10,7 @@ use ramekin_kernels::philox::Stream;
 use ramekin_tape::ops::{self, Segment};
 use ramekin_tape::{Tape, Value};
 
-use crate::{KvCache, Sites};
+use crate::{Attend, KvCache, Sites};
 
 /// Tokens of several independent sequences, one after the other, without padding.
 #[derive(Clone, Debug)]
@@ -124,22 +124,30 @@ impl Forward {
         self.sites.param(name)?.value(self)
     }
 
-    /// Self-attention of one layer: within the segments, or against the cache.
+    /// Self-attention of one layer: within the segments, or against the cache. `q` and `k` come before
+    /// rotation; they are turned here by `inv_freq`, where the model has rotary positions, so that a cache
+    /// may turn keys by other positions than the true ones.
     pub fn attention(
         &self,
         layer: usize,
-        q: &Value,
-        k: &Value,
-        v: &Value,
+        q: Value,
+        k: Value,
+        v: Value,
+        inv_freq: Option<&Rc<Vec<f32>>>,
         spec: ops::AttentionSpec,
     ) -> Result<Value> {
-        match &self.cache {
-            None => ops::attention(&self.tape, q, &ops::KeyValue { k, v }, &self.segments, spec),
-            Some(cache) => cache
-                .borrow_mut()
-                .attend(layer, q.array(), k.array(), v.array(), &self.batch.segments, spec)
-                .map(Value::constant),
+        let positions = &self.batch.positions;
+        if let Some(cache) = &self.cache {
+            let (q, k, v) = (q.into_array(), k.into_array(), v.into_array());
+            let step = Attend { q, k, v, positions, inv_freq, segments: &self.batch.segments, spec };
+            return cache.borrow_mut().attend(layer, step).map(Value::constant);
         }
+        let turn = |x: Value, heads| match inv_freq {
+            Some(inv_freq) => ops::rotary(&self.tape, &x, heads, positions, inv_freq),
+            None => Ok(x),
+        };
+        let (q, k) = (turn(q, spec.heads)?, turn(k, spec.kv_heads)?);
+        ops::attention(&self.tape, &q, &ops::KeyValue { k: &k, v: &v }, &self.segments, spec)
     }
 
     /// The stream of a part's randomness in this micro-batch, for one site.

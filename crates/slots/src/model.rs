@@ -23,6 +23,8 @@ pub struct ModelFacts {
     /// Positions that the model was trained on.
     pub max_position_embeddings: usize,
     pub tie_word_embeddings: bool,
+    /// Sliding window of each block's attention, in tokens; `None` where it sees all.
+    pub windows: Vec<Option<usize>>,
 }
 
 /// A causal language model. Rows are tokens of a [`crate::FlatBatch`].

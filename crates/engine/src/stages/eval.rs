@@ -175,7 +175,7 @@ pub fn bill(name: &str, s: &EvalStage, plan: &Blueprint) -> Result<Bill> {
     bill::inference(name, plan, ROWS * longest, &|assembly| {
         if data::is_small(&settings, &plan.base_dir) {
             let data = data::load(assembly, &s.data, &plan.base_dir)?;
-            evaluate(assembly, &data, &evaluation).map(drop)
+            parts::placed(&s.kv, evaluate(assembly, &data, &evaluation)).map(drop)
         } else {
             bill::forward(assembly, ROWS * longest)
         }
@@ -187,7 +187,7 @@ pub fn run(cx: &mut StageContext<'_>, s: &EvalStage, plan: &Blueprint) -> Result
     let assembly = plan.assemble(false)?;
     let data = data::load(&assembly, &s.data, &plan.base_dir)?;
     ensure_references(&data, &s.metrics, &format!("stage.{}.metrics", cx.index))?;
-    let (figures, answers) = evaluate(&assembly, &data, &evaluation(s)?)?;
+    let (figures, answers) = parts::placed(&s.kv, evaluate(&assembly, &data, &evaluation(s)?))?;
     write_answers(&cx.dir, &answers)?;
     ramekin_core::say!("  {}", crate::journal::words(&figures));
     Ok(Json::Object(figures))

@@ -5,7 +5,7 @@ use std::io::Write as _;
 
 use anyhow::Result;
 use candle_core::{Device, Tensor};
-use ramekin_core::{Rng, UserError};
+use ramekin_core::{Rng, UserError, meter};
 use ramekin_plan::Bill;
 use ramekin_recipe::GenerateStage;
 use ramekin_store::{write_atomic, write_safetensors};
@@ -40,7 +40,7 @@ fn generate(
         Generator { assembly, decoder: &*decoder, kv: Some(&*kv), rng: Rng::new(seed), adapters: true };
     let eos = assembly.eos_ids();
     let limits = Limits { max_new_tokens: s.max_new_tokens as usize, eos: &eos };
-    generator.run(prompts, &limits, &mut |_, _| {})
+    parts::placed(&s.kv, generator.run(prompts, &limits, &mut |_, _| {}))
 }
 
 /// Runs the stage.
@@ -66,7 +66,8 @@ pub fn run(cx: &mut StageContext<'_>, s: &GenerateStage, plan: &Blueprint) -> Re
     }
     write_atomic(cx.dir.join("samples.jsonl"), &lines)?;
     let new: usize = results.iter().zip(&prompts).map(|(r, p)| r.len() - p.len()).sum();
-    Ok(json!({ "sequences": results.len(), "new_tokens": new }))
+    let kv_bytes = meter::current().highest().kv;
+    Ok(json!({ "sequences": results.len(), "new_tokens": new, "kv_bytes": kv_bytes }))
 }
 
 /// Samples are for a person to read while the run goes on: standard error, like all progress.

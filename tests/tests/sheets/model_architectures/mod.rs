@@ -237,13 +237,7 @@ fn check_3_causality() {
 /// Logits of sequences of one length, token by token through the full cache.
 fn one_by_one(model: &Assembly, rows: &[Vec<u32>]) -> Vec<Vec<f32>> {
     let facts = model.model.facts();
-    let shape = KvShape {
-        layers: facts.blocks,
-        kv_heads: facts.kv_heads,
-        head_dim: facts.head_dim,
-        sequences: rows.len(),
-        capacity: rows[0].len(),
-    };
+    let shape = KvShape::new(facts, rows.len(), 1, rows[0].len());
     let cache = parts::kv(&Part::of("full")).expect("full").cache(shape).expect("a cache");
     let mut logits = vec![Vec::new(); rows.len()];
     for t in 0..rows[0].len() {
