@@ -16,7 +16,7 @@ cargo xtask CMD
   parts [SLOT[/NAME]] [--schema] [--json]          every part with its settings
   chat RUN_OR_MODEL                                talks to a model
   test [ARGS]                                      all tests
-  bench [NAME]                                     the benches
+  bench [NAME]… [--json] [--python PYTHON]         the benches, with PyTorch beside them if PYTHON has it
   ci                                               what CI runs
 ";
 
@@ -115,19 +115,23 @@ fn test(rest: &[String]) -> u8 {
     status(command.args(rest))
 }
 
+/// The benches, with the binary that some of them run.
 fn bench(rest: &[String]) -> u8 {
-    let mut command = cargo();
-    command.current_dir(root()).args([
-        "run",
+    let mut build = cargo();
+    build.current_dir(root()).args([
+        "build",
         "--release",
-        "--quiet",
         "--package",
-        "ramekin-tests",
-        "--bin",
-        "bench",
-        "--",
+        "ramekin-cli",
+        "--package",
+        "ramekin-bench",
     ]);
-    status(command.args(rest))
+    match status(&mut build) {
+        0 => {}
+        code => return code,
+    }
+    let binary = target().join("release").join(if cfg!(windows) { "bench.exe" } else { "bench" });
+    status(Command::new(binary).args(rest))
 }
 
 /// One step of CI: runs and returns an exit code.

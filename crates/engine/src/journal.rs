@@ -206,11 +206,13 @@ fn fill(part: &mut StageData, figures: &Json) {
     }
 }
 
-/// Metrics before and after, for the top of the page.
+/// Metrics before and after, for the top of the page, which shows the held-out loss of a
+/// training by itself.
 fn headline(figures: &Json) -> Vec<Figure> {
     let Some(after) = figures["eval"].as_object() else { return Vec::new() };
     after
         .iter()
+        .filter(|(name, _)| *name != "loss" || !figures["eval_before"]["loss"].is_number())
         .filter_map(|(name, value)| {
             let show = |x: f64| {
                 if name == "exact_match" { format!("{:.0} %", 100.0 * x) } else { format!("{x:.3}") }

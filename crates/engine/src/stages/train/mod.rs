@@ -73,6 +73,7 @@ pub fn run(cx: &mut StageContext<'_>, s: &TrainStage, plan: &Blueprint) -> Resul
     drop(prepared);
 
     let plan = &way.plan;
+    let rss_before = meter::resident().0;
     let assembly = plan.assemble(false)?;
     let mut trainer = trainer(&way.stage, cx.recipe.seed, total)?;
     trainer.groups = assembly.adapters.iter().flat_map(|a| a.adapter.groups()).collect();
@@ -180,6 +181,7 @@ pub fn run(cx: &mut StageContext<'_>, s: &TrainStage, plan: &Blueprint) -> Resul
         "measured_peak": measured_peak,
         "planned": bill.at_peak,
         "measured": measured,
+        "rss_before": rss_before,
         "peak_rss": peak_rss,
         "budget": cx.recipe.memory.budget.map(|b| b.0),
         "seconds": started.elapsed().as_secs_f64(),

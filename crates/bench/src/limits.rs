@@ -1,0 +1,92 @@
+//! What this machine can do at best: memory reads, and multiply-adds in registers.
+
+use rayon::prelude::*;
+
+use crate::figure::Figures;
+use crate::kernels::best;
+
+/// Chains of multiply-adds that run beside each other, each a vector wide.
+const CHAINS: usize = 16;
+
+/// Numbers of the widest vector.
+const LANES: usize = 16;
+
+/// Multiply-adds of one call.
+const ROUNDS: usize = 1 << 20;
+
+/// Measures both.
+pub fn run(figures: &mut Figures) {
+    let threads = rayon::current_num_threads();
+    figures.add("limits", "threads", threads as f64, "");
+    let data = vec![1.0f32; 1 << 26];
+    let s = best(|| {
+        let sum: f32 = data.par_chunks(1 << 20).map(sum).sum();
+        std::hint::black_box(sum);
+    });
+    figures.add("limits", "memory read", (data.len() * 4) as f64 / s / 1e9, "GB/s");
+    let s = best(|| {
+        (0..threads).into_par_iter().for_each(|i| {
+            std::hint::black_box(multiply_adds(1.0 + i as f32 * 1e-9));
+        });
+    });
+    let flops = (threads * 2 * ROUNDS * CHAINS * LANES) as f64;
+    figures.add("limits", "multiply-adds in registers, f32", flops / s / 1e9, "GFLOP/s");
+}
+
+fn sum(x: &[f32]) -> f32 {
+    let mut lanes = [0.0; 4 * LANES];
+    for chunk in x.chunks_exact(4 * LANES) {
+        for (lane, v) in lanes.iter_mut().zip(chunk) {
+            *lane += v;
+        }
+    }
+    lanes.iter().sum()
+}
+
+fn multiply_adds(seed: f32) -> f32 {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if std::arch::is_x86_feature_detected!("avx512f") {
+            // SAFETY: the feature was found.
+            return unsafe { with_avx512(seed) };
+        }
+        if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
+            // SAFETY: both features were found.
+            return unsafe { with_avx2(seed) };
+        }
+    }
+    chains(seed)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn with_avx512(seed: f32) -> f32 {
+    use std::arch::x86_64::{_mm512_fmadd_ps, _mm512_reduce_add_ps, _mm512_set1_ps};
+    let (a, b) = (_mm512_set1_ps(0.999), _mm512_set1_ps(seed));
+    let mut acc = [_mm512_set1_ps(seed); CHAINS];
+    for _ in 0..ROUNDS {
+        for x in &mut acc {
+            *x = _mm512_fmadd_ps(*x, a, b);
+        }
+    }
+    acc.into_iter().map(|x| _mm512_reduce_add_ps(x)).sum()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn with_avx2(seed: f32) -> f32 {
+    chains(seed)
+}
+
+#[inline(always)]
+fn chains(seed: f32) -> f32 {
+    let mut acc = [[seed; LANES]; CHAINS];
+    for _ in 0..ROUNDS {
+        for chain in &mut acc {
+            for x in chain {
+                *x = x.mul_add(0.999, seed);
+            }
+        }
+    }
+    acc.as_flattened().iter().sum()
+}

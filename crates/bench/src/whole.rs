@@ -1,0 +1,83 @@
+//! Whole runs: the binary and its peers, as processes of their own.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value as Json;
+
+/// The binary that `cargo xtask bench` builds before.
+fn binary() -> Result<PathBuf> {
+    let own = std::env::current_exe().context("where is this program?")?;
+    let binary = own.with_file_name(format!("ramekin{}", std::env::consts::EXE_SUFFIX));
+    ensure!(binary.exists(), "`{}` is not built: `cargo xtask bench` does that", binary.display());
+    Ok(binary)
+}
+
+/// A recipe cooked in a folder of its own.
+pub struct Cooked {
+    /// The run folder.
+    pub out: PathBuf,
+    /// `summary.json`.
+    pub summary: Json,
+}
+
+/// Cooks `recipe`, which may name files of `folder`, into `folder/out`.
+pub fn cook(folder: &Path, recipe: &str) -> Result<Cooked> {
+    let file = folder.join("recipe.toml");
+    std::fs::write(&file, recipe)?;
+    cook_file(&file, &folder.join("out"), &[])
+}
+
+/// Cooks a recipe's file into `out`.
+pub fn cook_file(file: &Path, out: &Path, arguments: &[String]) -> Result<Cooked> {
+    let mut command = Command::new(binary()?);
+    command.arg("run").arg(file).arg("--out").arg(out).args(arguments).stdin(Stdio::null());
+    let output = command.output().context("cannot start the binary")?;
+    ensure!(
+        output.status.success(),
+        "`{}` failed:\n{}",
+        file.display(),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let summary = serde_json::from_slice(&std::fs::read(out.join("summary.json"))?)?;
+    Ok(Cooked { out: out.to_owned(), summary })
+}
+
+impl Cooked {
+    /// Seconds of each step of a stage.
+    pub fn step_seconds(&self, stage: u64) -> Result<Vec<f64>> {
+        let text = std::fs::read_to_string(self.out.join("metrics.jsonl"))?;
+        let lines = text.lines().filter_map(|l| serde_json::from_str::<Json>(l).ok());
+        let of_stage = lines.filter(|l| l["stage"].as_u64() == Some(stage));
+        Ok(of_stage.filter_map(|l| Some(l["tokens"].as_f64()? / l["tokens_per_s"].as_f64()?)).collect())
+    }
+
+    /// A figure of a stage.
+    pub fn figure(&self, stage: &str, key: &str) -> Result<f64> {
+        let found = self.summary["stages"][stage][key].as_f64();
+        found.with_context(|| format!("summary.json has no `{key}` of stage `{stage}`"))
+    }
+}
+
+/// Runs a peer's script of `peers/`; the JSON that it prints.
+pub fn peer(python: &Path, script: &str, arguments: &[String]) -> Result<Json> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers").join(script);
+    let mut command = Command::new(python);
+    command.arg(&file).args(arguments).stdin(Stdio::null());
+    let output = command.output().with_context(|| format!("cannot start `{}`", python.display()))?;
+    ensure!(
+        output.status.success(),
+        "`{}` failed:\n{}",
+        file.display(),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let text = String::from_utf8_lossy(&output.stdout);
+    let last = text.lines().last().unwrap_or_default();
+    serde_json::from_str(last).with_context(|| format!("`{}` printed no JSON", file.display()))
+}
+
+/// Threads that both sides use.
+pub fn threads() -> usize {
+    rayon::current_num_threads()
+}
