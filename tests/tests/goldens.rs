@@ -126,6 +126,13 @@ steps = {steps}
     )
 }
 
+/// From PEFT's name of a parameter to the one in its files.
+fn name_in_file(name: &str) -> String {
+    name.replace(".lora_magnitude_vector.default.weight", ".lora_magnitude_vector")
+        .replace(".modules_to_save.default", "")
+        .replace(".default", "")
+}
+
 fn adapter(name: &str) {
     let (Some(case), Some(base)) = (golden(name), golden("llama")) else { return };
     let model = base.join("model");
@@ -133,7 +140,7 @@ fn adapter(name: &str) {
     let expected = tensors(&case.join("io.safetensors"));
     let load = format!("{{ load = {saved:?} }}");
     let found = logits_of(&case, &model, &format!("adapter = [{load}]"));
-    same_numbers(&expected, &found, |n| n.replace(".modules_to_save.default", "").replace(".default", ""));
+    same_numbers(&expected, &found, name_in_file);
 
     let kitchen = cook(&train_recipe(&case, &model, &load, 5));
     let golden_losses = floats(&expected["adamw_losses"]);
@@ -152,20 +159,37 @@ fn adapter(name: &str) {
     same_files(&fresh.out("adapter"), &saved);
 }
 
-/// `{ kind = "lora", … }` with what a PEFT config sets.
+/// Settings of each part that a PEFT config can set.
+const SETTINGS: [(&str, &[&str]); 6] = [
+    (
+        "lora",
+        &[
+            "r",
+            "lora_alpha",
+            "lora_dropout",
+            "target_modules",
+            "use_rslora",
+            "layers_to_transform",
+            "rank_pattern",
+            "alpha_pattern",
+            "modules_to_save",
+            "bias",
+        ],
+    ),
+    ("dora", &["r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "bias"]),
+    ("ia3", &["target_modules", "feedforward_modules", "init_ia3_weights"]),
+    ("loha", &["r", "alpha", "target_modules", "rank_dropout", "module_dropout", "init_weights"]),
+    ("lokr", &["r", "alpha", "target_modules", "decompose_both", "decompose_factor", "rank_dropout_scale"]),
+    ("vera", &["r", "d_initial", "target_modules", "projection_prng_key", "save_projection", "vera_dropout"]),
+];
+
+/// `{ kind = "…", … }` with what a PEFT config sets.
 fn settings(config: &Json) -> String {
-    let keys = [
-        "r",
-        "lora_alpha",
-        "lora_dropout",
-        "target_modules",
-        "use_rslora",
-        "layers_to_transform",
-        "rank_pattern",
-        "alpha_pattern",
-        "modules_to_save",
-        "bias",
-    ];
+    let kind = match config["peft_type"].as_str() {
+        Some("LORA") if config["use_dora"] == true => "dora".to_owned(),
+        other => other.expect("a `peft_type`").to_lowercase(),
+    };
+    let (_, keys) = SETTINGS.iter().find(|(k, _)| *k == kind).expect("a known kind");
     let entries = keys.iter().filter(|k| !config[**k].is_null()).map(|k| match &config[*k] {
         // JSON writes all of these as TOML does, but for tables.
         Json::Object(map) => {
@@ -174,7 +198,7 @@ fn settings(config: &Json) -> String {
         }
         value => format!("{k} = {value}"),
     });
-    format!("{{ kind = \"lora\", {} }}", entries.collect::<Vec<_>>().join(", "))
+    format!("{{ kind = {kind:?}, {} }}", entries.collect::<Vec<_>>().join(", "))
 }
 
 /// Both folders have the same tensors by name, shape and type, and the same
@@ -216,4 +240,29 @@ fn peft_rslora_attn() {
 #[test]
 fn peft_lora_patterns() {
     adapter("peft-lora-patterns");
+}
+
+#[test]
+fn peft_dora() {
+    adapter("peft-dora");
+}
+
+#[test]
+fn peft_ia3() {
+    adapter("peft-ia3");
+}
+
+#[test]
+fn peft_loha() {
+    adapter("peft-loha");
+}
+
+#[test]
+fn peft_lokr() {
+    adapter("peft-lokr");
+}
+
+#[test]
+fn peft_vera() {
+    adapter("peft-vera");
 }

@@ -191,6 +191,21 @@ fn merged_logits_equal_the_adapters() {
         ("whole head", lab::small_llama(), r#"{ kind = "lora", modules_to_save = ["lm_head", "norm"] }"#, ""),
         ("nf4", lab::small_llama(), all, r#"quantizer = { kind = "nf4" }"#),
         ("two", lab::small_llama(), &format!("{all}, {{ kind = \"lora\", r = 2 }}"), ""),
+        (
+            "dora on nf4",
+            lab::small_llama(),
+            r#"{ kind = "dora", r = 4, target_modules = "all-linear" }"#,
+            r#"quantizer = { kind = "nf4" }"#,
+        ),
+        (
+            "all kinds on one linear, with biases",
+            qwen2_like(),
+            r#"{ kind = "lora", r = 4, lora_bias = true, bias = "all", target_modules = ["q_proj", "v_proj"] },
+               { kind = "ia3" }, { kind = "dora", r = 4, bias = "none" }, { kind = "loha", r = 2 },
+               { kind = "ia3", target_modules = ["v_proj", "down_proj"] }, { kind = "lokr", r = 2 },
+               { kind = "vera", r = 16, target_modules = "all-linear" }"#,
+            "",
+        ),
     ];
     for (name, config, adapter, quantizer) in cases {
         let kitchen = Kitchen::new(&merge_recipe(&config, adapter, quantizer));

@@ -87,6 +87,26 @@ fn lora() {
 }
 
 #[test]
+fn other_adapters_of_linears() {
+    let nf4 = "quantizer = { kind = \"nf4\" }\n";
+    for (name, settings, more) in [
+        ("dora", "r = 8", ""),
+        ("dora", "r = 8, lora_dropout = 0.1", nf4),
+        ("ia3", "", ""),
+        ("loha", "r = 4", ""),
+        ("loha", "r = 4, rank_dropout = 0.1", nf4),
+        ("lokr", "r = 4", nf4),
+        ("vera", "r = 64", ""),
+    ] {
+        let comma = if settings.is_empty() { "" } else { ", " };
+        let adapter =
+            format!("adapter = [{{ kind = {name:?}{comma}{settings}, target_modules = \"all-linear\" }}]");
+        let stage = format!("{more}{adapter}\n{ROWS}\nbatch = {{ micro_batch_size = 4 }}");
+        plan_against_meter(&format!("{name} {settings} {more}"), "", &stage);
+    }
+}
+
+#[test]
 fn lora_with_checkpointing() {
     let stage = format!(
         "{LORA}\n{ROWS}\nactivation = {{ kind = \"checkpoint\" }}\nbatch = {{ micro_batch_size = 8 }}"

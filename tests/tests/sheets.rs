@@ -4,7 +4,7 @@
 //! `quant-family`. `check_n_…` are parts of a check, other names come from the sheet's rules
 //! (`algorithm_n`, `section_n`) where no check covers them. Each module says what it leaves out.
 
-#[path = "sheets/lora_family.rs"]
+#[path = "sheets/lora_family/mod.rs"]
 mod lora_family;
 #[path = "sheets/model_architectures/mod.rs"]
 mod model_architectures;

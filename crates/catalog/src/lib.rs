@@ -5,6 +5,8 @@
 
 use ramekin_activation_recompute as _;
 use ramekin_adapter_lora as _;
+use ramekin_adapter_lycoris as _;
+use ramekin_adapter_vector as _;
 use ramekin_decode_sample as _;
 use ramekin_estimate_backprop as _;
 use ramekin_gradient_clip as _;

@@ -17,10 +17,12 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod broadcast;
 pub mod cross_entropy;
 mod dot;
 pub mod elementwise;
 pub mod embedding;
+pub mod khatri_rao;
 pub mod linear;
 pub mod matmul;
 pub mod packed;
@@ -28,6 +30,7 @@ pub mod philox;
 pub mod real;
 pub mod rms_norm;
 pub mod rope;
+pub mod row_norm;
 mod split;
 pub mod swiglu;
 #[cfg(test)]

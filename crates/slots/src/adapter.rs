@@ -38,15 +38,24 @@ pub struct AdapterFile {
     pub extra: Json,
 }
 
+/// What lies below an adapter at a linear: the base product with its bias and the adapters before this one.
+pub type Below<'a> = dyn Fn(&Value) -> Result<Value> + 'a;
+
 /// One adapter of a linear.
 pub trait LinearAdapter {
-    /// From the linear's input and its output so far to the new output.
-    fn forward(&self, fx: &Forward, site: &LinearSite, x: &Value, y: Value) -> Result<Value>;
-    /// Folds into a dense weight `[O, I]` (f32).
+    /// The linear's output for the input `x`. `below` gives the output without this adapter, for this
+    /// input or another, and may be called any number of times.
+    fn forward(&self, fx: &Forward, site: &LinearSite, x: &Value, below: &Below<'_>) -> Result<Value>;
+    /// Folds into the dense weight `[O, I]` (f32) of what lies below.
     ///
     /// # Errors
     /// If this adapter has no merged form.
-    fn fold(&self, site: &LinearSite, weight: Array) -> Result<Array>;
+    fn fold(&self, sites: &Sites, site: &LinearSite, weight: Array) -> Result<Array>;
+    /// Folds into the bias `[O]` (f32) of what lies below; most adapters leave it alone.
+    fn fold_bias(&self, site: &LinearSite, bias: Array) -> Result<Array> {
+        let _ = site;
+        Ok(bias)
+    }
 }
 
 /// A kind of adapter, configured and, after [`Adapter::attach`], in place.

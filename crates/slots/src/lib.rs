@@ -33,7 +33,7 @@ mod selection;
 mod sites;
 mod training;
 
-pub use adapter::{Adapter, AdapterFile, AttachContext, LinearAdapter};
+pub use adapter::{Adapter, AdapterFile, AttachContext, Below, LinearAdapter};
 pub use decode::{Decoder, Draft};
 pub use estimator::{Estimator, Problem};
 pub use forward::{FlatBatch, Forward, Mode};

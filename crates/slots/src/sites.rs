@@ -120,19 +120,25 @@ impl LinearSite {
         self.adapters.borrow().len()
     }
 
-    /// The base product plus bias, then each adapter in order.
+    /// The base product plus bias within each adapter in turn, the last one outermost.
     pub fn forward(&self, fx: &Forward, x: &Value) -> Result<Value> {
-        let bias = self.bias.as_ref().map(|b| fx.param(b)).transpose()?;
-        let mut y = match &*self.base.borrow() {
-            LinearBase::Dense(name) => ops::linear(&fx.tape, x, &fx.param(name)?, bias.as_ref())?,
-            LinearBase::Packed(w) => ops::linear_packed(&fx.tape, x, w, bias.as_ref())?,
-        };
-        if fx.mode.adapters {
-            for adapter in self.adapters.borrow().iter() {
-                y = adapter.forward(fx, self, x, y)?;
-            }
+        let adapters = self.adapters.borrow();
+        self.through(fx, if fx.mode.adapters { &adapters } else { &[] }, x)
+    }
+
+    fn through(&self, fx: &Forward, adapters: &[Box<dyn LinearAdapter>], x: &Value) -> Result<Value> {
+        match adapters.split_last() {
+            Some((last, below)) => last.forward(fx, self, x, &|x| self.through(fx, below, x)),
+            None => self.base_product(fx, x),
         }
-        Ok(y)
+    }
+
+    fn base_product(&self, fx: &Forward, x: &Value) -> Result<Value> {
+        let bias = self.bias.as_ref().map(|b| fx.param(b)).transpose()?;
+        match &*self.base.borrow() {
+            LinearBase::Dense(name) => ops::linear(&fx.tape, x, &fx.param(name)?, bias.as_ref()),
+            LinearBase::Packed(w) => ops::linear_packed(&fx.tape, x, w, bias.as_ref()),
+        }
     }
 
     /// The weight without adapters as dense f32, `[O, I]`: the base's, or its
@@ -163,9 +169,27 @@ impl LinearSite {
     pub fn merged(&self, sites: &Sites) -> Result<Array> {
         let mut w = self.dense(sites, true)?;
         for adapter in self.adapters.borrow().iter() {
-            w = adapter.fold(self, w)?;
+            w = adapter.fold(sites, self, w)?;
         }
         Ok(w)
+    }
+
+    /// The bias with every adapter folded in, f32 `[O]`; `None` where there is none.
+    ///
+    /// # Errors
+    /// If an adapter cannot be folded in.
+    pub fn merged_bias(&self, sites: &Sites) -> Result<Option<Array>> {
+        let Some(name) = &self.bias else { return Ok(None) };
+        let value = sites.param(name)?.active(true).value();
+        let mut bias = if value.is_shape_only() {
+            Array::shape_only(value.dims(), DType::F32, Category::Workspace)?
+        } else {
+            Array::from_vec(value.to_f32()?, value.dims(), Category::Workspace)?
+        };
+        for adapter in self.adapters.borrow().iter() {
+            bias = adapter.fold_bias(self, bias)?;
+        }
+        Ok(Some(bias))
     }
 }
 

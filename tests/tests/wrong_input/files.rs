@@ -166,7 +166,7 @@ fn adapter(case: &str, folder: &Path) {
         "adapter-other-shape" => tensors[0] = tensor(&at(0, "A"), &[2, 12]),
         "adapter-left-over" => tensors.extend([tensor(&at(5, "A"), &[2, 8]), tensor(&at(5, "B"), &[8, 2])]),
         "adapter-lacks-tensor" => tensors.truncate(1),
-        "adapter-unsupported-field" => config["use_dora"] = json!(true),
+        "adapter-unsupported-field" => config["use_qalora"] = json!(true),
         "adapter-unknown-kind" => config["peft_type"] = json!("PROMPT_TUNING"),
         _ => {}
     }

@@ -69,6 +69,7 @@ fn pretty(json: &Json) -> Result<Vec<u8>> {
 /// One tensor of the model's files and where its numbers come from.
 enum From<'a> {
     Linear(&'a LinearSite),
+    Bias(&'a LinearSite),
     Param(String),
 }
 
@@ -87,6 +88,7 @@ pub fn model(assembly: &Assembly, target: &Path, dtype: DType, max_shard: u64) -
         let (_, _, from) = tensors.iter().find(|(n, _, _)| n == name).context("a tensor nobody listed")?;
         let array = match from {
             From::Linear(site) => site.merged(sites)?,
+            From::Bias(site) => site.merged_bias(sites)?.context("a linear without its bias")?,
             From::Param(name) => sites.param(name)?.active(true).value(),
         };
         Ok(Data::Tensor(array.tensor().to_dtype(dtype)?))
@@ -139,6 +141,9 @@ fn tensors(assembly: &Assembly) -> Result<Vec<(String, Vec<usize>, From<'_>)>> {
             continue;
         }
         all.push((name, vec![site.shape.0, site.shape.1], From::Linear(site)));
+        if let Some(bias) = &site.bias {
+            all.push((bias.clone(), vec![site.shape.0], From::Bias(site)));
+        }
     }
     for name in sites.param_names() {
         if all.iter().any(|(n, _, _)| n == name) {

@@ -27,7 +27,7 @@ pub trait PackedWeight: Send + Sync {
 }
 
 /// A packed weight as the kernels see it.
-struct Rows<'a>(&'a dyn PackedWeight);
+pub(super) struct Rows<'a>(pub(super) &'a dyn PackedWeight);
 
 impl WeightRows<f32> for Rows<'_> {
     fn out_features(&self) -> usize {
@@ -109,7 +109,7 @@ fn weight_flow(g: &Array, x: &Array, n: usize, o: usize, i: usize) -> Result<Arr
 pub fn linear(tape: &Tape, x: &Value, w: &Value, bias: Option<&Value>) -> Result<Value> {
     if matches!(w.array().dtype(), DType::BF16 | DType::F16) {
         ensure!(!w.is_tracked(), "a weight in {:?} cannot train; hold it in f32", w.array().dtype());
-        let half: Arc<dyn PackedWeight> = Arc::new(HalfWeight(w.array().clone()));
+        let half: Arc<dyn PackedWeight> = Arc::new(HalfWeight::new(w.array().clone()));
         return linear_packed(tape, x, &half, bias);
     }
     let (xa, wa) = (x.array(), w.array());
@@ -208,9 +208,13 @@ pub fn linear_packed(
 }
 
 /// A dense bf16 or f16 weight, widened on the way.
-struct HalfWeight(Array);
+pub(super) struct HalfWeight(Array);
 
 impl HalfWeight {
+    pub(super) fn new(w: Array) -> Self {
+        HalfWeight(w)
+    }
+
     fn widen<T: From<f32>>(&self, first: usize, out: &mut [T]) {
         let start = first * self.shape().1;
         if let Ok(w) = self.0.view::<half::bf16>() {

@@ -5,12 +5,15 @@
 //! dimensions count as rows.
 
 mod attention;
+mod broadcast;
 mod elementwise;
 mod embedding;
 mod linear;
 mod loss;
+mod low_rank;
 mod norm;
 mod rotary;
+mod shape;
 mod swiglu;
 
 use anyhow::{Result, ensure};
@@ -18,13 +21,16 @@ use ramekin_core::{Array, Category, DType, Element};
 use ramekin_kernels::elementwise as kernel;
 
 pub use attention::{AttentionSpec, KeyValue, attention};
+pub use broadcast::{mul_column, mul_row};
 pub use elementwise::{add, add_row, dropout, mul, scale};
 pub use embedding::{embedding, select_rows};
 pub use linear::{PackedWeight, linear, linear_onto, linear_packed};
 pub use loss::{CrossEntropy, cross_entropy};
+pub use low_rank::{HeldWeight, column_products, row_norms, row_products};
 pub use norm::rms_norm;
 pub use ramekin_kernels::attention::Segment;
 pub use rotary::rotary;
+pub use shape::{reshape, swap_last};
 pub use swiglu::swiglu;
 
 use crate::dispatch;

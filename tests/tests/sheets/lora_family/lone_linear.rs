@@ -1,9 +1,9 @@
-//! One linear with a `lora` on it, and the teacher that it learns from.
+//! One linear with an adapter on it, and the teacher that a `lora` learns from.
 
 use std::rc::Rc;
 use std::sync::Arc;
 
-use ramekin_core::{Array, Category, Ledger, Param, Rng};
+use ramekin_core::{Array, Category, DType, Element, Ledger, Param, Rng};
 use ramekin_engine::parts;
 use ramekin_slots::{
     Adapter, AttachContext, FlatBatch, Forward, LinearBase, LinearSite, Mode, ModelFacts, ParamGroup, Sites,
@@ -22,7 +22,7 @@ pub fn normal(name: &str, n: usize, std: f64) -> Vec<f32> {
 
 const PATH: &str = "model.layers.0.self_attn.q_proj";
 
-/// y = Wx + s·BAx with W `[O, I]`.
+/// A linear W `[O, I]` without bias and its adapter.
 pub struct Lone {
     sites: Rc<Sites>,
     adapter: Box<dyn Adapter>,
@@ -31,7 +31,7 @@ pub struct Lone {
 
 impl Lone {
     /// A fresh adapter of these settings on this weight.
-    pub fn new(weight: &[f32], (o, i): (usize, usize), mut settings: Json) -> Self {
+    pub fn new(kind: &str, weight: &[f32], (o, i): (usize, usize), mut settings: Json) -> Self {
         ramekin_catalog::link();
         settings["target_modules"] = json!(["q_proj"]);
         let name = format!("{PATH}.weight");
@@ -42,7 +42,7 @@ impl Lone {
         sites.add_param(w);
         sites.add_linear(LinearSite::new(PATH, (o, i), false, LinearBase::Dense(name), None));
         let sites = Rc::new(sites);
-        let mut adapter = parts::adapter(&part("lora", settings)).expect("lora");
+        let mut adapter = parts::adapter(&part(kind, settings)).expect("an adapter");
         let facts = ModelFacts {
             model_type: "linear".to_owned(),
             vocab_size: 1,
@@ -69,12 +69,33 @@ impl Lone {
         Lone { sites, adapter, shape: (o, i) }
     }
 
-    /// A, B and, where there is one, B's bias.
+    /// What trains, in the order of the file.
     pub fn params(&self) -> Vec<Arc<Param>> {
         self.adapter.params().into_iter().map(|(_, p)| p).collect()
     }
 
-    fn run(&self, tape: &Tape, x: &[f32]) -> Value {
+    /// Goes on in f64.
+    pub fn widen(&self) {
+        let base = self.sites.param(&format!("{PATH}.weight")).expect("the weight").base().clone();
+        for param in self.params().into_iter().chain([base]) {
+            param.set(param.value().to_dtype(DType::F64, Category::Weights).expect("f64"));
+        }
+    }
+
+    /// [`Lone::forward`] in f64.
+    pub fn forward_f64(&self, x: &[f64]) -> Vec<f64> {
+        self.run(&Tape::off(), x).array().view::<f64>().expect("f64").to_vec()
+    }
+
+    /// [`Lone::backward`] in f64.
+    pub fn backward_f64(&self, x: &[f64], seed: &[f64]) -> Vec<(Arc<Param>, Vec<f64>)> {
+        let mut found = self.gradients(x, seed);
+        let place = |p: &Arc<Param>| self.params().iter().position(|q| q.id() == p.id());
+        found.sort_by_key(|(p, _)| place(p));
+        found.into_iter().map(|(p, g)| (p, g.view::<f64>().expect("f64").to_vec())).collect()
+    }
+
+    fn run<T: Element>(&self, tape: &Tape, x: &[T]) -> Value {
         let (_, i) = self.shape;
         let n = x.len() / i;
         let batch = FlatBatch::new(&[vec![0; n]]);
@@ -94,7 +115,7 @@ impl Lone {
         found.into_iter().map(|(p, g)| (p, g.to_f32().expect("f32"))).collect()
     }
 
-    fn gradients(&self, x: &[f32], seed: &[f32]) -> Vec<(Arc<Param>, Array)> {
+    fn gradients<T: Element>(&self, x: &[T], seed: &[T]) -> Vec<(Arc<Param>, Array)> {
         let tape = Tape::new();
         let y = self.run(&tape, x);
         let seed = Array::from_vec(seed.to_vec(), y.dims(), Category::Workspace).expect("rows");
@@ -137,7 +158,7 @@ impl Teacher {
 
     /// Loss after 400 steps of Adam (1e-2 falling linearly, batches of 128, alpha = 2r) over the initial loss.
     pub fn loss_share(&self, r: usize, train_a: bool) -> f64 {
-        let lone = Lone::new(&self.w, (D, D), json!({ "r": r, "lora_alpha": 2 * r }));
+        let lone = Lone::new("lora", &self.w, (D, D), json!({ "r": r, "lora_alpha": 2 * r }));
         for a in lone.params().iter().filter(|p| p.name().contains("lora_A")) {
             a.set_trainable(train_a);
         }
