@@ -11,6 +11,8 @@ use ramekin_decode_sample as _;
 use ramekin_estimate_backprop as _;
 use ramekin_gradient_clip as _;
 use ramekin_kv_dense as _;
+use ramekin_kv_evict as _;
+use ramekin_kv_quant as _;
 use ramekin_model_llama as _;
 use ramekin_objective_lm as _;
 use ramekin_optim_adam as _;

@@ -42,18 +42,8 @@ pub fn apply<T: Real>(
     let by_position = top <= positions.len();
     let entries = if by_position { top } else { positions.len() };
     let sign = if inverse { -T::ONE } else { T::ONE };
-    let mut table = vec![T::ZERO; entries * head_dim];
-    table.par_chunks_mut(64 * head_dim).enumerate().for_each(|(c, table)| {
-        for (e, row) in table.chunks_exact_mut(head_dim).enumerate() {
-            let e = c * 64 + e;
-            let position = if by_position { e as u32 } else { positions[e] };
-            let (cos, sin) = row.split_at_mut(half);
-            for ((c, s), f) in cos.iter_mut().zip(sin).zip(inv_freq) {
-                let angle = T::from_f64(position as f64) * T::from_f32(*f);
-                (*c, *s) = (angle.cos(), angle.sin() * sign);
-            }
-        }
-    });
+    let table =
+        angles(entries, |e| if by_position { e as u32 } else { positions[e] }, inv_freq, sign);
     let rows = rows_per_task(width);
     x.par_chunks_mut(rows * width).zip(positions.par_chunks(rows)).enumerate().for_each(|(c, (x, p))| {
         for (r, (x, p)) in x.chunks_exact_mut(width).zip(p).enumerate() {
@@ -61,6 +51,65 @@ pub fn apply<T: Real>(
             rotate(x, &table[e * head_dim..(e + 1) * head_dim]);
         }
     });
+}
+
+/// Cosines and sines of each entry's position, `[entries, head_dim]`.
+fn angles<T: Real>(
+    entries: usize,
+    position: impl Fn(usize) -> u32 + Sync,
+    inv_freq: &[f32],
+    sign: T,
+) -> Vec<T> {
+    let half = inv_freq.len();
+    let mut table = vec![T::ZERO; entries * 2 * half];
+    table.par_chunks_mut(64 * 2 * half).enumerate().for_each(|(c, table)| {
+        for (e, row) in table.chunks_exact_mut(2 * half).enumerate() {
+            let position = position(c * 64 + e);
+            let (cos, sin) = row.split_at_mut(half);
+            for ((c, s), f) in cos.iter_mut().zip(sin).zip(inv_freq) {
+                let angle = T::from_f64(position as f64) * T::from_f32(*f);
+                (*c, *s) = (angle.cos(), angle.sin() * sign);
+            }
+        }
+    });
+    table
+}
+
+/// Angles of positions 0 to `n`, for keys that are turned anew at every step.
+pub struct Table<T> {
+    angles: Vec<T>,
+    head_dim: usize,
+}
+
+impl<T: Real> Table<T> {
+    /// Angles of the first `n` positions.
+    ///
+    /// # Panics
+    /// If there are no frequencies.
+    pub fn new(n: usize, inv_freq: &[f32]) -> Self {
+        assert!(!inv_freq.is_empty(), "`inv_freq` must hold half of head_dim");
+        Table { angles: angles(n, |p| p as u32, inv_freq, T::ONE), head_dim: 2 * inv_freq.len() }
+    }
+
+    /// How many positions.
+    pub fn len(&self) -> usize {
+        self.angles.len() / self.head_dim
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.angles.is_empty()
+    }
+
+    /// Turns rows of `heads` heads by positions `first`, `first + 1`, … with the same bits as [`apply`].
+    ///
+    /// # Panics
+    /// If the table ends before the rows do.
+    pub fn turn(&self, x: &mut [T], heads: usize, first: usize) {
+        for (r, row) in x.chunks_exact_mut(heads * self.head_dim).enumerate() {
+            rotate(row, &self.angles[(first + r) * self.head_dim..(first + r + 1) * self.head_dim]);
+        }
+    }
 }
 
 wide! {
@@ -142,6 +191,16 @@ mod tests {
         apply(&mut y, 1, 8, &[0, u32::MAX], &frequencies(4), false);
         assert_eq!(y[..8], x[..8]);
         assert!(y[8..] != x[8..] && y.iter().all(|y| y.is_finite()));
+    }
+
+    #[test]
+    fn a_table_gives_the_same_bits() {
+        let (f, table) = (frequencies(4), Table::<f32>::new(40, &frequencies(4)));
+        let x = normal::<f32>(1, 20 * 3 * 8);
+        let (mut y, mut z) = (x.clone(), x);
+        apply(&mut y, 3, 8, &(15..35).collect::<Vec<_>>(), &f, false);
+        table.turn(&mut z, 3, 15);
+        assert_eq!(y, z);
     }
 
     #[test]

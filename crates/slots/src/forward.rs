@@ -139,7 +139,8 @@ impl Forward {
         let positions = &self.batch.positions;
         if let Some(cache) = &self.cache {
             let (q, k, v) = (q.into_array(), k.into_array(), v.into_array());
-            let step = Attend { q, k, v, positions, inv_freq, segments: &self.batch.segments, spec };
+            let (segments, prefix) = (&self.batch.segments[..], None);
+            let step = Attend { q, k, v, positions, inv_freq, prefix, segments, spec };
             return cache.borrow_mut().attend(layer, step).map(Value::constant);
         }
         let turn = |x: Value, heads| match inv_freq {

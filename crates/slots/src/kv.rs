@@ -83,10 +83,22 @@ pub struct Attend<'a> {
     pub positions: &'a Rc<Vec<u32>>,
     /// Rotary frequencies, for models that have them: a cache turns keys by true position or by its own.
     pub inv_freq: Option<&'a Rc<Vec<f32>>>,
+    /// Entries that every row of every sequence sees before its own, whatever is dropped: `[P, K·D]` each,
+    /// never turned. Positions count them.
+    pub prefix: Option<KvPrefix>,
     /// Rows of each sequence; none for one that is finished.
     pub segments: &'a [Range<usize>],
     /// Heads and mask.
     pub spec: AttentionSpec,
+}
+
+/// A constant beginning of one layer's keys and values, such as a learnt one; it belongs to whoever made it.
+#[derive(Clone)]
+pub struct KvPrefix {
+    /// Keys, `[P, K·D]`.
+    pub k: Array,
+    /// Values, `[P, K·D]`.
+    pub v: Array,
 }
 
 impl Attend<'_> {

@@ -38,7 +38,7 @@ pub use decode::{Decoder, Draft};
 pub use estimator::{Estimator, Problem};
 pub use forward::{FlatBatch, Forward, Mode};
 pub use hook::{Event, Flow, Hook, HookContext};
-pub use kv::{Attend, KvCache, KvPolicy, KvShape};
+pub use kv::{Attend, KvCache, KvPolicy, KvPrefix, KvShape};
 pub use loader::{LoadOptions, Loader, RandomSource, ShapeSource, WeightInfo, WeightSource};
 pub use model::{Model, ModelFacts, ModelFamily};
 pub use part::{AnyPart, Part, PartEntry, Slot, Trait};

@@ -118,7 +118,8 @@ fn block<T: Real>(
         let lse_at = (s.q_start + first) * shape.heads + head + r * lse_stride;
         // SAFETY: these rows of this head belong to this task.
         let (to, log) = unsafe { (out.slice(q_at + r * stride, d), &mut *lse.at(lse_at)) };
-        divide(&acc[r * d..(r + 1) * d], sums[r], to);
+        to.copy_from_slice(&acc[r * d..(r + 1) * d]);
+        divide(to, sums[r]);
         *log = tops[r] + sums[r].ln();
     }
 }
@@ -126,7 +127,7 @@ fn block<T: Real>(
 wide! {
     /// Turns scores into exp(score − top) with the new running top, updates the running sum and returns
     /// the factor by which what was summed before shrinks.
-    fn softmax_block[T: Real](row: &mut [T], top: &mut T, sum: &mut T) -> T {
+    pub(super) fn softmax_block[T: Real](row: &mut [T], top: &mut T, sum: &mut T) -> T {
         let (chunks, rest) = row.as_chunks_mut::<16>();
         let mut most = [T::NEG_INFINITY; 16];
         for c in chunks.iter() {
@@ -164,10 +165,10 @@ wide! {
         }
     }
 
-    fn divide[T: Real](x: &[T], by: T, y: &mut [T]) {
+    pub(super) fn divide[T: Real](x: &mut [T], by: T) {
         let f = T::ONE / by;
-        for (y, x) in y.iter_mut().zip(x) {
-            *y = *x * f;
+        for x in x {
+            *x *= f;
         }
     }
 }

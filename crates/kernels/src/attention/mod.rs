@@ -15,12 +15,16 @@
 
 mod backward;
 mod forward;
+mod lanes;
 pub mod reference;
 #[cfg(test)]
 mod tests;
+mod votes;
 
 pub use backward::backward;
 pub use forward::forward;
+pub use lanes::{Found, Query, Stored, lanes};
+pub use votes::column_sums;
 
 use std::ops::Range;
 

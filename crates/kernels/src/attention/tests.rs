@@ -79,6 +79,88 @@ fn backward_is_the_gradient() {
     }
 }
 
+/// A lane cut out of rows of several heads, handed over in pieces.
+struct Rows {
+    k: Vec<f32>,
+    v: Vec<f32>,
+    d: usize,
+}
+
+impl Stored<f32> for Rows {
+    fn keys<'a>(&'a self, entries: Range<usize>, scratch: &'a mut Vec<f32>) -> &'a [f32] {
+        scratch.clear();
+        scratch.extend_from_slice(&self.k[entries.start * self.d..entries.end * self.d]);
+        scratch
+    }
+
+    fn values<'a>(&'a self, entries: Range<usize>, _: &'a mut Vec<f32>) -> &'a [f32] {
+        &self.v[entries.start * self.d..entries.end * self.d]
+    }
+}
+
+#[test]
+fn lanes_equal_the_reference_and_their_weights_sum_to_one() {
+    let (d, group) = (8, 3);
+    let o = Shape { heads: group, kv_heads: 1, head_dim: d, scale: 0.3, window: None, causal: true };
+    let keys = [1, 7, KEYS, 2 * KEYS + 5];
+    let rows: Vec<Rows> = keys
+        .iter()
+        .map(|n| Rows { k: normal(*n as u64, n * d), v: normal(90 + *n as u64, n * d), d })
+        .collect();
+    let q = normal::<f32>(5, keys.len() * group * d);
+    let queries: Vec<Query<'_, f32>> = rows
+        .iter()
+        .zip(q.chunks(group * d))
+        .map(|(r, q)| {
+            let n = r.k.len() / d;
+            Query { q, sees: vec![(r as &dyn Stored<f32>, 0..n / 3), (r, n / 3..n)] }
+        })
+        .collect();
+    for (i, found) in lanes(&queries, d, o.scale).iter().enumerate() {
+        let (r, n) = (&rows[i], keys[i]);
+        let s = Segment { q_start: 0, q_len: 1, k_start: 0, k_len: n };
+        let (want, lse) = reference::forward(&wide(queries[i].q), &wide(&r.k), &wide(&r.v), &[s], &o);
+        assert_close(&found.out, &want, 2e-6);
+        for h in 0..group {
+            let weights = &found.weights[h * n..(h + 1) * n];
+            assert!((weights.iter().sum::<f32>() - 1.0).abs() < 1e-5);
+            let dot: f64 = (0..d).map(|c| f64::from(queries[i].q[h * d + c] * r.k[c])).sum();
+            assert!((f64::from(weights[0]) - (dot * o.scale - lse[h]).exp()).abs() < 1e-6);
+        }
+    }
+    let nothing = lanes(&[Query { q: &q[..d], sees: Vec::new() }], d, 1.0);
+    assert_eq!(nothing[0].out, vec![0.0; d]);
+}
+
+#[test]
+fn column_sums_equal_the_weights_written_down() {
+    for (o, q_len, k_len, rows) in [
+        (shape(2, 2, 8, None, true), 150, 150, 0..150),
+        (shape(1, 3, 8, None, true), 100, 400, 93..100),
+        (shape(2, 1, 8, Some(9), true), 90, 90, 30..90),
+        (shape(1, 2, 4, None, false), 5, KEYS + 3, 4..5),
+    ] {
+        let (s, total, keys) = segments(&[(2, 2), (q_len, k_len)]);
+        let s = s[1];
+        let q = normal::<f32>(1, total * o.heads * o.head_dim);
+        let k = normal::<f32>(2, keys * o.kv_heads * o.head_dim);
+        let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; total * o.heads]);
+        forward(&q, &k, &k, &[s], &o, &mut out, &mut lse);
+        let got = column_sums(&q, &k, &lse, &s, &o, rows.clone());
+        let mut want = vec![0.0f64; o.heads * k_len];
+        let d = o.head_dim;
+        for (h, row) in (0..o.heads).flat_map(|h| rows.clone().map(move |r| (h, r))) {
+            let qi = ((s.q_start + row) * o.heads + h) * d;
+            for j in o.visible(&s, row) {
+                let kj = ((s.k_start + j) * o.kv_heads + h / o.group()) * d;
+                let dot: f64 = (0..d).map(|c| f64::from(q[qi + c]) * f64::from(k[kj + c])).sum();
+                want[h * k_len + j] += (dot * o.scale - f64::from(lse[(s.q_start + row) * o.heads + h])).exp();
+            }
+        }
+        assert_close(&got, &want, 3e-6);
+    }
+}
+
 #[test]
 fn segments_do_not_see_each_other() {
     let o = shape(1, 2, 8, None, true);

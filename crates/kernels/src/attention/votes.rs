@@ -1,0 +1,90 @@
+//! How much each key was looked at: column sums of the attention weights, without the weights.
+
+use std::ops::Range;
+
+use super::{KEYS, QUERIES, Segment, Shape};
+use crate::Real;
+use crate::matmul::{Strided, product};
+use crate::split::partials;
+use crate::wide::wide;
+
+/// Σ_i p_ij over the queries i in `rows` of a segment, for each head and key: `[heads, k_len]`.
+///
+/// * `q`, `k`, `lse`, `shape`: as given to and by [`forward`](super::forward)
+/// * `rows`: queries of the segment, from 0; all of them for sums over the whole past, the last few for
+///   what a prompt's end looks at
+///
+/// Cost: 2·head_dim operations a visible pair; scratch of one [`QUERIES`]×[`KEYS`] block a task.
+///
+/// # Panics
+/// If a slice's length is not its shape or `rows` reach past the segment.
+pub fn column_sums<T: Real>(
+    q: &[T],
+    k: &[T],
+    lse: &[T],
+    s: &Segment,
+    shape: &Shape,
+    rows: Range<usize>,
+) -> Vec<T> {
+    shape.check(std::slice::from_ref(s), q.len(), k.len(), k.len());
+    assert_eq!(lse.len() * shape.head_dim, q.len(), "`lse` must hold one entry a row and head");
+    assert!(rows.end <= s.q_len, "{rows:?} reach past {s:?}");
+    let blocks = s.k_len.div_ceil(KEYS);
+    partials(shape.heads * blocks, |t| {
+        let (head, start) = (t / blocks, t % blocks * KEYS);
+        column_block(q, k, lse, s, shape, rows.clone(), head, start..(start + KEYS).min(s.k_len))
+    })
+    .concat()
+}
+
+#[allow(clippy::too_many_arguments)] // the operands of attention
+fn column_block<T: Real>(
+    q: &[T],
+    k: &[T],
+    lse: &[T],
+    s: &Segment,
+    shape: &Shape,
+    rows: Range<usize>,
+    head: usize,
+    keys: Range<usize>,
+) -> Vec<T> {
+    let d = shape.head_dim;
+    let (wide, narrow) = (shape.heads * d, shape.kv_heads * d);
+    let n = keys.len();
+    let mut sums = vec![T::ZERO; n];
+    let mut scores = vec![T::ZERO; QUERIES.min(rows.len()) * n];
+    let k_at = (s.k_start + keys.start) * narrow + head / shape.group() * d;
+    for first in rows.clone().step_by(QUERIES) {
+        let count = QUERIES.min(rows.end - first);
+        let seen = shape.visible_to_any(s, first..first + count);
+        if seen.end <= keys.start || seen.start >= keys.end {
+            continue;
+        }
+        let q_at = (s.q_start + first) * wide + head * d;
+        // SAFETY: all rows and columns lie within q and k by the check of `column_sums`; scratch is ours.
+        unsafe {
+            let queries = Strided::new(q.as_ptr().add(q_at), wide, 1);
+            let block = Strided::new(k.as_ptr().add(k_at), 1, narrow);
+            let to = Strided::new(scores.as_mut_ptr(), n, 1);
+            product((count, n, d), T::from_f64(shape.scale), queries, block, false, to);
+        }
+        for r in 0..count {
+            let seen = shape.visible(s, first + r);
+            let lo = seen.start.clamp(keys.start, keys.end) - keys.start;
+            let hi = seen.end.clamp(keys.start, keys.end) - keys.start;
+            if lo < hi {
+                let log = lse[(s.q_start + first + r) * shape.heads + head];
+                add_weights(&scores[r * n + lo..r * n + hi], log, &mut sums[lo..hi]);
+            }
+        }
+    }
+    sums
+}
+
+wide! {
+    fn add_weights[T: Real](scores: &[T], log: T, sums: &mut [T]) {
+        for (s, x) in sums.iter_mut().zip(scores) {
+            *s += (*x - log).exp();
+        }
+    }
+}
