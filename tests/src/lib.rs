@@ -5,8 +5,10 @@
 //! ([`lab`]). Numbers are compared by [`compare`].
 
 pub mod compare;
+pub mod decoding;
 pub mod kitchen;
 pub mod lab;
+pub mod recall;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -42,8 +42,7 @@ pub fn apply<T: Real>(
     let by_position = top <= positions.len();
     let entries = if by_position { top } else { positions.len() };
     let sign = if inverse { -T::ONE } else { T::ONE };
-    let table =
-        angles(entries, |e| if by_position { e as u32 } else { positions[e] }, inv_freq, sign);
+    let table = angles(entries, |e| if by_position { e as u32 } else { positions[e] }, inv_freq, sign);
     let rows = rows_per_task(width);
     x.par_chunks_mut(rows * width).zip(positions.par_chunks(rows)).enumerate().for_each(|(c, (x, p))| {
         for (r, (x, p)) in x.chunks_exact_mut(width).zip(p).enumerate() {

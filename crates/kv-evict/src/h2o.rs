@@ -70,13 +70,16 @@ impl Part for H2o {
                 return Err(BadSetting::new(name, format!("is {ratio}; it must be 0 to 1")).into());
             }
             if size.is_some() && ratio != RATIO {
-                let message = format!("stands beside `{name}`, which says the same another way; leave one out");
+                let message =
+                    format!("stands beside `{name}`, which says the same another way; leave one out");
                 return Err(BadSetting::new(size_name, message).into());
             }
         }
         match (s.hh_size, s.recent_size) {
             (None, None) if s.heavy_ratio + s.recent_ratio == 0.0 => {
-                return Err(BadSetting::new("heavy_ratio", "is 0 as `recent_ratio` is: nothing is kept").into());
+                return Err(
+                    BadSetting::new("heavy_ratio", "is 0 as `recent_ratio` is: nothing is kept").into()
+                );
             }
             (None, None) if s.heavy_ratio + s.recent_ratio >= 1.0 => {
                 ramekin_core::say!(
@@ -113,7 +116,8 @@ impl H2o {
         let (heavy, recent) = self.budgets(shape.prompt);
         let (slots, known) = (heavy.saturating_add(recent).saturating_add(1), facts.max_position_embeddings);
         if self.by_slot() && slots > known {
-            let message = format!("is \"slot\" with {slots} slots; the model knows {known} positions: keep fewer");
+            let message =
+                format!("is \"slot\" with {slots} slots; the model knows {known} positions: keep fewer");
             return Err(BadSetting::new("positions", message).into());
         }
         refuse_narrow_windows(facts, "h2o", shape.capacity)
@@ -196,9 +200,13 @@ mod tests {
         };
         refused(H2oSettings { heavy_ratio: 1.5, ..Default::default() }, "0 to 1");
         refused(H2oSettings { heavy_ratio: 0.0, recent_ratio: 0.0, ..Default::default() }, "nothing is kept");
-        refused(H2oSettings { hh_size: Some(0), recent_size: Some(0), ..Default::default() }, "nothing is kept");
+        refused(
+            H2oSettings { hh_size: Some(0), recent_size: Some(0), ..Default::default() },
+            "nothing is kept",
+        );
         refused(H2oSettings { hh_size: Some(4), ..Default::default() }, "needs `recent_size`");
-        let both = H2oSettings { hh_size: Some(4), recent_size: Some(3), heavy_ratio: 0.2, ..Default::default() };
+        let both =
+            H2oSettings { hh_size: Some(4), recent_size: Some(3), heavy_ratio: 0.2, ..Default::default() };
         refused(both, "leave one out");
     }
 

@@ -79,7 +79,8 @@ impl Part for SnapKv {
                 return Err(BadSetting::new("compression_ratio", message).into());
             }
             if s.max_capacity_prompt != CAPACITY {
-                let message = "stands beside `max_capacity_prompt`, which says the same another way; leave one out";
+                let message =
+                    "stands beside `max_capacity_prompt`, which says the same another way; leave one out";
                 return Err(BadSetting::new("compression_ratio", message).into());
             }
         }

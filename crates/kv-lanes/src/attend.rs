@@ -18,8 +18,13 @@ use crate::{Prompt, Rule, Storage, Trigger};
 
 impl<R: Rule, S: Storage> Cache<R, S> {
     pub(crate) fn take(&mut self, layer: usize, mut step: Attend<'_>) -> Result<Array> {
-        let sequences = self.cells.get(layer).with_context(|| format!("no layer {layer} in the cache"))?.len();
-        ensure!(step.segments.len() == sequences, "{} sequences in a cache of {sequences}", step.segments.len());
+        let sequences =
+            self.cells.get(layer).with_context(|| format!("no layer {layer} in the cache"))?.len();
+        ensure!(
+            step.segments.len() == sequences,
+            "{} sequences in a cache of {sequences}",
+            step.segments.len()
+        );
         let before = step.prefix.as_ref().filter(|p| !p.k.is_empty());
         let before = before.map_or(0, |p| p.k.rows().0);
         ensure!(before == 0 || step.spec.window.is_none(), "a prefix in a layer with a sliding window");
@@ -49,7 +54,8 @@ impl<R: Rule, S: Storage> Cache<R, S> {
                 Some(p) => Some((p.k.view::<f32>()?, p.v.view::<f32>()?)),
                 None => None,
             };
-            let prefix = before.as_ref().map(|(k, v)| Prefix { k, v, len: k.len() / (spec.kv_heads * spec.head_dim) });
+            let prefix =
+                before.as_ref().map(|(k, v)| Prefix { k, v, len: k.len() / (spec.kv_heads * spec.head_dim) });
             let rows = Rows { q: &q, k: &k, v: &v, positions: step.positions, prefix, spec };
             match &plain {
                 Some((q, k)) => {
@@ -141,7 +147,8 @@ impl<R: Rule, S: Storage> Cache<R, S> {
     ) {
         let lanes = self.lanes(&rows.spec);
         let kept = self.rule.keep(prompt);
-        let sums = if self.rule.accumulates() { prompt.votes_by_lane(lanes, |a, b| a + b) } else { Vec::new() };
+        let sums =
+            if self.rule.accumulates() { prompt.votes_by_lane(lanes, |a, b| a + b) } else { Vec::new() };
         let cell = &mut self.cells[layer][sequence];
         (cell.seen, cell.whole) = (range.len(), kept.is_none());
         let mut bytes = 0;
@@ -178,7 +185,11 @@ impl<R: Rule, S: Storage> Cache<R, S> {
 }
 
 /// Keys and values of each segment with the prefix before them, and where they lie.
-fn with_prefix(rows: &Rows<'_>, prefix: Prefix<'_>, segments: &[Segment]) -> (Vec<f32>, Vec<f32>, Vec<Segment>) {
+fn with_prefix(
+    rows: &Rows<'_>,
+    prefix: Prefix<'_>,
+    segments: &[Segment],
+) -> (Vec<f32>, Vec<f32>, Vec<Segment>) {
     let width = rows.key_width();
     let (mut k, mut v, mut longer) = (Vec::new(), Vec::new(), Vec::new());
     for s in segments {

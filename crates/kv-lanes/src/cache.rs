@@ -94,7 +94,8 @@ impl<R: Rule, S: Storage> KvCache for Cache<R, S> {
     }
 
     fn stored(&self, layer: usize, sequence: usize, head: usize) -> usize {
-        let lane = |c: &Cell<S>| c.lanes.get(head * c.lanes.len() / self.shape.kv_heads).map(|l| l.entries.len());
+        let lane =
+            |c: &Cell<S>| c.lanes.get(head * c.lanes.len() / self.shape.kv_heads).map(|l| l.entries.len());
         self.cell(layer, sequence).and_then(lane).unwrap_or(0)
     }
 

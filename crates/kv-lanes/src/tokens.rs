@@ -12,7 +12,13 @@ use crate::{Entries, Look, Rule, Storage, Trigger};
 
 impl<R: Rule, S: Storage> Cache<R, S> {
     /// Later tokens: all at once where entries only come, one after the other where they also go.
-    pub(crate) fn tokens(&mut self, layer: usize, later: &[(usize, Range<usize>)], rows: &Rows<'_>, out: &mut [f32]) {
+    pub(crate) fn tokens(
+        &mut self,
+        layer: usize,
+        later: &[(usize, Range<usize>)],
+        rows: &Rows<'_>,
+        out: &mut [f32],
+    ) {
         if self.rule.trigger() == Trigger::Prompt {
             self.round(layer, later, rows, out);
             return;
@@ -36,7 +42,8 @@ impl<R: Rule, S: Storage> Cache<R, S> {
             self.push(layer, *sequence, range.clone(), rows, lanes);
         }
         let found = self.look(layer, now, rows, lanes);
-        let places = now.iter().flat_map(|(_, r)| r.clone().flat_map(|row| (0..lanes).map(move |l| (row, l))));
+        let places =
+            now.iter().flat_map(|(_, r)| r.clone().flat_map(|row| (0..lanes).map(move |l| (row, l))));
         for ((row, lane), found) in places.zip(&found) {
             let at = row * rows.query_width() + lane * group * d;
             out[at..at + group * d].copy_from_slice(&found.out);
@@ -77,7 +84,9 @@ impl<R: Rule, S: Storage> Cache<R, S> {
         let prefix: Vec<PrefixLane<'_>> = rows
             .prefix
             .iter()
-            .flat_map(|p| (0..spec.kv_heads).map(|head| PrefixLane { prefix: *p, head, head_dim: spec.head_dim }))
+            .flat_map(|p| {
+                (0..spec.kv_heads).map(|head| PrefixLane { prefix: *p, head, head_dim: spec.head_dim })
+            })
             .collect();
         let mut queries = Vec::new();
         for (at, (sequence, range)) in now.iter().enumerate() {

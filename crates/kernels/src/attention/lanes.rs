@@ -83,7 +83,14 @@ fn one<T: Real>(query: &Query<'_, T>, d: usize, scale: T) -> Found<T> {
         unsafe {
             let p = Strided::new(found.weights.as_ptr().add(at), entries, 1);
             let v = Strided::new(values.as_ptr(), d, 1);
-            product((group, d, block.len()), T::ONE, p, v, at != 0, Strided::new(found.out.as_mut_ptr(), d, 1));
+            product(
+                (group, d, block.len()),
+                T::ONE,
+                p,
+                v,
+                at != 0,
+                Strided::new(found.out.as_mut_ptr(), d, 1),
+            );
         }
     });
     for ((out, weights), sum) in

@@ -154,7 +154,8 @@ fn column_sums_equal_the_weights_written_down() {
             for j in o.visible(&s, row) {
                 let kj = ((s.k_start + j) * o.kv_heads + h / o.group()) * d;
                 let dot: f64 = (0..d).map(|c| f64::from(q[qi + c]) * f64::from(k[kj + c])).sum();
-                want[h * k_len + j] += (dot * o.scale - f64::from(lse[(s.q_start + row) * o.heads + h])).exp();
+                want[h * k_len + j] +=
+                    (dot * o.scale - f64::from(lse[(s.q_start + row) * o.heads + h])).exp();
             }
         }
         assert_close(&got, &want, 3e-6);
