@@ -22,6 +22,8 @@ mod dense;
 mod lane;
 mod rows;
 mod rule;
+#[cfg(test)]
+mod tests;
 mod tokens;
 
 pub use cache::{Cache, bytes, open};

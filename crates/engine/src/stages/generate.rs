@@ -5,7 +5,7 @@ use std::io::Write as _;
 
 use anyhow::Result;
 use candle_core::{Device, Tensor};
-use ramekin_core::{Rng, UserError, meter};
+use ramekin_core::{Rng, UserError, meter, units};
 use ramekin_plan::Bill;
 use ramekin_recipe::GenerateStage;
 use ramekin_store::{write_atomic, write_safetensors};
@@ -67,6 +67,7 @@ pub fn run(cx: &mut StageContext<'_>, s: &GenerateStage, plan: &Blueprint) -> Re
     write_atomic(cx.dir.join("samples.jsonl"), &lines)?;
     let new: usize = results.iter().zip(&prompts).map(|(r, p)| r.len() - p.len()).sum();
     let kv_bytes = meter::current().highest().kv;
+    ramekin_core::say!("  keys and values took {}", units::bytes(kv_bytes));
     Ok(json!({ "sequences": results.len(), "new_tokens": new, "kv_bytes": kv_bytes }))
 }
 
