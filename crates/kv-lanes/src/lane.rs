@@ -13,6 +13,10 @@ pub trait Storage: Clone + 'static {
     fn lane(&self, room: usize, head_dim: usize, rollback: usize) -> Self::Lane;
     /// Bytes of such a lane, filled.
     fn bytes(&self, room: usize, head_dim: usize, rollback: usize) -> u64;
+    /// Whether an entry's form changes as newer ones come: then tokens are taken one by one.
+    fn ages(&self) -> bool {
+        false
+    }
     /// Bytes of one entry that was dropped and may come back.
     fn entry_bytes(&self, head_dim: usize) -> u64 {
         8 * head_dim as u64

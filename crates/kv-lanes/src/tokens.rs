@@ -11,7 +11,7 @@ use crate::rows::{PrefixLane, Rows, Turned};
 use crate::{Entries, Look, Rule, Storage, Trigger};
 
 impl<R: Rule, S: Storage> Cache<R, S> {
-    /// Later tokens: all at once where entries only come, one after the other where they also go.
+    /// Later tokens: all at once where entries only come, one after the other where they also go or age.
     pub(crate) fn tokens(
         &mut self,
         layer: usize,
@@ -19,7 +19,7 @@ impl<R: Rule, S: Storage> Cache<R, S> {
         rows: &Rows<'_>,
         out: &mut [f32],
     ) {
-        if self.rule.trigger() == Trigger::Prompt {
+        if self.rule.trigger() == Trigger::Prompt && !self.storage.ages() {
             self.round(layer, later, rows, out);
             return;
         }

@@ -41,6 +41,10 @@ impl Storage for Packed {
         }
     }
 
+    fn ages(&self) -> bool {
+        true
+    }
+
     fn bytes(&self, room: usize, head_dim: usize, rollback: usize) -> u64 {
         let packed = room.saturating_sub(self.newest) * self.row(head_dim);
         let newest = (room.min(self.newest) + rollback) * head_dim * 4;

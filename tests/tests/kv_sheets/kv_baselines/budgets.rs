@@ -88,7 +88,7 @@ pub fn more_mass() {
         let (ada, uniform) = both(&[1.0, 4.0, 2.0, 8.0]);
         assert!(ada >= uniform - 1e-6, "{ada} of the mass, {uniform} with uniform budgets");
     }
-    let (ada, uniform) = both(&[0.1, 14.0]);
+    let (ada, uniform) = both(&[0.1, 400.0]);
     println!("flat and peaked: {ada:.3} of the mass, {uniform:.3} with uniform budgets");
-    assert!(ada > uniform + 0.02);
+    assert!(ada > uniform + 0.05);
 }
