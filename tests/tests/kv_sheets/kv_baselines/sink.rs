@@ -186,7 +186,7 @@ pub fn check(seed: u64) {
             first.into_iter().filter(|f| *f < from).chain(from..=position).collect()
         });
         loss(&rows, |row| {
-            Session::on(&model, Masked::new(1, visible.clone()), 1).feed(&[row.clone()]).remove(0)
+            Session::on(&model, Masked::new(1, visible.clone()), 1).feed(std::slice::from_ref(row)).remove(0)
         })
     };
     let (last, sink, middle) = (masked(None), masked(Some(0)), masked(Some(3)));
@@ -200,7 +200,7 @@ pub fn check(seed: u64) {
     // The part itself is that mask.
     let part = policy("streaming", json!({ "start_size": 1, "recent_size": 7, "positions": "original" }));
     let streamed = loss(&rows[..64], |row| {
-        Session::new(&model, &*part, shape(&model, 1, LENGTH, 0)).feed(&[row.clone()]).remove(0)
+        Session::new(&model, &*part, shape(&model, 1, LENGTH, 0)).feed(std::slice::from_ref(row)).remove(0)
     });
     let full = loss(&rows[..64], |row| lab::logits(&model, &FlatBatch::new(std::slice::from_ref(row)), true));
     assert!((streamed - full).abs() <= 0.01, "streaming: {streamed:.3} beside {full:.3}");
