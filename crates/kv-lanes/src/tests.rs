@@ -186,7 +186,8 @@ fn a_full_cache_says_so() {
     text.step(&mut cache, 0..8, SPEC, None);
     text.step(&mut cache, 8..10, SPEC, None);
     let positions = Rc::new(vec![10]);
-    let one = |heads| Array::zeros(&[1, heads * 6], ramekin_core::DType::F32, Category::Workspace).unwrap();
+    let one =
+        |heads: usize| Array::zeros(&[1, heads * 6], ramekin_core::DType::F32, Category::Workspace).unwrap();
     let step = Attend {
         q: one(4),
         k: one(2),
