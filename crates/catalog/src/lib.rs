@@ -9,6 +9,7 @@ use ramekin_adapter_lycoris as _;
 use ramekin_adapter_vector as _;
 use ramekin_decode_sample as _;
 use ramekin_estimate_backprop as _;
+use ramekin_estimate_zo as _;
 use ramekin_gradient_clip as _;
 use ramekin_kv_dense as _;
 use ramekin_kv_evict as _;

@@ -69,6 +69,8 @@ pub struct Batches<'a> {
     pub active: usize,
     /// Updates done so far.
     pub step: u64,
+    /// Updates planned in all.
+    pub total: u64,
     /// Rate of this update.
     pub lr: f64,
 }
@@ -82,13 +84,13 @@ impl Batches<'_> {
         (tape, Mode { rng: self.pass.rng, ..Mode::inference() })
     }
 
-    fn wrong(&self, batch: &LabelledBatch, view: Option<&ParamView>) -> Result<usize> {
+    fn predict(&self, batch: &LabelledBatch, view: Option<&ParamView>) -> Result<Vec<(i64, i64)>> {
         let (tape, mode) = self.evaluation(view);
         let fx = Forward::new(tape.clone(), self.assembly.sites.clone(), batch.flat.clone(), mode);
         let h = hidden(&self.assembly.model, &fx, Some(self.pass.activation))?;
-        let rows: Vec<u32> =
-            (0..batch.labels.len() as u32).filter(|i| batch.labels[*i as usize] != -100).collect();
-        let mut wrong = 0;
+        let labelled = |i: &u32| batch.labels[*i as usize] != -100;
+        let rows: Vec<u32> = (0..batch.labels.len() as u32).filter(labelled).collect();
+        let mut found = Vec::with_capacity(rows.len());
         for chunk in rows.chunks(CHUNK) {
             let part = ops::select_rows(&tape, &h, &Rc::new(chunk.to_vec()))?;
             let logits = self.assembly.model.head(&fx, &part)?;
@@ -96,10 +98,9 @@ impl Batches<'_> {
                 continue;
             }
             let (v, z) = (logits.array().rows().1, logits.array().to_f32()?);
-            wrong +=
-                chunk.iter().zip(z.chunks(v)).filter(|(i, z)| best(z) != batch.labels[**i as usize]).count();
+            found.extend(chunk.iter().zip(z.chunks(v)).map(|(i, z)| (best(z), batch.labels[*i as usize])));
         }
-        Ok(wrong)
+        Ok(found)
     }
 }
 
@@ -115,6 +116,10 @@ impl Problem for Batches<'_> {
 
     fn step(&self) -> u64 {
         self.step
+    }
+
+    fn total(&self) -> u64 {
+        self.total
     }
 
     fn rng(&self) -> Rng {
@@ -134,12 +139,9 @@ impl Problem for Batches<'_> {
         Ok(sum)
     }
 
-    fn error_rate(&mut self, view: Option<ParamView>) -> Result<f64> {
-        let mut wrong = 0;
-        for batch in self.batches {
-            wrong += self.wrong(batch, view.as_ref())?;
-        }
-        Ok(wrong as f64 / self.active.max(1) as f64)
+    fn predictions(&mut self, view: Option<ParamView>) -> Result<Vec<(i64, i64)>> {
+        let each = self.batches.iter().map(|batch| self.predict(batch, view.as_ref()));
+        Ok(each.collect::<Result<Vec<_>>>()?.concat())
     }
 
     fn backward(&mut self, sink: &mut dyn GradSink) -> Result<f64> {

@@ -26,6 +26,7 @@ pub mod khatri_rao;
 pub mod linear;
 pub mod matmul;
 pub mod packed;
+pub mod perturb;
 pub mod philox;
 pub mod real;
 pub mod rms_norm;

@@ -14,6 +14,8 @@ pub trait Problem {
     fn params(&self) -> &[Arc<Param>];
     /// Updates done so far.
     fn step(&self) -> u64;
+    /// Updates planned in all.
+    fn total(&self) -> u64;
     /// The run's randomness.
     fn rng(&self) -> Rng;
     /// Rate of this update, before any group's factor.
@@ -21,8 +23,8 @@ pub trait Problem {
     /// Loss of the whole step by forwards alone, in evaluation mode. With a `view`, every use of a
     /// trainable parameter sees what it returns.
     fn loss(&mut self, view: Option<ParamView>) -> Result<f64>;
-    /// `1 − accuracy` of the labelled tokens of the whole step, by forwards alone.
-    fn error_rate(&mut self, view: Option<ParamView>) -> Result<f64>;
+    /// Predicted and wanted id of every labelled token of the step, by forwards alone.
+    fn predictions(&mut self, view: Option<ParamView>) -> Result<Vec<(i64, i64)>>;
     /// Loss of the whole step in training mode, its gradients handed to `sink` as backward completes them.
     fn backward(&mut self, sink: &mut dyn GradSink) -> Result<f64>;
 }

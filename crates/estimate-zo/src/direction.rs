@@ -1,0 +1,102 @@
+//! A random direction over all trainable parameters, known by its seed and never stored.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use ramekin_core::{Array, Category, Param, Rng};
+use ramekin_kernels::perturb::{self, Draw};
+use ramekin_kernels::philox::Stream;
+use ramekin_tape::dispatch;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// How a direction's entries are distributed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Dist {
+    /// Independent N(0, 1).
+    #[default]
+    Gaussian,
+    /// Independent −1 or +1.
+    Rademacher,
+    /// Uniform on the sphere of radius √d over all d trainable numbers.
+    Sphere,
+}
+
+/// z(seed): entry i of a parameter is a function of (run seed, seed, the parameter's name, i).
+#[derive(Clone, Copy)]
+pub struct Direction {
+    rng: Rng,
+    seed: u64,
+    draw: Draw,
+    length: f64,
+}
+
+impl Direction {
+    /// The direction of this seed.
+    ///
+    /// # Errors
+    /// If a parameter holds another type than f32 or f64.
+    pub fn new(rng: Rng, seed: u64, dist: Dist, params: &[Arc<Param>]) -> Result<Self> {
+        let draw = if dist == Dist::Rademacher { Draw::Sign } else { Draw::Normal };
+        let plain = Direction { rng, seed, draw, length: 1.0 };
+        if dist != Dist::Sphere {
+            return Ok(plain);
+        }
+        let (mut squares, mut d) = (0.0, 0);
+        for param in params {
+            let z = zeros(param)?;
+            plain.add(param, &z, 1.0)?;
+            squares += sum_of_squares(&z)?;
+            d += param.trainable_len();
+        }
+        Ok(Direction { length: (d as f64 / f64::max(squares, f64::MIN_POSITIVE)).sqrt(), ..plain })
+    }
+
+    fn stream(&self, param: &Param) -> Stream {
+        self.rng.named(&format!("zo/{}", self.seed), param.name())
+    }
+
+    /// `x ← x + s·z` in place, on the entries of `param` that train.
+    pub fn add(&self, param: &Param, x: &Array, s: f64) -> Result<()> {
+        if x.is_shape_only() {
+            return Ok(());
+        }
+        let (stream, s) = (self.stream(param), s * self.length);
+        dispatch!(x, T => match param.mask() {
+            None => x.update(|x: &mut [T]| perturb::add(x, &stream, self.draw, s)),
+            Some(mask) => {
+                let part = mask.gather::<T>(x, Category::Workspace)?;
+                part.update(|part: &mut [T]| perturb::add_at(part, mask.places(), &stream, self.draw, s))?;
+                mask.scatter::<T>(&part, x)
+            }
+        })
+    }
+
+    /// A copy of `x` moved by `s·z`.
+    pub fn moved(&self, param: &Param, x: &Array, s: f64) -> Result<Array> {
+        let copy = if x.is_shape_only() {
+            Array::shape_only(x.dims(), x.dtype(), Category::Workspace)?
+        } else {
+            Array::from_tensor(x.tensor().copy()?, Category::Workspace)?
+        };
+        self.add(param, &copy, s)?;
+        Ok(copy)
+    }
+}
+
+fn sum_of_squares(x: &Array) -> Result<f64> {
+    if x.is_shape_only() {
+        return Ok(1.0);
+    }
+    dispatch!(x, T => Ok(ramekin_kernels::elementwise::sum_of_squares::<T>(&x.view::<T>()?)))
+}
+
+/// Zeros like a parameter.
+pub(crate) fn zeros(param: &Param) -> Result<Array> {
+    let value = param.value();
+    if value.is_shape_only() {
+        return Array::shape_only(value.dims(), value.dtype(), Category::Gradients);
+    }
+    Array::zeros(value.dims(), value.dtype(), Category::Gradients)
+}
