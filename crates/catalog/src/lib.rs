@@ -3,6 +3,7 @@
 //! `inventory` collects what is linked, and a crate that nobody names may be
 //! left out by the linker; [`link`] names them all.
 
+use ramekin_activation_offload as _;
 use ramekin_activation_recompute as _;
 use ramekin_adapter_lora as _;
 use ramekin_adapter_lycoris as _;

@@ -190,10 +190,20 @@ impl Array {
         }
     }
 
+    /// Whether the bytes are a parameter's or a state's, which stay where they are whatever saves them.
+    pub fn is_held(&self) -> bool {
+        !matches!(self.lease.category(), Category::Workspace | Category::Activations)
+    }
+
     /// Moves the bytes to another category.
     pub fn recategorise(&self, category: Category) {
         let before = self.lease.category.swap(category as u8, Ordering::Relaxed);
         self.lease.meter.shift(Category::ALL[before as usize], category, self.lease.bytes);
+    }
+
+    /// The hold that all handles to these bytes share: their identity.
+    pub fn lease(&self) -> &Arc<Lease> {
+        &self.lease
     }
 
     /// Whether this handle is the only one to its bytes.

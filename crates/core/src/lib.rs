@@ -17,7 +17,7 @@ pub use candle_core::DType;
 pub use error::{BadRecipe, BadSetting, Interrupted, Location, Unfit, UserError, exit_code, suggest};
 pub use ledger::{Entry, Ledger, Param, ParamId, Storage};
 pub use mask::Mask;
-pub use meter::{Category, Meter, Usage};
+pub use meter::{Away, Category, Meter, Tier, Usage};
 pub use rng::{Draws, Rng};
 
 /// Says something on standard error. That nobody listens (a closed terminal, a full disk behind it)

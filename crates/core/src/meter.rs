@@ -101,9 +101,32 @@ impl Usage {
     }
 }
 
+/// Where bytes are held that are not in the device's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tier {
+    /// Host memory beside the device's; on the CPU a region of its own.
+    Host,
+    /// A file.
+    Disk,
+}
+
+/// What is held in a tier, and what went over its link.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Away {
+    /// Bytes held now.
+    pub live: u64,
+    /// The most that were held at once since the last [`Meter::reset_peak`].
+    pub peak: u64,
+    /// Bytes that went there, since the beginning.
+    pub sent: u64,
+    /// Bytes that came back, since the beginning.
+    pub fetched: u64,
+}
+
 #[derive(Default)]
 struct State {
     live: Usage,
+    away: [Away; 2],
     peak_total: u64,
     at_peak: Usage,
     highest: Usage,
@@ -159,6 +182,30 @@ impl Meter {
         *high = (*high).max(*live);
     }
 
+    /// Notes bytes that leave for a tier.
+    pub fn send(&self, tier: Tier, bytes: u64) {
+        let a = &mut self.state().away[tier as usize];
+        a.live += bytes;
+        a.sent += bytes;
+        a.peak = a.peak.max(a.live);
+    }
+
+    /// Notes bytes that come back from a tier, where they stay as well.
+    pub fn fetch(&self, tier: Tier, bytes: u64) {
+        self.state().away[tier as usize].fetched += bytes;
+    }
+
+    /// Notes that a tier holds these bytes no more.
+    pub fn discard(&self, tier: Tier, bytes: u64) {
+        let a = &mut self.state().away[tier as usize];
+        a.live = a.live.saturating_sub(bytes);
+    }
+
+    /// What is held in a tier, and its traffic.
+    pub fn away(&self, tier: Tier) -> Away {
+        self.state().away[tier as usize]
+    }
+
     /// Bytes alive now.
     pub fn live(&self) -> Usage {
         self.state().live
@@ -191,6 +238,9 @@ impl Meter {
         s.at_peak = s.live;
         s.highest = s.live;
         s.largest = Usage::default();
+        for a in &mut s.away {
+            a.peak = a.live;
+        }
     }
 }
 

@@ -194,7 +194,8 @@ impl Trainer {
         let lr = self.optimizer.lr() * self.schedule.factor(step, self.total_steps);
         let params = assembly.trainable();
         let pass = Pass { objective: &*self.objective, activation: &*self.activation, rng: self.rng };
-        let mut problem = Batches { pass, assembly, batches, params: &params, active, step, total: self.total_steps, lr };
+        let mut problem =
+            Batches { pass, assembly, batches, params: &params, active, step, total: self.total_steps, lr };
         let mut store = GradStore::new();
         let loss = self.estimator.estimate(&mut problem, &mut Masking(&mut store))?;
         let mut grads = store.take();

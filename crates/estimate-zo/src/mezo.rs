@@ -254,7 +254,10 @@ impl Estimator for Mezo {
             }
             let (plus, minus) = self.two_sided(problem, z)?;
             if !(plus.is_finite() && minus.is_finite()) {
-                ramekin_core::say!("  step {}: a perturbed loss is {plus}, {minus}; skipped", problem.step() + 1);
+                ramekin_core::say!(
+                    "  step {}: a perturbed loss is {plus}, {minus}; skipped",
+                    problem.step() + 1
+                );
                 self.log.push(Vec::new());
                 return problem.loss(None);
             }

@@ -7,6 +7,7 @@
 //! | [`checkpoint`] | `checkpoint-STEP/` folders, the newest good one, and why others are not good |
 //! | [`header`] | the header of a safetensors file, checked against the file before anything is believed |
 //! | [`index`] | reading tensors of one file or of a sharded model, one at a time, into memory of their own |
+//! | [`spool`] | a scratch file for bytes that leave memory and come back |
 //! | [`mod@write`] | writing safetensors, whole or sharded, one tensor at a time |
 //!
 //! Nothing is mapped into memory: what is read is counted where it is held.
@@ -16,6 +17,7 @@ pub mod checkpoint;
 pub mod disk;
 pub mod header;
 pub mod index;
+pub mod spool;
 pub mod write;
 
 pub use atomic::{AtomicDir, Damage, mirror, recover, verify, write_atomic};
@@ -24,4 +26,5 @@ pub use disk::{Disk, DiskError, Op};
 pub use header::{Header, TensorInfo};
 pub use index::Index;
 pub use safetensors::Dtype;
+pub use spool::{Spool, Ticket};
 pub use write::{Data, Spec, write_safetensors, write_sharded};
