@@ -2,13 +2,14 @@
 //!
 //! Most tests cook a small recipe with the binary, as a user would
 //! ([`Kitchen`]); those that look inside assemble a model with the library
-//! ([`lab`]). Numbers are compared by [`compare`].
+//! ([`lab`]), and train on tasks of seconds ([`toy`]). Numbers are compared by [`compare`].
 
 pub mod compare;
 pub mod decoding;
 pub mod kitchen;
 pub mod lab;
 pub mod recall;
+pub mod toy;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,0 +1,4 @@
+//! What the sheets of the zeroth-order methods say must hold; a test is called as its item there.
+
+mod mezo;
+mod mezo_behaviour;

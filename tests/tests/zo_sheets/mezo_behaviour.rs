@@ -1,0 +1,119 @@
+//! `mezo`, item 7: a pretrained toy learns a classification by forwards alone.
+
+pub mod mezo {
+    use ramekin_core::Draws;
+    use ramekin_engine::assembly::{Assembly, Blueprint};
+    use ramekin_engine::parts;
+    use ramekin_engine::step::{LabelledBatch, Trainer};
+    use ramekin_tests::{lab, toy};
+    use serde_json::json;
+
+    const SYMBOLS: usize = 24;
+    const QUERY: u32 = 24;
+    const NAMES: u32 = 25; // four tokens that name the tables
+    const ANSWERS: u32 = 29; // two tokens that only the task uses
+    const LENGTH: usize = 12;
+
+    struct Task {
+        tables: Vec<toy::Chain>,
+    }
+
+    impl Task {
+        fn new(seed: u64) -> Self {
+            Task { tables: (0..4).map(|t| toy::Chain::new(SYMBOLS, 1, 2.5, seed * 10 + t)).collect() }
+        }
+
+        fn text(&self, draws: &mut Draws) -> (usize, Vec<u32>) {
+            let table = draws.below(4);
+            let mut text = self.tables[table].text(LENGTH, draws);
+            text.push(QUERY);
+            (table, text)
+        }
+
+        /// Texts with the name of their table, wrong one time in ten.
+        fn pretraining(&self, rows: usize, draws: &mut Draws) -> Vec<Vec<u32>> {
+            let row = |_| {
+                let (table, mut text) = self.text(draws);
+                let named = if draws.uniform() < 0.9 { table } else { draws.below(4) };
+                text.push(NAMES + named as u32);
+                text
+            };
+            (0..rows).map(row).collect()
+        }
+
+        /// Texts with the answer token of their class, which alone is learnt.
+        fn examples(&self, rows: usize, draws: &mut Draws) -> Vec<Vec<u32>> {
+            let row = |_| {
+                let (table, mut text) = self.text(draws);
+                text.push(ANSWERS + (table % 2) as u32);
+                text
+            };
+            (0..rows).map(row).collect()
+        }
+    }
+
+    fn answer_only(rows: &[Vec<u32>]) -> LabelledBatch {
+        toy::labelled(rows, |i, n| i + 1 == n)
+    }
+
+    fn pretrained(seed: u64, task: &Task) -> Assembly {
+        let plan = lab::fresh_model(toy::llama(32, 32, 2, 4, 64));
+        let assembly = lab::assemble(&Blueprint { seed, full_training: true, ..plan });
+        let mut draws = toy::draws("mezo/pretraining", seed);
+        let rows = task.pretraining(4000, &mut draws);
+        let mut trainer = lab::trainer(3e-3);
+        let mut order = toy::draws("mezo/order", seed);
+        toy::train(&assembly, &mut trainer, 500, |_| {
+            let picked: Vec<Vec<u32>> = (0..32).map(|_| rows[order.below(rows.len())].clone()).collect();
+            lab::batch(&picked)
+        });
+        assembly
+    }
+
+    /// Share of texts whose class has the larger of the two answers' logits.
+    fn accuracy(assembly: &Assembly, rows: &[Vec<u32>]) -> f64 {
+        let prompts: Vec<Vec<u32>> = rows.iter().map(|r| r[..r.len() - 1].to_vec()).collect();
+        let batch = lab::batch(&prompts);
+        let logits = lab::logits(assembly, &batch.flat, true);
+        let right = rows.iter().zip(batch.flat.segments.iter()).filter(|(row, at)| {
+            let z = &logits[(at.end - 1) * 32..at.end * 32];
+            let guess = if z[ANSWERS as usize + 1] > z[ANSWERS as usize] { ANSWERS + 1 } else { ANSWERS };
+            guess == row[row.len() - 1]
+        });
+        right.count() as f64 / rows.len() as f64
+    }
+
+    fn trainer(objective: &str, eps: f64, lr: f64) -> Trainer {
+        let mut trainer = lab::trainer(lr);
+        let settings = json!({ "zo_eps": eps, "objective": objective });
+        trainer.estimator = parts::estimator(&lab::part("mezo", settings)).expect("mezo");
+        trainer.optimizer = parts::optimizer(&lab::part("sgd", json!({ "lr": lr }))).expect("sgd");
+        trainer.fused = true;
+        trainer
+    }
+
+    /// Accuracy on new texts before and after 3,000 steps of `batch` rows.
+    fn run(seed: u64, batch: usize, mut trainer: Trainer) -> (f64, f64) {
+        let task = Task::new(seed);
+        let assembly = pretrained(seed, &task);
+        let mut draws = toy::draws("mezo/task", seed);
+        let (train, test) = (task.examples(1000, &mut draws), task.examples(1000, &mut draws));
+        let before = accuracy(&assembly, &test);
+        let mut order = toy::draws("mezo/batches", seed);
+        toy::train(&assembly, &mut trainer, 3000, |_| {
+            let rows: Vec<Vec<u32>> = (0..batch).map(|_| train[order.below(1000)].clone()).collect();
+            answer_only(&rows)
+        });
+        (before, accuracy(&assembly, &test))
+    }
+
+    /// Each seed ends at 78 % or more and 13 points above its start.
+    #[test]
+    fn check_7() {
+        for seed in 0..3 {
+            let (before, after) = run(seed, 16, trainer("loss", 1e-3, 1e-4));
+            println!("seed {seed}: {before:.3} → {after:.3}");
+            assert!(after >= 0.78 && after >= before + 0.13, "seed {seed}: {before:.3} → {after:.3}");
+        }
+    }
+}
