@@ -62,8 +62,7 @@ impl Chain {
 
     /// A text of this length whose first `order` symbols are uniform.
     pub fn text(&self, length: usize, draws: &mut Draws) -> Vec<u32> {
-        let mut text: Vec<u32> =
-            (0..self.order.min(length)).map(|_| draws.below(self.n) as u32).collect();
+        let mut text: Vec<u32> = (0..self.order.min(length)).map(|_| draws.below(self.n) as u32).collect();
         while text.len() < length {
             let next = pick(self.next(&text), draws);
             text.push(next as u32);
@@ -115,8 +114,7 @@ pub fn problem<'a>(
     params: &'a [std::sync::Arc<ramekin_core::Param>],
     batches: &'a [LabelledBatch],
 ) -> Batches<'a> {
-    let pass =
-        Pass { objective: &*trainer.objective, activation: &*trainer.activation, rng: trainer.rng };
+    let pass = Pass { objective: &*trainer.objective, activation: &*trainer.activation, rng: trainer.rng };
     let active = batches.iter().map(LabelledBatch::active).sum();
     Batches { pass, assembly, batches, params, active, step: 0, total: 1, lr: 0.0 }
 }

@@ -1,4 +1,6 @@
-//! `mezo`, items 1 to 6: the arithmetic of the estimator.
+//! `mezo`: the arithmetic of the estimator, and what it learns.
+
+mod behaviour;
 
 use std::sync::Arc;
 
@@ -49,7 +51,10 @@ fn error(assembly: &Assembly, trainer: &Trainer, batch: &LabelledBatch, eps: f64
     let (mut along, mut norm) = (0.0, 0.0);
     for p in &params {
         let g = numbers(&[Param::new("g", exact.get(p.id()).expect("a gradient").clone())]);
-        let zeros = Param::new(p.name(), Array::zeros(p.value().dims(), p.value().dtype(), Category::Workspace).unwrap());
+        let zeros = Param::new(
+            p.name(),
+            Array::zeros(p.value().dims(), p.value().dtype(), Category::Workspace).unwrap(),
+        );
         z.add(&zeros, &zeros.value(), 1.0).expect("a draw");
         let zs = numbers(&[zeros]);
         along += g.iter().zip(&zs).map(|(g, z)| g * z).sum::<f64>();
@@ -253,7 +258,9 @@ fn check_6() {
         let trainer = lab::trainer(1e-3);
         let forward = {
             let params = assembly.trainable();
-            toy::problem(&assembly, &trainer, &params, std::slice::from_ref(&batch)).loss(None).expect("a loss");
+            toy::problem(&assembly, &trainer, &params, std::slice::from_ref(&batch))
+                .loss(None)
+                .expect("a loss");
             meter.peak()
         };
         meter.reset_peak();
@@ -262,12 +269,42 @@ fn check_6() {
         let settings = serde_json::json!({ "perturb_mode": mode });
         trainer.estimator = ramekin_engine::parts::estimator(&lab::part("mezo", settings)).expect("mezo");
         trainer.optimizer =
-            ramekin_engine::parts::optimizer(&lab::part("sgd", serde_json::json!({ "lr": 1e-4 }))).expect("sgd");
+            ramekin_engine::parts::optimizer(&lab::part("sgd", serde_json::json!({ "lr": 1e-4 })))
+                .expect("sgd");
         trainer.fused = true;
         lab::train(&assembly, &mut trainer, &batch, 3);
         let largest = assembly.trainable().iter().map(|p| p.value().bytes()).max().expect("a tensor");
         let held = meter.peak() - before;
-        assert!(held <= forward + largest, "{mode:?}: {held} bytes; a forward holds {forward}, a tensor {largest}");
+        assert!(
+            held <= forward + largest,
+            "{mode:?}: {held} bytes; a forward holds {forward}, a tensor {largest}"
+        );
         assert_eq!(meter.highest().gradients, 0, "{mode:?}: a gradient was made");
     }
+}
+
+/// Each seed ends at 78 % or more and 13 points above its start.
+#[test]
+fn check_7() {
+    for seed in 0..3 {
+        let (before, after) = behaviour::run(seed, 16, behaviour::trainer("loss", 1e-3, 1e-4));
+        println!("seed {seed}: {before:.3} → {after:.3}");
+        assert!(after >= 0.78 && after >= before + 0.13, "seed {seed}: {before:.3} → {after:.3}");
+    }
+}
+
+/// The update with its sign turned unlearns; one along a direction that was not measured learns too little.
+#[test]
+fn check_7_must_fail() {
+    let (before, after) = behaviour::run(0, 16, behaviour::flipped());
+    assert!(after < before && after < 0.45, "flipped: {before:.3} → {after:.3}");
+    let (before, after) = behaviour::run(0, 16, behaviour::fresh());
+    assert!(after < 0.75, "fresh: {before:.3} → {after:.3}");
+}
+
+/// Accuracy itself can be the objective.
+#[test]
+fn check_7_accuracy() {
+    let (before, after) = behaviour::run(0, 64, behaviour::trainer("accuracy", 1e-2, 1e-4));
+    assert!(after >= 0.77, "{before:.3} → {after:.3}");
 }
