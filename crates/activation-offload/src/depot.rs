@@ -6,7 +6,7 @@ use std::path::Path;
 use std::rc::{Rc, Weak};
 use std::sync::{Arc, Weak as ArcWeak};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use ramekin_core::meter::{self, Meter};
 use ramekin_core::{Array, Category, DType, Lease, Tier};
 use ramekin_store::{Spool, Ticket};
@@ -81,8 +81,8 @@ impl Depot {
             Place::Nowhere
         } else {
             match &self.spool {
-                None => Place::Host(bytes(array)?),
-                Some(spool) => Place::Disk(spool.put(bytes(array)?)?),
+                None => Place::Host(array.to_bytes()?),
+                Some(spool) => Place::Disk(spool.put(array.to_bytes()?)?),
             }
         };
         let meter = meter::current();
@@ -148,11 +148,7 @@ impl Parcel {
     }
 
     fn array(&self, bytes: &[u8]) -> Result<Array> {
-        match self.dtype {
-            DType::F32 => Array::from_vec(numbers::<f32>(bytes), &self.dims, Category::Activations),
-            DType::F64 => Array::from_vec(numbers::<f64>(bytes), &self.dims, Category::Activations),
-            other => bail!("no tensor in {other:?} goes away"),
-        }
+        Array::from_bytes(bytes, &self.dims, self.dtype, Category::Activations)
     }
 }
 
@@ -165,21 +161,7 @@ impl Drop for Parcel {
     }
 }
 
-fn numbers<T: bytemuck::Pod>(bytes: &[u8]) -> Vec<T> {
-    let mut all = vec![T::zeroed(); bytes.len() / size_of::<T>()];
-    bytemuck::cast_slice_mut(&mut all).copy_from_slice(bytes);
-    all
-}
-
 /// Whether tensors of this type can go away.
 pub fn carries(dtype: DType) -> bool {
     matches!(dtype, DType::F32 | DType::F64)
-}
-
-fn bytes(array: &Array) -> Result<Vec<u8>> {
-    match array.dtype() {
-        DType::F32 => Ok(bytemuck::cast_slice(&array.view::<f32>()?).to_vec()),
-        DType::F64 => Ok(bytemuck::cast_slice(&array.view::<f64>()?).to_vec()),
-        other => bail!("no tensor in {other:?} goes away"),
-    }
 }

@@ -132,6 +132,10 @@ impl SavedHook for Stay {
 }
 
 impl ActivationPolicy for Offload {
+    fn recomputes(&self) -> bool {
+        self.recompute
+    }
+
     fn run(&self, fx: &Forward, _index: usize, block: Block, x: &Value) -> Result<Value> {
         let hook = Rc::new(Send { depot: self.depot.clone(), min_bytes: self.min_bytes });
         if !self.recompute {

@@ -73,6 +73,10 @@ impl Part for Checkpoint {
 }
 
 impl ActivationPolicy for Checkpoint {
+    fn recomputes(&self) -> bool {
+        self.every == 1
+    }
+
     fn run(&self, fx: &Forward, index: usize, block: Block, x: &Value) -> Result<Value> {
         if !index.is_multiple_of(self.every) {
             return block(fx, x);

@@ -18,6 +18,7 @@ use ramekin_kv_quant as _;
 use ramekin_model_llama as _;
 use ramekin_objective_lm as _;
 use ramekin_optim_adam as _;
+use ramekin_placement_stream as _;
 use ramekin_quant_block as _;
 use ramekin_schedule_curves as _;
 

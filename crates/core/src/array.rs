@@ -68,7 +68,15 @@ impl Drop for Lease {
 pub struct Array {
     tensor: Tensor,
     lease: Arc<Lease>,
-    shape_only: bool,
+    kind: Kind,
+}
+
+/// What stands behind an array's shape.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Real,
+    ShapeOnly,
+    Absent,
 }
 
 impl std::fmt::Debug for Array {
@@ -82,7 +90,7 @@ impl Array {
     pub fn from_tensor(tensor: Tensor, category: Category) -> Result<Self> {
         let tensor = tensor.contiguous()?;
         let bytes = bytes_of(tensor.elem_count(), tensor.dtype());
-        Ok(Array { tensor, lease: Lease::new(category, bytes), shape_only: false })
+        Ok(Array { tensor, lease: Lease::new(category, bytes), kind: Kind::Real })
     }
 
     /// Takes over a vector of as many numbers as the shape has.
@@ -99,12 +107,33 @@ impl Array {
     pub fn shape_only(dims: &[usize], dtype: DType, category: Category) -> Result<Self> {
         let tensor = Tensor::zeros((), dtype, &Device::Cpu)?.broadcast_as(dims)?;
         let bytes = bytes_of(dims.iter().product(), dtype);
-        Ok(Array { tensor, lease: Lease::new(category, bytes), shape_only: true })
+        Ok(Array { tensor, lease: Lease::new(category, bytes), kind: Kind::ShapeOnly })
     }
 
     /// Whether this array has no numbers.
     pub fn is_shape_only(&self) -> bool {
-        self.shape_only
+        self.kind == Kind::ShapeOnly
+    }
+
+    /// A tensor that is elsewhere just now: its shape, no bytes, and no reading.
+    pub fn absent(dims: &[usize], dtype: DType) -> Result<Self> {
+        let tensor = Tensor::zeros((), dtype, &Device::Cpu)?.broadcast_as(dims)?;
+        Ok(Array { tensor, lease: Lease::new(Category::Workspace, 0), kind: Kind::Absent })
+    }
+
+    /// Whether the tensor is elsewhere just now.
+    pub fn is_absent(&self) -> bool {
+        self.kind == Kind::Absent
+    }
+
+    fn check_numbers(&self) -> Result<()> {
+        match self.kind {
+            Kind::Real => Ok(()),
+            Kind::ShapeOnly => bail!("a shape-only array {:?} has no numbers", self.dims()),
+            Kind::Absent => {
+                bail!("the weight {:?} is not in memory: its block was not asked for", self.dims())
+            }
+        }
     }
 
     /// An array for an operation's result: shape-only as soon as one of its
@@ -163,12 +192,12 @@ impl Array {
     pub fn reshape(&self, dims: &[usize]) -> Result<Self> {
         let wanted: usize = dims.iter().product();
         ensure!(wanted == self.len(), "cannot see {:?} as {dims:?}", self.dims());
-        let tensor = if self.shape_only {
+        let tensor = if self.kind != Kind::Real {
             Tensor::zeros((), self.dtype(), &Device::Cpu)?.broadcast_as(dims)?
         } else {
             self.tensor.reshape(dims)?
         };
-        Ok(Array { tensor, lease: self.lease.clone(), shape_only: self.shape_only })
+        Ok(Array { tensor, lease: self.lease.clone(), kind: self.kind })
     }
 
     /// Copies rows `first..first + count` of the outermost dimension.
@@ -176,9 +205,10 @@ impl Array {
         let mut dims = self.dims().to_vec();
         ensure!(!dims.is_empty() && first + count <= dims[0], "no rows {first}+{count} in {dims:?}");
         dims[0] = count;
-        if self.shape_only {
+        if self.is_shape_only() {
             return Self::shape_only(&dims, self.dtype(), category);
         }
+        self.check_numbers()?;
         Self::from_tensor(self.tensor.narrow(0, first, count)?.copy()?, category)
     }
 
@@ -216,7 +246,7 @@ impl Array {
     /// # Errors
     /// If the array is shape-only, holds another type, or is not on the CPU.
     pub fn view<T: Element>(&self) -> Result<View<'_, T>> {
-        ensure!(!self.shape_only, "a shape-only array {:?} has no numbers", self.dims());
+        self.check_numbers()?;
         let (storage, layout) = self.tensor.storage_and_layout();
         let (start, len) = (layout.start_offset(), self.tensor.elem_count());
         match &*storage {
@@ -228,7 +258,7 @@ impl Array {
 
     /// Changes the numbers in place; every handle to the same bytes sees it.
     pub fn update<T: Element, R>(&self, f: impl FnOnce(&mut [T]) -> R) -> Result<R> {
-        ensure!(!self.shape_only, "a shape-only array {:?} has no numbers", self.dims());
+        self.check_numbers()?;
         let op = Update { f: RefCell::new(Some(f)), out: RefCell::new(None), t: std::marker::PhantomData };
         self.tensor.inplace_op1(&op)?;
         op.out.into_inner().context("the update did not run")
@@ -236,7 +266,7 @@ impl Array {
 
     /// The numbers as a vector, converted to f32.
     pub fn to_f32(&self) -> Result<Vec<f32>> {
-        ensure!(!self.shape_only, "a shape-only array {:?} has no numbers", self.dims());
+        self.check_numbers()?;
         Ok(self.tensor.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?)
     }
 
@@ -245,17 +275,48 @@ impl Array {
         if dtype == self.dtype() {
             return Ok(self.clone());
         }
-        if self.shape_only {
+        if self.is_shape_only() {
             return Self::shape_only(self.dims(), dtype, category);
         }
+        self.check_numbers()?;
         Self::from_tensor(self.tensor.to_dtype(dtype)?, category)
+    }
+
+    /// The bytes of the numbers, in this machine's order.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        Ok(match self.dtype() {
+            DType::F32 => bytemuck::cast_slice(&self.view::<f32>()?).to_vec(),
+            DType::F64 => bytemuck::cast_slice(&self.view::<f64>()?).to_vec(),
+            DType::BF16 => bytemuck::cast_slice(&self.view::<half::bf16>()?).to_vec(),
+            DType::F16 => bytemuck::cast_slice(&self.view::<half::f16>()?).to_vec(),
+            DType::U8 => self.view::<u8>()?.to_vec(),
+            other => bail!("no bytes of {other:?}"),
+        })
+    }
+
+    /// The array that [`Array::to_bytes`] was taken from.
+    pub fn from_bytes(bytes: &[u8], dims: &[usize], dtype: DType, category: Category) -> Result<Self> {
+        fn numbers<T: bytemuck::Pod>(bytes: &[u8]) -> Vec<T> {
+            let mut all = vec![T::zeroed(); bytes.len() / size_of::<T>()];
+            bytemuck::cast_slice_mut(&mut all).copy_from_slice(bytes);
+            all
+        }
+        match dtype {
+            DType::F32 => Self::from_vec(numbers::<f32>(bytes), dims, category),
+            DType::F64 => Self::from_vec(numbers::<f64>(bytes), dims, category),
+            DType::BF16 => Self::from_vec(numbers::<half::bf16>(bytes), dims, category),
+            DType::F16 => Self::from_vec(numbers::<half::f16>(bytes), dims, category),
+            DType::U8 => Self::from_vec(bytes.to_vec(), dims, category),
+            other => bail!("no numbers in {other:?}"),
+        }
     }
 
     /// A scalar's value.
     pub fn scalar(&self) -> Result<f64> {
-        if self.shape_only {
+        if self.is_shape_only() {
             return Ok(0.0);
         }
+        self.check_numbers()?;
         ensure!(self.len() == 1, "{:?} is not a scalar", self.dims());
         Ok(self.tensor.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>()?[0])
     }

@@ -6,14 +6,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use ramekin_core::{DType, Ledger, Param, Rng, UserError};
+use ramekin_core::{Array, DType, Ledger, Param, Rng, UserError};
 use ramekin_data::Tokenizer;
 use ramekin_recipe::{Adapter as AdapterChoice, Dtype, Model as ModelChoice, Part};
 use ramekin_registry::{AnyPart, Slot, load_adapter};
 use ramekin_slots::{
-    Adapter, AttachContext, LoadOptions, Loader, Model, ModelFacts, ModelFamily, RandomSource, Selection,
-    ShapeSource, Sites, WeightSource,
+    Adapter, AttachContext, Forward, LoadOptions, Loader, Model, ModelFacts, ModelFamily, Placement,
+    RandomSource, Selection, ShapeSource, Sites, WeightSource,
 };
+use ramekin_tape::Value;
 use serde_json::Value as Json;
 
 use crate::inputs::{self, Origin};
@@ -31,6 +32,8 @@ pub struct Blueprint {
     pub adapters: Vec<AdapterChoice>,
     /// Which weights of the base train; the model is then held dense, unless a quantizer says otherwise.
     pub selection: Option<Part>,
+    /// Where weights live while they are not used; in memory if absent.
+    pub placement: Option<Part>,
     /// Folder that relative paths start from.
     pub base_dir: PathBuf,
     /// The run's seed.
@@ -87,6 +90,7 @@ impl Blueprint {
             quantizer: None,
             adapters: Vec::new(),
             selection: None,
+            placement: None,
             base_dir: PathBuf::from("."),
             seed: 0,
             full_training: false,
@@ -136,13 +140,22 @@ impl Blueprint {
         };
         let quantizer = self.quantizer.as_ref().map(parts::quantizer).transpose()?;
         let dtype = self.dtype(source)?;
-        let options = LoadOptions { dtype, quantizer: quantizer.as_deref() };
+        let placement = self.placement.as_ref().map(parts::placement).transpose()?;
+        let placement: Option<Rc<dyn Placement>> = placement.filter(|p| !p.is_resident()).map(Rc::from);
+        let options = LoadOptions { dtype, quantizer: quantizer.as_deref(), placement: placement.as_deref() };
         let mut loader = Loader::new(source, options);
         let model = family.build(&config, &mut loader)?;
         let finished = loader.finish();
-        let (ledger, sites, unused) = match &self.quantizer {
+        let (ledger, mut sites, unused) = match &self.quantizer {
             Some(part) => parts::placed(part, finished)?,
             None => finished?,
+        };
+        let model = match placement {
+            None => model,
+            Some(placement) => {
+                sites.set_placement(placement);
+                Rc::new(Streamed(model))
+            }
         };
         let mut assembly = Assembly {
             model,
@@ -211,6 +224,31 @@ impl Blueprint {
                 Opened { bytes: memory.bytes(), weights: Box::new(memory) }
             }
         })
+    }
+}
+
+/// A model whose blocks' weights are in memory only while the block runs.
+struct Streamed(Rc<dyn Model>);
+
+impl Model for Streamed {
+    fn facts(&self) -> &ModelFacts {
+        self.0.facts()
+    }
+
+    fn embed(&self, fx: &Forward) -> Result<Value> {
+        self.0.embed(fx)
+    }
+
+    fn block(&self, index: usize, fx: &Forward, x: &Value) -> Result<Value> {
+        fx.sites.with_block(index, || self.0.block(index, fx, x))
+    }
+
+    fn final_norm(&self, fx: &Forward, x: &Value) -> Result<Value> {
+        self.0.final_norm(fx, x)
+    }
+
+    fn head(&self, fx: &Forward, x: &Value) -> Result<Value> {
+        self.0.head(fx, x)
     }
 }
 
@@ -323,14 +361,23 @@ impl Assembly {
         Ok(())
     }
 
+    /// Whether the blocks' weights come and go.
+    pub fn is_streamed(&self) -> bool {
+        self.params_like(Array::is_absent) || self.sites.linears().iter().any(|l| l.is_absent())
+    }
+
+    /// Whether something trains whose weights come and go.
+    pub fn trains_what_is_away(&self) -> bool {
+        self.trainable().iter().any(|p| p.value().is_absent())
+    }
+
     /// Whether there are only shapes, for a plan.
     pub fn is_shape_only(&self) -> bool {
-        self.ledger
-            .borrow()
-            .entries()
-            .iter()
-            .filter_map(|e| e.param.as_ref())
-            .any(|p| p.value().is_shape_only())
+        self.params_like(Array::is_shape_only)
+    }
+
+    fn params_like(&self, like: impl Fn(&Array) -> bool) -> bool {
+        self.ledger.borrow().entries().iter().filter_map(|e| e.param.as_ref()).any(|p| like(&p.value()))
     }
 
     /// The parameters that train, in the ledger's order.

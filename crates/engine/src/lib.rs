@@ -9,6 +9,7 @@
 //! | [`masks`] | what an optimizer sees of a parameter that trains in part |
 //! | [`bill`] | the same step on shapes: the plan |
 //! | `fit` | what may change so that a stage fits the budget |
+//! | `compat` | what cannot go together |
 //! | [`audit`] | what is checked before step 1 |
 //! | `preflight` | what can be seen before the first stage: files that are not there |
 //! | `folder` | what is in a run folder, and what of it may go |
@@ -24,6 +25,7 @@ pub mod bill;
 mod blame;
 pub mod builtin;
 pub mod checkpoint;
+mod compat;
 mod fit;
 mod folder;
 pub mod generation;

@@ -7,8 +7,8 @@ use ramekin_recipe::Part;
 use ramekin_registry::{AnyPart, Slot, build};
 pub use ramekin_slots::Decoder;
 use ramekin_slots::{
-    ActivationPolicy, Adapter, Estimator, GradientTransform, Hook, KvPolicy, Objective, Optimizer, Quantizer,
-    Schedule, Selection,
+    ActivationPolicy, Adapter, Estimator, GradientTransform, Hook, KvPolicy, Objective, Optimizer, Placement,
+    Quantizer, Schedule, Selection,
 };
 use serde_json::Value as Json;
 
@@ -52,6 +52,8 @@ makers! {
     selection: Selection => Selection;
     /// An estimator.
     estimator: Estimator => Estimator;
+    /// A placement.
+    placement: Placement => Placement;
     /// A hook.
     hook: Hook => Hook;
     /// A gradient transform.

@@ -70,7 +70,7 @@ impl Quantizer for Nf4 {
 
     fn pack_shape(&self, name: &str, shape: (usize, usize)) -> Result<Arc<dyn PackedWeight>> {
         let bytes = packed_bytes(shape, self.spec).map_err(|e| refuse(name, e))?;
-        Ok(Packed::hold(Codes::ShapeOnly, shape, bytes))
+        Ok(Packed::hold(Codes::ShapeOnly((shape.0 * shape.1).div_ceil(2) as u64), shape, bytes))
     }
 
     fn module_names_left_out(&self) -> &[String] {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use ramekin_core::pattern::ends_in;
 use ramekin_core::{BadSetting, Category, Lease, UserError};
-use ramekin_slots::PackedWeight;
+use ramekin_slots::{Apart, PackedWeight};
 
 use crate::codec::CodecError;
 use crate::nf4_codec::Nf4Data;
@@ -16,8 +16,8 @@ use crate::rtn_codec::RtnData;
 pub(crate) enum Codes {
     Nf4(Nf4Data),
     Rtn(RtnData),
-    /// Bytes alone, for a plan.
-    ShapeOnly,
+    /// Bytes alone, for a plan: those of the codes.
+    ShapeOnly(u64),
 }
 
 /// A packed weight, on the meter.
@@ -45,14 +45,45 @@ impl PackedWeight for Packed {
     }
 
     fn is_shape_only(&self) -> bool {
-        matches!(self.codes, Codes::ShapeOnly)
+        matches!(self.codes, Codes::ShapeOnly(_))
+    }
+
+    /// The codes move; the scales, a few per cent of them, stay.
+    fn apart(&self) -> Option<Apart> {
+        let (shape, bytes) = (self.shape, self.bytes);
+        let bulk = match &self.codes {
+            Codes::Nf4(d) => d.packed.clone(),
+            Codes::Rtn(d) => d.packed.clone(),
+            Codes::ShapeOnly(_) => Vec::new(),
+        };
+        let moving = match &self.codes {
+            Codes::ShapeOnly(n) => *n,
+            _ => bulk.len() as u64,
+        };
+        let rest = match &self.codes {
+            Codes::Nf4(d) => Codes::Nf4(Nf4Data { packed: Vec::new(), ..d.clone() }),
+            Codes::Rtn(d) => Codes::Rtn(RtnData { packed: Vec::new(), ..d.clone() }),
+            Codes::ShapeOnly(n) => Codes::ShapeOnly(*n),
+        };
+        let scales = Lease::new(Category::Weights, bytes - moving);
+        let rebuild = move |packed: Vec<u8>| -> Result<Arc<dyn PackedWeight>> {
+            let _ = &scales; // held for as long as the weight may come back
+            let codes = match &rest {
+                Codes::Nf4(d) => Codes::Nf4(Nf4Data { packed, ..d.clone() }),
+                Codes::Rtn(d) => Codes::Rtn(RtnData { packed, ..d.clone() }),
+                Codes::ShapeOnly(n) => Codes::ShapeOnly(*n),
+            };
+            let lease = Lease::new(Category::Weights, moving);
+            Ok(Arc::new(Packed { codes, shape, lease, bytes }))
+        };
+        Some(Apart { bulk, bytes: moving, rebuild: Box::new(rebuild) })
     }
 
     fn rows_f32(&self, first: usize, out: &mut [f32]) {
         match &self.codes {
             Codes::Nf4(d) => d.rows_into(first, out),
             Codes::Rtn(d) => d.rows_into(first, out),
-            Codes::ShapeOnly => {}
+            Codes::ShapeOnly(_) => {}
         }
     }
 
@@ -60,7 +91,7 @@ impl PackedWeight for Packed {
         match &self.codes {
             Codes::Nf4(d) => d.rows_into(first, out),
             Codes::Rtn(d) => d.rows_into(first, out),
-            Codes::ShapeOnly => {}
+            Codes::ShapeOnly(_) => {}
         }
     }
 }

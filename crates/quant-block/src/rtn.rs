@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use anyhow::Result;
+use ramekin_kernels::packed::stream_bytes;
 use ramekin_registry::{Part, part};
 use ramekin_slots::{PackedWeight, Quantizer};
 use schemars::JsonSchema;
@@ -74,7 +75,8 @@ impl Quantizer for Rtn {
 
     fn pack_shape(&self, name: &str, shape: (usize, usize)) -> Result<Arc<dyn PackedWeight>> {
         let bytes = packed_bytes(shape, self.spec).map_err(|e| refuse(name, e))?;
-        Ok(Packed::hold(Codes::ShapeOnly, shape, bytes))
+        let codes = (shape.0 * stream_bytes(shape.1, self.spec.bits)) as u64;
+        Ok(Packed::hold(Codes::ShapeOnly(codes), shape, bytes))
     }
 
     fn module_names_left_out(&self) -> &[String] {

@@ -40,7 +40,8 @@ impl Part {
 }
 
 /// What a slot of a stage holds where nothing was written.
-pub const DEFAULTS: [(&str, &str); 7] = [
+pub const DEFAULTS: [(&str, &str); 8] = [
+    ("placement", "resident"),
     ("estimator", "backprop"),
     ("optimizer", "adamw"),
     ("schedule", "constant"),

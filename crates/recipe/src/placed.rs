@@ -52,6 +52,7 @@ impl Stage {
         match self {
             Stage::Train(s) => {
                 all.perhaps("quantizer", &mut s.quantizer);
+                all.one("placement", &mut s.placement);
                 all.adapters(&mut s.adapter);
                 all.perhaps("selection", &mut s.selection);
                 all.one("estimator", &mut s.estimator);
@@ -72,6 +73,7 @@ impl Stage {
             }
             Stage::Generate(s) => {
                 all.perhaps("quantizer", &mut s.quantizer);
+                all.one("placement", &mut s.placement);
                 all.adapters(&mut s.adapter);
                 all.one("decode", &mut s.decode);
                 all.one("kv", &mut s.kv);
@@ -79,6 +81,7 @@ impl Stage {
             Stage::Merge(s) => all.adapters(&mut s.adapter),
             Stage::Eval(s) => {
                 all.perhaps("quantizer", &mut s.quantizer);
+                all.one("placement", &mut s.placement);
                 all.adapters(&mut s.adapter);
                 all.one("data", &mut s.data);
                 all.one("decode", &mut s.decode);
@@ -86,6 +89,7 @@ impl Stage {
             }
             Stage::Logits(s) => {
                 all.perhaps("quantizer", &mut s.quantizer);
+                all.one("placement", &mut s.placement);
                 all.adapters(&mut s.adapter);
             }
         }

@@ -85,6 +85,17 @@ impl Stage {
         }
     }
 
+    /// Where weights live, in a stage that says so.
+    pub fn placement(&self) -> Option<&Part> {
+        match self {
+            Stage::Train(s) => Some(&s.placement),
+            Stage::Generate(s) => Some(&s.placement),
+            Stage::Eval(s) => Some(&s.placement),
+            Stage::Logits(s) => Some(&s.placement),
+            Stage::Merge(_) => None,
+        }
+    }
+
     /// The adapters attached by the stage.
     pub fn adapters(&self) -> &[Adapter] {
         match self {
@@ -111,6 +122,10 @@ pub struct TrainStage {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "one::<{ slot::QUANTIZER }>")]
     pub quantizer: Option<Part>,
+    /// Where weights live while they are not used. Default: `{ kind = "resident" }`.
+    #[serde(default = "by_default::<{ slot::PLACEMENT }>")]
+    #[schemars(schema_with = "one::<{ slot::PLACEMENT }>")]
+    pub placement: Part,
     /// Adapters to train, in order. Default: none, all weights train.
     #[serde(default, deserialize_with = "one_or_many")]
     #[schemars(schema_with = "many::<{ slot::ADAPTER }>")]
@@ -303,6 +318,10 @@ pub struct GenerateStage {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "one::<{ slot::QUANTIZER }>")]
     pub quantizer: Option<Part>,
+    /// Where weights live while they are not used. Default: `{ kind = "resident" }`.
+    #[serde(default = "by_default::<{ slot::PLACEMENT }>")]
+    #[schemars(schema_with = "one::<{ slot::PLACEMENT }>")]
+    pub placement: Part,
     /// Adapters to attach, in order. Default: none besides those of the stage before.
     #[serde(default, deserialize_with = "one_or_many")]
     #[schemars(schema_with = "many::<{ slot::ADAPTER }>")]
@@ -385,6 +404,10 @@ pub struct EvalStage {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "one::<{ slot::QUANTIZER }>")]
     pub quantizer: Option<Part>,
+    /// Where weights live while they are not used. Default: `{ kind = "resident" }`.
+    #[serde(default = "by_default::<{ slot::PLACEMENT }>")]
+    #[schemars(schema_with = "one::<{ slot::PLACEMENT }>")]
+    pub placement: Part,
     /// Adapters to attach, in order. Default: none besides those of the stage before.
     #[serde(default, deserialize_with = "one_or_many")]
     #[schemars(schema_with = "many::<{ slot::ADAPTER }>")]
@@ -427,6 +450,10 @@ pub struct LogitsStage {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "one::<{ slot::QUANTIZER }>")]
     pub quantizer: Option<Part>,
+    /// Where weights live while they are not used. Default: `{ kind = "resident" }`.
+    #[serde(default = "by_default::<{ slot::PLACEMENT }>")]
+    #[schemars(schema_with = "one::<{ slot::PLACEMENT }>")]
+    pub placement: Part,
     /// Adapters to attach, in order. Default: none besides those of the stage before.
     #[serde(default, deserialize_with = "one_or_many")]
     #[schemars(schema_with = "many::<{ slot::ADAPTER }>")]

@@ -175,6 +175,9 @@ macro_rules! any {
     (hook, $p:expr) => {
         Ok($crate::AnyPart::Hook(Box::new($p)))
     };
+    (placement, $p:expr) => {
+        Ok($crate::AnyPart::Placement(Box::new($p)))
+    };
     (gradient, $p:expr) => {
         Ok($crate::AnyPart::Gradient(Box::new($p)))
     };

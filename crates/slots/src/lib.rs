@@ -15,6 +15,7 @@
 //! | `schedule` | [`Schedule`] | rate by step |
 //! | `objective` | [`Objective`] | loss |
 //! | `activation` | [`ActivationPolicy`] | what survives from forward to backward |
+//! | `placement` | [`Placement`] | where weights live while they are not used |
 //! | `kv` | [`KvPolicy`], [`KvCache`] | what a cache keeps |
 //! | `decode` | [`Decoder`] | logits to token |
 //! | `hook` | [`Hook`] | reacts to events of training |
@@ -28,6 +29,7 @@ mod kv;
 mod loader;
 mod model;
 mod part;
+mod placement;
 mod quantizer;
 mod selection;
 mod sites;
@@ -42,9 +44,10 @@ pub use kv::{Attend, KvCache, KvPolicy, KvPrefix, KvShape};
 pub use loader::{LoadOptions, Loader, RandomSource, ShapeSource, WeightInfo, WeightSource};
 pub use model::{Model, ModelFacts, ModelFamily};
 pub use part::{AnyPart, Part, PartEntry, Slot, Trait};
+pub use placement::{Placement, block_of};
 pub use quantizer::Quantizer;
 pub use ramekin_tape::ParamView;
-pub use ramekin_tape::ops::PackedWeight;
+pub use ramekin_tape::ops::{Apart, PackedWeight};
 pub use selection::{RoundContext, Selection};
 pub use sites::{LinearBase, LinearSite, ParamSite, Sites};
 pub use training::{

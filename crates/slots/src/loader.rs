@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use anyhow::{Result, bail};
 use ramekin_core::{Array, Category, DType, Ledger, Param, Rng, UserError, suggest};
 
-use crate::{LinearBase, LinearSite, Quantizer, Sites};
+use crate::{LinearBase, LinearSite, Placement, Quantizer, Sites, block_of};
 
 /// Shape and stored type of a tensor in a source.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,6 +104,8 @@ pub struct LoadOptions<'a> {
     pub dtype: DType,
     /// Packs the linears it converts.
     pub quantizer: Option<&'a dyn Quantizer>,
+    /// Takes the blocks' weights, where they do not all stay in memory.
+    pub placement: Option<&'a dyn Placement>,
 }
 
 /// Builds sites and ledger while a model family asks for its tensors by name.
@@ -165,6 +167,9 @@ impl<'a> Loader<'a> {
     fn add(&mut self, name: &str, array: Array) -> Result<()> {
         let param = Param::new(name, array);
         self.ledger.add(&param, Ledger::MODEL)?;
+        if let (Some(placement), Some(block)) = (self.options.placement, block_of(name)) {
+            placement.adopt_param(block, &param)?;
+        }
         self.sites.add_param(param);
         Ok(())
     }
@@ -202,7 +207,10 @@ impl<'a> Loader<'a> {
             };
             self.ledger.add_packed(&name, &[outputs, inputs], quantizer.name(), packed.bytes())?;
             self.packed += 1;
-            LinearBase::Packed(packed)
+            LinearBase::Packed(match (self.options.placement, block_of(path)) {
+                (Some(placement), Some(block)) => placement.adopt_packed(block, path, packed)?,
+                _ => packed,
+            })
         } else {
             self.table(&name, outputs, inputs)?;
             LinearBase::Dense(name)

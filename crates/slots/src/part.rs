@@ -7,7 +7,7 @@ use serde_json::Value as Json;
 
 use crate::{
     ActivationPolicy, Adapter, Decoder, Estimator, GradientTransform, Hook, KvPolicy, ModelFamily, Objective,
-    Optimizer, Quantizer, Schedule, Selection,
+    Optimizer, Placement, Quantizer, Schedule, Selection,
 };
 
 /// The places of a recipe that parts fill.
@@ -132,6 +132,8 @@ pub enum AnyPart {
     Estimator(Box<dyn Estimator>),
     /// Reacts to events of training.
     Hook(Box<dyn Hook>),
+    /// Where weights live.
+    Placement(Box<dyn Placement>),
     /// Gradient to gradient.
     Gradient(Box<dyn GradientTransform>),
     /// An update rule.

@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -10,7 +11,7 @@ use ramekin_core::pattern::Candidate;
 use ramekin_core::{Array, Category, DType, Param, UserError, suggest};
 use ramekin_tape::{Value, ops};
 
-use crate::{Forward, LinearAdapter, PackedWeight};
+use crate::{Forward, LinearAdapter, PackedWeight, Placement, block_of};
 
 /// A parameter with, perhaps, a trainable stand-in (`modules_to_save`).
 pub struct ParamSite {
@@ -100,6 +101,11 @@ impl LinearSite {
         self.base.borrow().clone()
     }
 
+    /// Whether a packed weight is elsewhere just now.
+    pub fn is_absent(&self) -> bool {
+        matches!(&*self.base.borrow(), LinearBase::Packed(w) if w.is_absent())
+    }
+
     /// Puts another weight in the place of the present one.
     pub fn set_base(&self, base: LinearBase) {
         *self.base.borrow_mut() = base;
@@ -144,6 +150,10 @@ impl LinearSite {
     /// The weight without adapters as dense f32, `[O, I]`: the base's, or its
     /// trained stand-in's where `stand_ins` says so.
     pub fn dense(&self, sites: &Sites, stand_ins: bool) -> Result<Array> {
+        sites.while_held(&self.path, || self.held_dense(sites, stand_ins))
+    }
+
+    fn held_dense(&self, sites: &Sites, stand_ins: bool) -> Result<Array> {
         match self.base() {
             LinearBase::Dense(name) => {
                 let value = sites.param(&name)?.active(stand_ins).value();
@@ -200,9 +210,32 @@ pub struct Sites {
     by_path: HashMap<String, usize>,
     params: HashMap<String, ParamSite>,
     param_order: Vec<String>,
+    placement: Option<Rc<dyn Placement>>,
 }
 
 impl Sites {
+    /// Says who holds the blocks' weights.
+    pub fn set_placement(&mut self, placement: Rc<dyn Placement>) {
+        self.placement = Some(placement);
+    }
+
+    /// Runs `f` while the weights of the block that `name` belongs to are in memory.
+    pub fn while_held<R>(&self, name: &str, f: impl FnOnce() -> Result<R>) -> Result<R> {
+        match block_of(name) {
+            Some(block) => self.with_block(block, f),
+            None => f(),
+        }
+    }
+
+    /// As [`Sites::while_held`], for a block by its number.
+    pub fn with_block<R>(&self, block: usize, f: impl FnOnce() -> Result<R>) -> Result<R> {
+        let Some(placement) = &self.placement else { return f() };
+        placement.acquire(block, self)?;
+        let result = f();
+        placement.release(block, self)?;
+        result
+    }
+
     /// Adds a linear.
     pub fn add_linear(&mut self, site: LinearSite) {
         self.by_path.insert(site.path.clone(), self.linears.len());

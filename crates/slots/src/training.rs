@@ -110,6 +110,10 @@ pub type Block = Rc<dyn Fn(&Forward, &Value) -> Result<Value>>;
 
 /// What survives of a block from forward to backward. One policy owns a block.
 pub trait ActivationPolicy {
+    /// Whether every block runs again in backward, so that nothing holds its weights in between.
+    fn recomputes(&self) -> bool {
+        false
+    }
     /// Runs block `index` on `x`.
     fn run(&self, fx: &Forward, index: usize, block: Block, x: &Value) -> Result<Value>;
 }

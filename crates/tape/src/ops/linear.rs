@@ -20,10 +20,29 @@ pub trait PackedWeight: Send + Sync {
     fn bytes(&self) -> u64;
     /// Whether there are no numbers behind it, as in a plan.
     fn is_shape_only(&self) -> bool;
+    /// Whether the numbers are elsewhere just now.
+    fn is_absent(&self) -> bool {
+        false
+    }
+    /// The bulk of the bytes with a way to put the weight together again, for a placement that moves
+    /// it about; `None` where this storage does not come apart.
+    fn apart(&self) -> Option<Apart> {
+        None
+    }
     /// Rows `first..` as f32, as many as fit `out` (a multiple of I).
     fn rows_f32(&self, first: usize, out: &mut [f32]);
     /// Rows `first..` as f64.
     fn rows_f64(&self, first: usize, out: &mut [f64]);
+}
+
+/// A packed weight taken apart.
+pub struct Apart {
+    /// What moves; empty in a plan.
+    pub bulk: Vec<u8>,
+    /// Bytes of the bulk, also in a plan.
+    pub bytes: u64,
+    /// The same weight from its bulk, which is empty in a plan.
+    pub rebuild: Box<dyn Fn(Vec<u8>) -> Result<Arc<dyn PackedWeight>>>,
 }
 
 /// A packed weight as the kernels see it.
@@ -179,6 +198,7 @@ pub fn linear_packed(
     let xa = x.array();
     let (o, i) = w.shape();
     check(xa, i, o, bias)?;
+    ensure!(!w.is_absent(), "a packed weight [{o}, {i}] is not in memory: its block was not asked for");
     let (n, _) = xa.rows();
     let shape_only = w.is_shape_only() || xa.is_shape_only();
     let y = dispatch!(xa, T => Array::build::<T>(&out_dims(xa, o), shape_only, ramekin_core::Category::Workspace, |out| {

@@ -12,6 +12,7 @@ use super::beside::Beside;
 use super::trainer;
 use crate::assembly::{Assembly, Blueprint, ensure_trainable};
 use crate::bill::{self, StepShape};
+use crate::compat;
 use crate::fit::{self, Way};
 use crate::parts;
 use crate::stages::data;
@@ -48,6 +49,7 @@ impl<'a> Prepared<'a> {
         let _scope = meter::scope(Meter::new());
         let assembly = plan.assemble(true)?;
         ensure_trainable(&assembly)?;
+        compat::check(index, stage, plan, &assembly)?;
         let settings = parts::data_settings(&stage.data)?;
         let wanted = whole || data::is_small(&settings, &plan.base_dir);
         let rows = if wanted { Some(read(index, stage, plan, &assembly)?) } else { None };

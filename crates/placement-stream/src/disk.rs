@@ -1,0 +1,262 @@
+//! `disk`: a block's frozen weights are read when the block runs, the likely next ones ahead of time.
+//!
+//! Loading hands each tensor to a scratch file, so that no more than one is in
+//! memory beside the blocks at hand. Which block follows which is learnt as it
+//! happens: forward, backward and decoding each have their own order.
+//!
+//! Source: Rajbhandari et al. 2021, arXiv:2104.07857 (weights on NVMe, prefetched).
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use ramekin_core::{Array, BadSetting, Category, DType, Lease, Param, Tier, UserError, meter};
+use ramekin_registry::{Part, part};
+use ramekin_slots::{LinearBase, PackedWeight, Placement, Sites};
+use ramekin_store::{Spool, Ticket};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+part! { placement / "disk" => Disk, "the blocks' weights wait in a file and come in block by block, read ahead",
+source = "arXiv:2104.07857", traits = [FreezesBase] }
+
+/// Settings of `placement = { kind = "disk", … }`.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct DiskSettings {
+    /// Blocks read ahead; 0 reads each when it is wanted.
+    pub prefetch: usize,
+    /// Folder of the scratch file; the system's folder for temporary files if absent.
+    pub folder: Option<PathBuf>,
+    /// Bytes a second of a simulated disk, for tests of overlap; absent is the disk's own speed.
+    pub bandwidth: Option<f64>,
+}
+
+impl Default for DiskSettings {
+    fn default() -> Self {
+        DiskSettings { prefetch: 1, folder: None, bandwidth: None }
+    }
+}
+
+/// The placement.
+pub struct Disk {
+    settings: DiskSettings,
+    state: RefCell<State>,
+}
+
+#[derive(Default)]
+struct State {
+    spool: Option<Spool>,
+    blocks: HashMap<usize, Block>,
+    /// The block before and the present one → the one that came next.
+    order: HashMap<(Option<usize>, usize), usize>,
+    last: (Option<usize>, Option<usize>),
+}
+
+#[derive(Default)]
+struct Block {
+    tensors: Vec<Moving>,
+    /// How many hold it now.
+    held: usize,
+    /// Bytes that are being read ahead.
+    ahead: Option<Arc<Lease>>,
+}
+
+/// A tensor that comes and goes; without a ticket in a plan.
+struct Moving {
+    ticket: Option<Ticket>,
+    bytes: u64,
+    what: What,
+}
+
+enum What {
+    Dense { param: Arc<Param>, dims: Vec<usize>, dtype: DType },
+    Packed { path: String, rebuild: Rebuild },
+}
+
+type Rebuild = Box<dyn Fn(Vec<u8>) -> Result<Arc<dyn PackedWeight>>>;
+
+/// Stands in the place of a packed weight that is away.
+struct Away {
+    shape: (usize, usize),
+    bytes: u64,
+    shape_only: bool,
+}
+
+impl PackedWeight for Away {
+    fn shape(&self) -> (usize, usize) {
+        self.shape
+    }
+    fn bytes(&self) -> u64 {
+        self.bytes
+    }
+    fn is_shape_only(&self) -> bool {
+        self.shape_only
+    }
+    fn is_absent(&self) -> bool {
+        true
+    }
+    fn rows_f32(&self, _: usize, _: &mut [f32]) {}
+    fn rows_f64(&self, _: usize, _: &mut [f64]) {}
+}
+
+/// Bytes that may wait to be written while a model is loaded.
+const BUFFER: usize = 64 << 20;
+
+impl Part for Disk {
+    type Settings = DiskSettings;
+
+    fn new(settings: DiskSettings) -> Result<Self> {
+        if let Some(rate) = settings.bandwidth
+            && !(rate.is_finite() && rate > 0.0)
+        {
+            let why = format!("is {rate}; it must be a number of bytes a second above 0");
+            return Err(BadSetting::new("bandwidth", why).into());
+        }
+        if let Some(folder) = settings.folder.as_ref().filter(|f| !f.is_dir()) {
+            let why = format!("names `{}`, which is no folder", folder.display());
+            return Err(BadSetting::new("folder", why).into());
+        }
+        Ok(Disk { settings, state: RefCell::default() })
+    }
+}
+
+impl Disk {
+    fn adopt(&self, block: usize, bulk: Option<Vec<u8>>, bytes: u64, what: What) -> Result<()> {
+        let mut state = self.state.borrow_mut();
+        let ticket = match bulk {
+            None => None, // a plan
+            Some(bulk) => {
+                if state.spool.is_none() {
+                    let folder = self.settings.folder.clone().unwrap_or_else(std::env::temp_dir);
+                    state.spool = Some(Spool::new(&folder, BUFFER, self.settings.bandwidth)?);
+                }
+                state.spool.as_ref().map(|s| s.put(bulk)).transpose()?
+            }
+        };
+        meter::current().send(Tier::Disk, bytes);
+        state.blocks.entry(block).or_default().tensors.push(Moving { ticket, bytes, what });
+        Ok(())
+    }
+}
+
+impl State {
+    fn bring_in(&mut self, block: usize, sites: &Sites) -> Result<()> {
+        let State { spool, blocks, .. } = self;
+        let Some(block) = blocks.get_mut(&block) else { return Ok(()) };
+        block.held += 1;
+        if block.held > 1 {
+            return Ok(());
+        }
+        block.ahead = None;
+        for tensor in &block.tensors {
+            let bytes = match tensor.ticket {
+                None => None,
+                Some(ticket) => Some(spool.as_ref().context("no scratch file")?.get(ticket)?),
+            };
+            meter::current().fetch(Tier::Disk, tensor.bytes);
+            match &tensor.what {
+                What::Dense { param, dims, dtype } => param.set(match bytes {
+                    None => Array::shape_only(dims, *dtype, Category::Weights)?,
+                    Some(bytes) => Array::from_bytes(&bytes, dims, *dtype, Category::Weights)?,
+                }),
+                What::Packed { path, rebuild } => {
+                    let weight = rebuild(bytes.unwrap_or_default())?;
+                    sites.linear(path)?.set_base(LinearBase::Packed(weight));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn let_go(&mut self, block: usize, sites: &Sites) -> Result<()> {
+        let Some(block) = self.blocks.get_mut(&block) else { return Ok(()) };
+        block.held = block.held.saturating_sub(1);
+        if block.held > 0 {
+            return Ok(());
+        }
+        for tensor in &block.tensors {
+            match &tensor.what {
+                What::Dense { param, dims, dtype } => param.set(Array::absent(dims, *dtype)?),
+                What::Packed { path, .. } => {
+                    let site = sites.linear(path)?;
+                    if let LinearBase::Packed(weight) = site.base() {
+                        site.set_base(LinearBase::Packed(away(&*weight)));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins to read what followed here the last time, or the next block where this is new.
+    fn read_ahead(&mut self, block: usize, count: usize) {
+        let before = self.last.1;
+        if let (earlier, Some(before)) = self.last {
+            self.order.insert((earlier, before), block);
+        }
+        self.last = (before, Some(block));
+        let (mut past, mut at) = (before, block);
+        for _ in 0..count {
+            let next = self.order.get(&(past, at)).copied().unwrap_or(at + 1);
+            (past, at) = (Some(at), next);
+            let Some(found) = self.blocks.get_mut(&next).filter(|b| b.held == 0 && b.ahead.is_none()) else {
+                continue;
+            };
+            found.ahead = Some(Lease::new(Category::Weights, found.tensors.iter().map(|t| t.bytes).sum()));
+            if let Some(spool) = &self.spool {
+                found.tensors.iter().filter_map(|t| t.ticket).for_each(|t| spool.prefetch(t));
+            }
+        }
+    }
+}
+
+fn away(weight: &dyn PackedWeight) -> Arc<dyn PackedWeight> {
+    Arc::new(Away { shape: weight.shape(), bytes: weight.bytes(), shape_only: weight.is_shape_only() })
+}
+
+impl Placement for Disk {
+    fn is_resident(&self) -> bool {
+        false
+    }
+
+    fn adopt_param(&self, block: usize, param: &Arc<Param>) -> Result<()> {
+        let value = param.value();
+        let (dims, dtype, bytes) = (value.dims().to_vec(), value.dtype(), value.bytes());
+        let bulk = if value.is_shape_only() { None } else { Some(value.to_bytes()?) };
+        param.set(Array::absent(&dims, dtype)?);
+        self.adopt(block, bulk, bytes, What::Dense { param: param.clone(), dims, dtype })
+    }
+
+    fn adopt_packed(
+        &self,
+        block: usize,
+        path: &str,
+        weight: Arc<dyn PackedWeight>,
+    ) -> Result<Arc<dyn PackedWeight>> {
+        let apart = weight.apart().ok_or_else(|| {
+            UserError::new(format!("the packed weight of `{path}` does not come apart for `placement/disk`"))
+                .help("take another quantizer, or `placement = { kind = \"resident\" }`")
+        })?;
+        let bulk = (!weight.is_shape_only()).then_some(apart.bulk);
+        let what = What::Packed { path: path.to_owned(), rebuild: apart.rebuild };
+        self.adopt(block, bulk, apart.bytes, what)?;
+        Ok(away(&*weight))
+    }
+
+    fn acquire(&self, block: usize, sites: &Sites) -> Result<()> {
+        let mut state = self.state.borrow_mut();
+        let fresh = state.blocks.get(&block).is_some_and(|b| b.held == 0);
+        state.bring_in(block, sites)?;
+        if fresh {
+            state.read_ahead(block, self.settings.prefetch);
+        }
+        Ok(())
+    }
+
+    fn release(&self, block: usize, sites: &Sites) -> Result<()> {
+        self.state.borrow_mut().let_go(block, sites)
+    }
+}

@@ -1,0 +1,213 @@
+//! What every activation policy and every placement must hold: they decide where bytes are, not what they are.
+//!
+//! The lists come from the registry: a part that is in no table here fails.
+
+use std::collections::BTreeMap;
+
+use ramekin_core::{Meter, Rng, meter};
+use ramekin_engine::assembly::{Assembly, Blueprint};
+use ramekin_engine::generation::{Generator, Limits};
+use ramekin_engine::parts;
+use ramekin_recipe::Part;
+use ramekin_registry::{Slot, complete, names};
+use ramekin_tests::kitchen::{cook, losses};
+use ramekin_tests::{Kitchen, compare, lab, toy};
+use serde_json::{Value as Json, json};
+
+/// Settings to try of each activation policy, by name.
+fn activations() -> BTreeMap<&'static str, Vec<Json>> {
+    BTreeMap::from([
+        ("keep", vec![json!({})]),
+        ("checkpoint", vec![json!({}), json!({ "every": 2 })]),
+        (
+            "offload",
+            vec![
+                json!({ "to": "host", "min_bytes": 0 }),
+                json!({ "to": "host", "recompute": true }),
+                json!({ "to": "disk", "min_bytes": 0, "prefetch": 2 }),
+                json!({ "to": "disk", "recompute": true, "bandwidth": 2e8 }),
+            ],
+        ),
+    ])
+}
+
+fn placements() -> BTreeMap<&'static str, Vec<Json>> {
+    BTreeMap::from([
+        ("resident", vec![json!({})]),
+        ("disk", vec![json!({}), json!({ "prefetch": 0 }), json!({ "prefetch": 3, "bandwidth": 1e8 })]),
+    ])
+}
+
+fn table(slot: Slot, table: BTreeMap<&'static str, Vec<Json>>) -> Vec<Part> {
+    ramekin_catalog::link();
+    let known: Vec<&str> = table.keys().copied().collect();
+    let mut registered = names(slot);
+    registered.sort_unstable();
+    assert_eq!(registered, known, "every part of the slot `{}` is in the table", slot.name());
+    table.into_iter().flat_map(|(kind, all)| all.into_iter().map(move |s| lab::part(kind, s))).collect()
+}
+
+fn plan(quantizer: bool, placement: Option<Part>) -> Blueprint {
+    let quantizer = quantizer.then(|| lab::part("nf4", json!({ "block_size": 32 })));
+    Blueprint {
+        quantizer,
+        placement,
+        adapters: vec![lab::new_adapter("lora", json!({ "r": 4, "target_modules": "all-linear" }))],
+        ..lab::fresh_model(toy::llama(61, 64, 4, 4, 96))
+    }
+}
+
+/// Losses of three updates, what they trained, and the highest point of the meter.
+fn trained(plan: &Blueprint, activation: &Part) -> (Vec<f64>, Vec<(String, Vec<f32>)>, Meter2) {
+    let meter = Meter::new();
+    let _scope = meter::scope(meter.clone());
+    let assembly = lab::assemble(plan);
+    let mut trainer = lab::trainer(1e-2);
+    trainer.activation = parts::activation(activation).expect("an activation policy");
+    let batch = lab::batch(&lab::sequences(&[40, 33, 21], 61, 3));
+    lab::train(&assembly, &mut trainer, &batch, 2);
+    meter.reset_peak();
+    let losses = lab::train(&assembly, &mut trainer, &batch, 1);
+    let high = Meter2 { activations: meter.highest().activations, peak: meter.peak() };
+    (losses, lab::trained(&assembly), high)
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Meter2 {
+    activations: u64,
+    peak: u64,
+}
+
+fn same(what: &str, found: &[(String, Vec<f32>)], expected: &[(String, Vec<f32>)]) {
+    for ((name, a), (_, b)) in found.iter().zip(expected) {
+        compare::same_bits(&format!("{what}: {name}"), a, b);
+    }
+}
+
+/// Every policy trains to the same bits; all but `keep` hold less for backward.
+#[test]
+fn activation_policies_do_not_change_a_bit() {
+    for quantizer in [false, true] {
+        let plan = plan(quantizer, None);
+        let (losses, weights, kept) = trained(&plan, &Part::of("keep"));
+        for part in table(Slot::Activation, activations()) {
+            let what = format!("{} {:?}", part.kind, part.settings);
+            let (l, w, high) = trained(&plan, &part);
+            assert_eq!(l, losses, "{what}");
+            same(&what, &w, &weights);
+            if part.kind != "keep" {
+                assert!(high.activations < kept.activations, "{what}: {high:?} against {kept:?} with keep");
+            }
+        }
+    }
+}
+
+fn generated(assembly: &Assembly) -> Vec<Vec<u32>> {
+    let decoder = parts::decoder(&Part::of("greedy")).expect("greedy");
+    let kv = parts::kv(&Part::of("full")).expect("full");
+    let generator =
+        Generator { assembly, decoder: &*decoder, kv: Some(&*kv), rng: Rng::new(0), adapters: true };
+    let limits = Limits { max_new_tokens: 12, eos: &[] };
+    generator.run(&lab::sequences(&[9, 5], 61, 8), &limits, &mut |_, _| {}).expect("tokens")
+}
+
+/// Every placement trains, predicts and generates the same bits; one that is not resident holds less.
+#[test]
+fn placements_do_not_change_a_bit() {
+    let recompute = Part::of("checkpoint");
+    for quantizer in [false, true] {
+        let resident = plan(quantizer, None);
+        let (losses, weights, kept) = trained(&resident, &recompute);
+        let base = lab::assemble(&resident);
+        let flat = lab::batch(&lab::sequences(&[17, 30], 61, 4)).flat;
+        let (logits, ids) = (lab::logits(&base, &flat, true), generated(&base));
+        for part in table(Slot::Placement, placements()) {
+            let what = format!("{} {:?}, packed: {quantizer}", part.kind, part.settings);
+            let prefetch = part.settings.get("prefetch").and_then(Json::as_u64).unwrap_or(1);
+            let away = part.kind != "resident";
+            let plan = plan(quantizer, Some(part));
+            let (l, w, high) = trained(&plan, &recompute);
+            assert_eq!(l, losses, "{what}");
+            same(&what, &w, &weights);
+            if away && prefetch < 2 {
+                assert!(high.peak < kept.peak, "{what}: {high:?} against {kept:?} in memory");
+            }
+            let assembly = lab::assemble(&plan);
+            compare::same_bits(&what, &lab::logits(&assembly, &flat, true), &logits);
+            assert_eq!(generated(&assembly), ids, "{what}");
+        }
+    }
+}
+
+/// Every default holds, and a key that nobody knows is refused.
+#[test]
+fn settings_are_closed() {
+    for (slot, parts) in [
+        (Slot::Activation, table(Slot::Activation, activations())),
+        (Slot::Placement, table(Slot::Placement, placements())),
+    ] {
+        for part in parts {
+            complete(slot, &part.kind, json!({})).expect("the default");
+            assert!(complete(slot, &part.kind, json!({ "nonsense": 1 })).is_err(), "{}", part.kind);
+        }
+    }
+}
+
+fn recipe(stage: &str) -> String {
+    format!(
+        r#"
+seed = 1
+model = {{ source = "builtin:tiny" }}
+
+[[stage]]
+kind = "train"
+steps = 3
+adapter = [{{ kind = "lora", r = 8, target_modules = "all-linear" }}]
+data = {{ kind = "builtin", name = "records", rows = 64, max_length = 128 }}
+batch = {{ micro_batch_size = 4 }}
+{stage}
+"#
+    )
+}
+
+/// The bill of a streamed stage and of an offloaded one is what the meter then sees.
+#[test]
+fn the_bill_knows_where_bytes_are() {
+    for stage in [
+        "placement = { kind = \"disk\" }\nactivation = { kind = \"checkpoint\" }",
+        "placement = { kind = \"disk\", prefetch = 0 }\nactivation = { kind = \"checkpoint\" }\nquantizer = { kind = \"nf4\" }",
+        "activation = { kind = \"offload\", to = \"host\" }",
+        "activation = { kind = \"offload\", to = \"disk\", recompute = true }",
+    ] {
+        let kitchen = cook(&recipe(stage));
+        let figures = kitchen.figures("0-train");
+        let number = |key: &str| figures[key].as_u64().expect("a figure") as f64;
+        let (planned, measured) = (number("planned_peak"), number("measured_peak"));
+        assert!(
+            measured <= planned && planned <= 1.05 * measured,
+            "{stage}: {planned} for {measured}\n{figures}"
+        );
+        let plain = cook(&recipe("activation = { kind = \"checkpoint\" }"));
+        if !stage.contains("nf4") {
+            assert_eq!(losses(&kitchen.out("")), losses(&plain.out("")), "{stage}");
+        }
+    }
+}
+
+/// What cannot go together is refused before a weight is read, with both lines.
+#[test]
+fn refusals_name_both() {
+    let refused = |stage: &str, both: [&str; 2]| {
+        let outcome = Kitchen::new(&recipe(stage)).run(&[]);
+        outcome.expect(2);
+        for name in both {
+            assert!(outcome.stderr.contains(name), "{stage}: no `{name}` in\n{}", outcome.stderr);
+        }
+    };
+    refused("placement = { kind = \"disk\" }", ["placement/disk", "activation/keep"]);
+    let everything = recipe("placement = { kind = \"disk\" }\nactivation = { kind = \"checkpoint\" }")
+        .replace("adapter = [{ kind = \"lora\", r = 8, target_modules = \"all-linear\" }]", "");
+    let outcome = Kitchen::new(&everything).run(&[]);
+    outcome.expect(2);
+    assert!(outcome.stderr.contains("training weights of the base"), "{}", outcome.stderr);
+}
