@@ -11,6 +11,7 @@
 //! | `fit` | what may change so that a stage fits the budget |
 //! | `compat` | what cannot go together |
 //! | [`audit`] | what is checked before step 1 |
+//! | [`read`] | a recipe with the registry's parts, its mistakes underlined |
 //! | `preflight` | what can be seen before the first stage: files that are not there |
 //! | `folder` | what is in a run folder, and what of it may go |
 //! | `blame` | mistakes that show only with models and data, back to their place in the recipe |
@@ -35,6 +36,7 @@ pub mod masks;
 pub mod parts;
 pub mod pass;
 mod preflight;
+pub mod read;
 pub mod run;
 pub mod source;
 pub mod stages;

@@ -1,0 +1,156 @@
+//! A small recipe that parts are put into, and how it ends.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use ramekin_core::{Meter, meter};
+use ramekin_engine::{Options, read, run};
+use ramekin_recipe::Doc;
+use serde_json::Value as Json;
+
+use crate::table::Entry;
+
+/// A train stage with what its parts want, and the stages behind it.
+#[derive(Clone, Default)]
+pub struct Draft {
+    model: Option<String>,
+    keys: Vec<(String, String)>,
+    lists: Vec<(String, Vec<String>)>,
+    behind: Vec<(String, Vec<(String, String)>)>,
+}
+
+/// A llama of 2 layers and width 32 over 61 tokens.
+const MODEL: &str = r#"model = { source = "init", config = { architectures = ["LlamaForCausalLM"], model_type = "llama", hidden_size = 32, intermediate_size = 64, num_hidden_layers = 2, num_attention_heads = 4, num_key_value_heads = 2, max_position_embeddings = 64, rms_norm_eps = 1e-5, initializer_range = 0.1, vocab_size = 61, eos_token_id = 2 } }"#;
+
+impl Draft {
+    /// Puts the first of what several parts want of a key.
+    pub fn key(&mut self, key: &str, value: &str) {
+        if !self.keys.iter().any(|(k, _)| k == key) {
+            self.keys.push((key.to_owned(), value.to_owned()));
+        }
+    }
+
+    /// Puts one more entry of a list.
+    pub fn entry(&mut self, list: &str, value: String) {
+        match self.lists.iter_mut().find(|(k, _)| k == list) {
+            Some((_, all)) => all.push(value),
+            None => self.lists.push((list.to_owned(), vec![value])),
+        }
+    }
+
+    /// Another model than the usual one.
+    pub fn model(&mut self, model: &str) {
+        self.model.get_or_insert_with(|| model.to_owned());
+    }
+
+    /// A key of a stage behind the train stage.
+    pub fn behind(&mut self, kind: &str, key: &str, value: &str) {
+        let keys = match self.behind.iter().position(|(k, _)| k == kind) {
+            Some(i) => &mut self.behind[i].1,
+            None => {
+                self.behind.push((kind.to_owned(), Vec::new()));
+                &mut self.behind.last_mut().expect("just pushed").1
+            }
+        };
+        if !keys.iter().any(|(k, _)| k == key) {
+            keys.push((key.to_owned(), value.to_owned()));
+        }
+    }
+
+    /// The recipe with these parts.
+    pub fn of(entries: &[&Entry]) -> Self {
+        let mut draft = Draft::default();
+        entries.iter().for_each(|e| e.put(&mut draft));
+        let adapted = draft.lists.iter().any(|(k, _)| k == "adapter");
+        let trains = ["selection", "method"].iter().any(|k| draft.keys.iter().any(|(key, _)| key == k));
+        let packed = draft.keys.iter().any(|(k, v)| k == "quantizer" || k == "placement" && v.contains("disk"));
+        if packed && !adapted && !trains {
+            draft.entry("adapter", r#"{ kind = "lora", r = 4, target_modules = "all-linear" }"#.to_owned());
+        }
+        draft.key("optimizer", r#"{ kind = "adamw", lr = 5e-3 }"#);
+        draft.key("data", r#"{ kind = "tokens", path = "train.safetensors" }"#);
+        draft.key("eval", r#"{ data = { kind = "tokens", path = "held.safetensors", repeat = false } }"#);
+        draft.key("batch", "{ micro_batch_size = 4 }");
+        draft.key("steps", "3");
+        draft.key("seed", "1");
+        draft
+    }
+
+    fn toml(&self) -> String {
+        let mut text = String::from("name = \"matrix\"\nseed = 1\n");
+        text += self.model.as_deref().unwrap_or(MODEL);
+        text += "\n\n[[stage]]\nkind = \"train\"\n";
+        for (k, v) in self.keys.iter().filter(|(k, _)| k != "seed") {
+            text += &format!("{k} = {v}\n");
+        }
+        for (k, all) in &self.lists {
+            text += &format!("{k} = [{}]\n", all.join(", "));
+        }
+        for (kind, keys) in &self.behind {
+            text += &format!("\n[[stage]]\nkind = \"{kind}\"\n");
+            for (k, v) in keys {
+                text += &format!("{k} = {v}\n");
+            }
+        }
+        text
+    }
+}
+
+/// How a recipe ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum End {
+    /// Three steps ran, and held rows lose less than before.
+    Works,
+    /// The plan refused it, and this is what it said.
+    Refused(String),
+    /// Neither.
+    Neither(String),
+}
+
+/// Cooks a draft in a folder of its own beside the shared data.
+pub fn cook(draft: &Draft, data: &Path) -> (End, String) {
+    let _scope = meter::scope(Meter::new());
+    let text = draft.toml();
+    let folder = tempfile::tempdir().expect("a folder");
+    for file in std::fs::read_dir(data).expect("the data") {
+        let file = file.expect("a file");
+        std::fs::copy(file.path(), folder.path().join(file.file_name())).expect("a copy");
+    }
+    (end(&text, folder.path()), text)
+}
+
+fn end(text: &str, folder: &Path) -> End {
+    let path = folder.join("recipe.toml");
+    let doc = match Doc::parse(&path, text, &[]) {
+        Ok(doc) => doc,
+        Err(e) => return End::Neither(e.render(false)),
+    };
+    let recipe = match read::recipe(&doc) {
+        Ok(recipe) => recipe,
+        Err(e) => return End::Refused(e.render(false)),
+    };
+    let options = Options {
+        out: folder.join("out"),
+        base_dir: folder.to_owned(),
+        resume: false,
+        stop: Arc::new(AtomicBool::new(false)),
+        resolved: text.to_owned(),
+    };
+    match run(&recipe, &options) {
+        Err(e) if ramekin_core::exit_code(&e) == 2 => End::Refused(match read::underlined(&doc, &e) {
+            Some(d) => ramekin_recipe::Diagnostics::from(d).render(false),
+            None => format!("{e:#}"),
+        }),
+        Err(e) => End::Neither(format!("{e:#}")),
+        Ok(done) => fell(&done.stages["0-train"]),
+    }
+}
+
+fn fell(figures: &Json) -> End {
+    let loss = |key: &str| figures[key]["loss"].as_f64();
+    match (loss("eval_before"), loss("eval")) {
+        (Some(before), Some(after)) if after.is_finite() && after < before => End::Works,
+        (before, after) => End::Neither(format!("held loss {before:?} → {after:?}")),
+    }
+}

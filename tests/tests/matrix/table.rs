@@ -1,0 +1,107 @@
+//! Every registered part with the least it needs in a recipe of three steps.
+
+use ramekin_registry::Slot;
+
+use crate::draft::Draft;
+
+/// A part in the matrix.
+pub struct Entry {
+    /// Its slot.
+    pub slot: Slot,
+    /// Its name.
+    pub name: &'static str,
+    /// Settings besides `kind`, as TOML.
+    settings: &'static str,
+    /// What else the recipe needs for it.
+    more: fn(&mut Draft),
+}
+
+const fn part(slot: Slot, name: &'static str, settings: &'static str) -> Entry {
+    Entry { slot, name, settings, more: |_| {} }
+}
+
+const fn with(slot: Slot, name: &'static str, settings: &'static str, more: fn(&mut Draft)) -> Entry {
+    Entry { slot, name, settings, more }
+}
+
+impl Entry {
+    /// `SLOT/NAME`.
+    pub fn label(&self) -> String {
+        format!("{}/{}", self.slot.name(), self.name)
+    }
+
+    /// Puts the part where it belongs.
+    pub fn put(&self, draft: &mut Draft) {
+        (self.more)(draft);
+        let comma = if self.settings.is_empty() { "" } else { ", " };
+        let table = format!("{{ kind = \"{}\"{comma}{} }}", self.name, self.settings);
+        match self.slot {
+            Slot::Adapter | Slot::Gradient | Slot::Hook | Slot::Track | Slot::Reducer => {
+                draft.entry(self.slot.name(), table);
+            }
+            Slot::Kv | Slot::Decode => {
+                draft.behind("generate", "input", "\"prompt.safetensors\"");
+                draft.behind("generate", "max_new_tokens", "6");
+                draft.behind("generate", self.slot.name(), &table);
+            }
+            Slot::Merge => draft.behind("merge", "method", &table),
+            Slot::Prune => draft.behind("compress", "prune", &table),
+            Slot::Model => draft.model(self.settings),
+            _ => draft.key(self.slot.name(), &table),
+        }
+    }
+}
+
+fn text(draft: &mut Draft) {
+    draft.model("model = { source = \"builtin:tiny\" }");
+    draft.key("eval", "{ data = { kind = \"builtin\", name = \"records\", rows = 8, seed = 9, max_length = 64 } }");
+}
+
+fn no_clipping(draft: &mut Draft) {
+    draft.key("max_grad_norm", "0");
+}
+
+macro_rules! model {
+    ($kind:literal, $class:literal, $more:literal) => {
+        concat!(
+            "model = { source = \"init\", config = { architectures = [\"", $class, "\"], model_type = \"", $kind,
+            "\", hidden_size = 32, intermediate_size = 64, num_hidden_layers = 2, num_attention_heads = 4, ",
+            "num_key_value_heads = 2, max_position_embeddings = 64, rms_norm_eps = 1e-5, initializer_range = 0.1, ",
+            "vocab_size = 61, eos_token_id = 2", $more, " } }"
+        )
+    };
+}
+
+/// The whole table, by slot.
+pub const TABLE: &[Entry] = &[
+    part(Slot::Model, "llama", model!("llama", "LlamaForCausalLM", "")),
+    part(Slot::Model, "mistral", model!("mistral", "MistralForCausalLM", ", sliding_window = 8")),
+    part(Slot::Model, "qwen2", model!("qwen2", "Qwen2ForCausalLM", "")),
+    part(Slot::Model, "qwen3", model!("qwen3", "Qwen3ForCausalLM", ", head_dim = 8")),
+    part(Slot::Quantizer, "nf4", "block_size = 32"),
+    part(Slot::Quantizer, "rtn", "bits = 8, group_size = 16"),
+    part(Slot::Adapter, "lora", "r = 4, target_modules = \"all-linear\""),
+    part(Slot::Estimator, "backprop", ""),
+    with(Slot::Estimator, "mezo", "zo_eps = 1e-3, n_directions = 4", no_clipping),
+    part(Slot::Gradient, "clip", "max_norm = 0.5"),
+    part(Slot::Optimizer, "adamw", "lr = 5e-3"),
+    part(Slot::Schedule, "constant", ""),
+    part(Slot::Schedule, "linear", ""),
+    part(Slot::Schedule, "cosine", ""),
+    part(Slot::Schedule, "wsd", ""),
+    part(Slot::Objective, "sft", ""),
+    with(Slot::Data, "builtin", "name = \"records\", rows = 16, max_length = 64", text),
+    with(Slot::Data, "csv", "path = \"rows.csv\", max_length = 64", text),
+    with(Slot::Data, "json", "path = \"rows.json\", max_length = 64", text),
+    with(Slot::Data, "jsonl", "path = \"rows.jsonl\", max_length = 64", text),
+    with(Slot::Data, "text", "path = \"rows.txt\", max_length = 32", text),
+    part(Slot::Data, "tokens", "path = \"train.safetensors\""),
+    part(Slot::Activation, "keep", ""),
+    part(Slot::Activation, "checkpoint", ""),
+    part(Slot::Activation, "offload", "to = \"host\", min_bytes = 0"),
+    part(Slot::Placement, "resident", ""),
+    with(Slot::Placement, "disk", "", |d| d.key("activation", "{ kind = \"checkpoint\" }")),
+    part(Slot::Kv, "full", ""),
+    part(Slot::Decode, "greedy", ""),
+    part(Slot::Decode, "sample", ""),
+];
