@@ -21,6 +21,7 @@ use ramekin_optim_adam as _;
 use ramekin_placement_stream as _;
 use ramekin_quant_block as _;
 use ramekin_schedule_curves as _;
+use ramekin_search_space as _;
 
 /// How many parts are linked; calling it keeps them so.
 pub fn link() -> usize {

@@ -8,7 +8,7 @@ use ramekin_registry::{AnyPart, Slot, build};
 pub use ramekin_slots::Decoder;
 use ramekin_slots::{
     ActivationPolicy, Adapter, Estimator, GradientTransform, Hook, KvPolicy, Objective, Optimizer, Placement,
-    Quantizer, Schedule, Selection,
+    Quantizer, Schedule, Search, Selection,
 };
 use serde_json::Value as Json;
 
@@ -54,6 +54,8 @@ makers! {
     estimator: Estimator => Estimator;
     /// A placement.
     placement: Placement => Placement;
+    /// A search.
+    search: Search => Search;
     /// A hook.
     hook: Hook => Hook;
     /// A gradient transform.

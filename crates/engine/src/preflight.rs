@@ -54,6 +54,7 @@ impl Look<'_> {
             Stage::Eval(s) => self.data(&s.data),
             Stage::Generate(s) => s.input.iter().try_for_each(|file| input(file)),
             Stage::Logits(s) => input(&s.input),
+            Stage::Search(s) => self.file(&format!("stage.{index}.recipe"), Path::new(&s.recipe), "file"),
             Stage::Merge(_) => Ok(()),
         }
     }

@@ -175,7 +175,11 @@ pub fn plan(recipe: &Recipe, base_dir: &Path) -> Result<Vec<Bill>> {
     let mut bills = Vec::new();
     for (index, stage) in recipe.stage.iter().enumerate() {
         let name = stage_name(recipe, index);
-        let quantizer = stage_quantizer(stage);
+        if let Stage::Search(s) = stage {
+            bills.extend(stages::search::bills(s, base_dir)?);
+            continue;
+        }
+        let quantizer = stage.quantizer();
         let plan = blueprint(recipe, stage, quantizer, &carry, base_dir)?;
         bills.push(stages::bill(&name, index, recipe, stage, &plan)?);
         if matches!(stage, Stage::Train(_)) && !plan.trains_base() {
@@ -184,16 +188,6 @@ pub fn plan(recipe: &Recipe, base_dir: &Path) -> Result<Vec<Bill>> {
         }
     }
     Ok(bills)
-}
-
-fn stage_quantizer(stage: &Stage) -> Option<&Part> {
-    match stage {
-        Stage::Train(s) => s.quantizer.as_ref(),
-        Stage::Generate(s) => s.quantizer.as_ref(),
-        Stage::Eval(s) => s.quantizer.as_ref(),
-        Stage::Logits(s) => s.quantizer.as_ref(),
-        Stage::Merge(_) => None,
-    }
 }
 
 /// Runs a recipe.
@@ -247,10 +241,8 @@ fn cook(recipe: &Recipe, options: &Options) -> Result<RunOutcome> {
             carry,
             resumed: options.resume && index == had_begun,
         };
-        let quantizer = stage_quantizer(stage);
-        let plan = cx.blueprint(stage, quantizer)?;
         let name = cx.name();
-        let done = stages::run(&mut cx, stage, &plan)
+        let done = cook_stage(&mut cx, stage)
             .and_then(|figures| within_budget(recipe, figures))
             .with_context(|| format!("stage {name}"));
         let figures = match done {
@@ -277,6 +269,14 @@ fn cook(recipe: &Recipe, options: &Options) -> Result<RunOutcome> {
     let outcome = RunOutcome { stages: carry.stages };
     journal::report(&recipe.name, options, &outcome, Outcome::Done, began.elapsed().as_secs_f64())?;
     Ok(outcome)
+}
+
+fn cook_stage(cx: &mut StageContext<'_>, stage: &Stage) -> Result<Json> {
+    if let Stage::Search(s) = stage {
+        return stages::search::run(cx, s);
+    }
+    let plan = cx.blueprint(stage, stage.quantizer())?;
+    stages::run(cx, stage, &plan)
 }
 
 /// The report page of a run that ends with this error.

@@ -6,6 +6,7 @@ use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::doc::Doc;
 use crate::part::{Adapter, Part};
 use crate::path::join;
+use crate::search::{SearchStage, Values};
 use crate::stage::{ALIASES, EvalStage, GenerateStage, Metric, Stage, TrainStage};
 
 /// What the keys of a stage must be together.
@@ -67,6 +68,7 @@ impl Check<'_> {
             Stage::Train(s) => self.train(s, errors),
             Stage::Generate(s) => self.generate(s, errors),
             Stage::Eval(s) => self.eval(s, errors),
+            Stage::Search(s) => self.search(s, errors),
             Stage::Merge(_) | Stage::Logits(_) => {}
         }
         self.adapters(stage, errors);
@@ -184,6 +186,27 @@ impl Check<'_> {
             ));
         }
         self.positive("max_new_tokens", Some(s.max_new_tokens), errors);
+    }
+
+    fn search(&self, s: &SearchStage, errors: &mut Diagnostics) {
+        if s.space.is_empty() {
+            errors.push(self.refuse("space", "name at least one key with its values"));
+        }
+        for (key, values) in &s.space {
+            let name = format!("space.{}", crate::path::show(&[key]));
+            match values {
+                Values::List(all) if all.is_empty() => {
+                    errors.push(self.refuse(&name, "give at least one value"));
+                }
+                Values::Range(r) if !(r.min < r.max && r.min.is_finite() && r.max.is_finite()) => {
+                    errors.push(self.refuse(&name, "`min` must be below `max`"));
+                }
+                Values::Range(r) if r.log && r.min <= 0.0 => {
+                    errors.push(self.refuse(&name, "a logarithmic range needs a `min` above 0"));
+                }
+                _ => {}
+            }
+        }
     }
 
     fn eval(&self, s: &EvalStage, errors: &mut Diagnostics) {

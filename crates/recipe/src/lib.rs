@@ -25,6 +25,7 @@ mod read;
 mod recipe;
 mod resolved;
 mod schema;
+mod search;
 mod source;
 mod stage;
 mod wording;
@@ -37,6 +38,7 @@ pub use placed::Placed;
 pub use recipe::{Allow, Config, Dtype, Memory, Model, Recipe, Tokenizer, TokenizerKind};
 pub use resolved::resolved;
 pub use schema::schema;
+pub use search::{Goal, Range, SearchStage, Values};
 pub use source::{Source, Span};
 pub use stage::{
     Batch, Checkpoint, EvalStage, GenerateStage, LogitsStage, MergeFormat, MergeStage, Metric, Samples,

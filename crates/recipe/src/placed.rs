@@ -92,6 +92,7 @@ impl Stage {
                 all.one("placement", &mut s.placement);
                 all.adapters(&mut s.adapter);
             }
+            Stage::Search(s) => all.one("search", &mut s.search),
         }
         all.0
     }

@@ -8,6 +8,7 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::part::{SLOTS, slot_definition};
 use crate::recipe::Top;
+use crate::search::SearchStage;
 use crate::stage::{ALIASES, EvalStage, GenerateStage, LogitsStage, MergeStage, Stage, TrainStage};
 
 /// JSON Schema of the language with these parts, each a slot, a name and the schema of its settings.
@@ -147,13 +148,14 @@ impl JsonSchema for Stage {
 }
 
 /// Kind, struct and schema of every stage.
-fn stage_schemas(generator: &mut SchemaGenerator) -> [(&'static str, &'static str, Schema); 5] {
+fn stage_schemas(generator: &mut SchemaGenerator) -> [(&'static str, &'static str, Schema); 6] {
     [
         ("train", "TrainStage", TrainStage::json_schema(generator)),
         ("generate", "GenerateStage", GenerateStage::json_schema(generator)),
         ("merge", "MergeStage", MergeStage::json_schema(generator)),
         ("eval", "EvalStage", EvalStage::json_schema(generator)),
         ("logits", "LogitsStage", LogitsStage::json_schema(generator)),
+        ("search", "SearchStage", SearchStage::json_schema(generator)),
     ]
 }
 

@@ -8,6 +8,7 @@ use serde_json::Value as Json;
 use crate::bytes::Bytes;
 use crate::part::{Adapter, Part, by_default, many, one, one_or_many, slot};
 use crate::recipe::{Dtype, Model};
+use crate::search::SearchStage;
 
 /// One `[[stage]]`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -24,11 +25,13 @@ pub enum Stage {
     Eval(EvalStage),
     /// Writes logits, loss and gradients of given inputs.
     Logits(LogitsStage),
+    /// Tries a recipe with other values of some of its keys.
+    Search(SearchStage),
 }
 
 impl Stage {
     /// The names of all kinds.
-    pub const KINDS: [&str; 5] = ["train", "generate", "merge", "eval", "logits"];
+    pub const KINDS: [&str; 6] = ["train", "generate", "merge", "eval", "logits", "search"];
 
     /// The `kind` as a recipe writes it.
     pub fn kind(&self) -> &'static str {
@@ -38,6 +41,7 @@ impl Stage {
             Stage::Merge(_) => "merge",
             Stage::Eval(_) => "eval",
             Stage::Logits(_) => "logits",
+            Stage::Search(_) => "search",
         }
     }
 
@@ -49,6 +53,7 @@ impl Stage {
             Stage::Merge(s) => s.model.as_ref(),
             Stage::Eval(s) => s.model.as_ref(),
             Stage::Logits(s) => s.model.as_ref(),
+            Stage::Search(_) => None,
         }
     }
 
@@ -60,6 +65,7 @@ impl Stage {
             Stage::Merge(s) => s.model.as_mut(),
             Stage::Eval(s) => s.model.as_mut(),
             Stage::Logits(s) => s.model.as_mut(),
+            Stage::Search(_) => None,
         }
     }
 
@@ -71,6 +77,7 @@ impl Stage {
             Stage::Merge(s) => &mut s.adapter,
             Stage::Eval(s) => &mut s.adapter,
             Stage::Logits(s) => &mut s.adapter,
+            Stage::Search(_) => &mut [],
         }
     }
 
@@ -81,7 +88,7 @@ impl Stage {
             Stage::Generate(s) => s.quantizer.as_ref(),
             Stage::Eval(s) => s.quantizer.as_ref(),
             Stage::Logits(s) => s.quantizer.as_ref(),
-            Stage::Merge(_) => None,
+            Stage::Merge(_) | Stage::Search(_) => None,
         }
     }
 
@@ -92,7 +99,7 @@ impl Stage {
             Stage::Generate(s) => Some(&s.placement),
             Stage::Eval(s) => Some(&s.placement),
             Stage::Logits(s) => Some(&s.placement),
-            Stage::Merge(_) => None,
+            Stage::Merge(_) | Stage::Search(_) => None,
         }
     }
 
@@ -104,6 +111,7 @@ impl Stage {
             Stage::Merge(s) => &s.adapter,
             Stage::Eval(s) => &s.adapter,
             Stage::Logits(s) => &s.adapter,
+            Stage::Search(_) => &[],
         }
     }
 }

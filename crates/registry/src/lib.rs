@@ -175,6 +175,9 @@ macro_rules! any {
     (hook, $p:expr) => {
         Ok($crate::AnyPart::Hook(Box::new($p)))
     };
+    (search, $p:expr) => {
+        Ok($crate::AnyPart::Search(Box::new($p)))
+    };
     (placement, $p:expr) => {
         Ok($crate::AnyPart::Placement(Box::new($p)))
     };

@@ -18,6 +18,7 @@
 //! | `placement` | [`Placement`] | where weights live while they are not used |
 //! | `kv` | [`KvPolicy`], [`KvCache`] | what a cache keeps |
 //! | `decode` | [`Decoder`] | logits to token |
+//! | `search` | [`Search`] | which recipe is tried next |
 //! | `hook` | [`Hook`] | reacts to events of training |
 
 mod adapter;
@@ -31,6 +32,7 @@ mod model;
 mod part;
 mod placement;
 mod quantizer;
+mod search;
 mod selection;
 mod sites;
 mod training;
@@ -48,6 +50,7 @@ pub use placement::{Placement, block_of};
 pub use quantizer::Quantizer;
 pub use ramekin_tape::ParamView;
 pub use ramekin_tape::ops::{Apart, PackedWeight};
+pub use search::{Axis, Search, Space, Trial};
 pub use selection::{RoundContext, Selection};
 pub use sites::{LinearBase, LinearSite, ParamSite, Sites};
 pub use training::{

@@ -7,7 +7,7 @@ use serde_json::Value as Json;
 
 use crate::{
     ActivationPolicy, Adapter, Decoder, Estimator, GradientTransform, Hook, KvPolicy, ModelFamily, Objective,
-    Optimizer, Placement, Quantizer, Schedule, Selection,
+    Optimizer, Placement, Quantizer, Schedule, Search, Selection,
 };
 
 /// The places of a recipe that parts fill.
@@ -134,6 +134,8 @@ pub enum AnyPart {
     Hook(Box<dyn Hook>),
     /// Where weights live.
     Placement(Box<dyn Placement>),
+    /// Which recipe is tried next.
+    Search(Box<dyn Search>),
     /// Gradient to gradient.
     Gradient(Box<dyn GradientTransform>),
     /// An update rule.
@@ -148,7 +150,7 @@ pub enum AnyPart {
     Kv(Box<dyn KvPolicy>),
     /// Logits to token.
     Decode(Box<dyn Decoder>),
-    /// A part that another crate reads by its settings alone (data, search, track).
+    /// A part that another crate reads by its settings alone (data, track).
     Declared,
 }
 

@@ -64,7 +64,8 @@ impl Draft {
         entries.iter().for_each(|e| e.put(&mut draft));
         let adapted = draft.lists.iter().any(|(k, _)| k == "adapter");
         let trains = ["selection", "method"].iter().any(|k| draft.keys.iter().any(|(key, _)| key == k));
-        let packed = draft.keys.iter().any(|(k, v)| k == "quantizer" || k == "placement" && v.contains("disk"));
+        let packed =
+            draft.keys.iter().any(|(k, v)| k == "quantizer" || k == "placement" && v.contains("disk"));
         if packed && !adapted && !trains {
             draft.entry("adapter", r#"{ kind = "lora", r = 4, target_modules = "all-linear" }"#.to_owned());
         }

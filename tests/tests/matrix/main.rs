@@ -32,7 +32,8 @@ fn data() -> tempfile::TempDir {
     ramekin_tests::write_ids(&folder.path().join("train.safetensors"), &rows(4, 24, &mut draws));
     ramekin_tests::write_ids(&folder.path().join("held.safetensors"), &rows(4, 24, &mut draws));
     ramekin_tests::write_ids(&folder.path().join("prompt.safetensors"), &rows(2, 10, &mut draws));
-    let pairs: Vec<(String, String)> = (0..16).map(|i| (format!("{i} and {i} are"), format!(" {}", 2 * i))).collect();
+    let pairs: Vec<(String, String)> =
+        (0..16).map(|i| (format!("{i} and {i} are"), format!(" {}", 2 * i))).collect();
     let object = |(p, c): &(String, String)| serde_json::json!({ "prompt": p, "completion": c });
     let lines: Vec<String> = pairs.iter().map(|p| object(p).to_string()).collect();
     let write = |name: &str, text: String| std::fs::write(folder.path().join(name), text).expect("a file");
@@ -68,7 +69,10 @@ fn run(groups: &[Vec<&Entry>]) -> Vec<End> {
                     };
                     if let Some(fault) = fault {
                         let names: Vec<String> = group.iter().map(|e| e.label()).collect();
-                        faults.lock().expect("the list").push(format!("{}: {fault}\n{recipe}", names.join(" + ")));
+                        faults
+                            .lock()
+                            .expect("the list")
+                            .push(format!("{}: {fault}\n{recipe}", names.join(" + ")));
                     }
                     ends.lock().expect("the list")[i] = end;
                 }
@@ -76,7 +80,13 @@ fn run(groups: &[Vec<&Entry>]) -> Vec<End> {
         }
     });
     let faults = faults.into_inner().expect("the list");
-    assert!(faults.is_empty(), "{} of {} went neither way:\n\n{}", faults.len(), groups.len(), faults.join("\n\n"));
+    assert!(
+        faults.is_empty(),
+        "{} of {} went neither way:\n\n{}",
+        faults.len(),
+        groups.len(),
+        faults.join("\n\n")
+    );
     ends.into_inner().expect("the list")
 }
 
@@ -85,8 +95,11 @@ fn run(groups: &[Vec<&Entry>]) -> Vec<End> {
 fn every_part_is_in_the_table() {
     ramekin_catalog::link();
     let known: Vec<String> = TABLE.iter().map(Entry::label).collect();
-    let missing: Vec<String> =
-        parts().iter().map(|p| format!("{}/{}", p.slot.name(), p.name)).filter(|p| !known.contains(p)).collect();
+    let missing: Vec<String> = parts()
+        .iter()
+        .map(|p| format!("{}/{}", p.slot.name(), p.name))
+        .filter(|p| !known.contains(p))
+        .collect();
     assert!(missing.is_empty(), "not in the composition table: {}", missing.join(", "));
 }
 
@@ -125,11 +138,15 @@ fn triples() {
         }
     }
     // A refusal names the two that disagree, so pairs of a refused triple are looked at instead.
-    let (works, refused): (Vec<_>, Vec<_>) = groups.into_iter().partition(|g| pairs_of(g).iter().all(|p| allowed(p)));
+    let (works, refused): (Vec<_>, Vec<_>) =
+        groups.into_iter().partition(|g| pairs_of(g).iter().all(|p| allowed(p)));
     assert!(works.len() >= 15, "only {} of the triples are of pairs that go together", works.len());
     drop(refused);
     let ends = run(&works);
-    assert!(ends.iter().all(|e| *e == End::Works), "three parts that go together in pairs do not as three: {ends:?}");
+    assert!(
+        ends.iter().all(|e| *e == End::Works),
+        "three parts that go together in pairs do not as three: {ends:?}"
+    );
 }
 
 fn pairs_of<'a>(group: &[&'a Entry]) -> Vec<[&'a Entry; 2]> {
@@ -154,7 +171,11 @@ fn page(found: &BTreeMap<(String, String), &End>) -> String {
          makes this page.\n\n",
     );
     let refused = found.iter().filter(|(_, e)| **e != &End::Works).count();
-    let _ = writeln!(text, "{} pairs work together, {refused} are refused.\n\n## Refused\n", found.len() - refused);
+    let _ = writeln!(
+        text,
+        "{} pairs work together, {refused} are refused.\n\n## Refused\n",
+        found.len() - refused
+    );
     for ((a, b), end) in found {
         if let End::Refused(why) = end {
             let line = why.lines().next().unwrap_or_default().trim_start_matches("error: ");

@@ -54,7 +54,10 @@ impl Entry {
 
 fn text(draft: &mut Draft) {
     draft.model("model = { source = \"builtin:tiny\" }");
-    draft.key("eval", "{ data = { kind = \"builtin\", name = \"records\", rows = 8, seed = 9, max_length = 64 } }");
+    draft.key(
+        "eval",
+        "{ data = { kind = \"builtin\", name = \"records\", rows = 8, seed = 9, max_length = 64 } }",
+    );
 }
 
 fn no_clipping(draft: &mut Draft) {

@@ -6,6 +6,7 @@ mod generate;
 mod logits;
 mod merge;
 mod save;
+pub(crate) mod search;
 mod tokens;
 mod train;
 
@@ -42,6 +43,7 @@ pub fn run(cx: &mut StageContext<'_>, stage: &Stage, plan: &Blueprint) -> Result
         Stage::Eval(s) => eval::run(cx, s, plan)?,
         Stage::Logits(s) => logits::run(cx, s, plan)?,
         Stage::Train(s) => train::run(cx, s, plan)?,
+        Stage::Search(s) => return search::run(cx, s),
     };
     figures["planned_peak"] = bill.total().into();
     figures["measured_peak"] = meter.peak().into();
@@ -56,5 +58,6 @@ pub fn bill(name: &str, index: usize, recipe: &Recipe, stage: &Stage, plan: &Blu
         Stage::Merge(s) => merge::bill(name, s, plan),
         Stage::Generate(s) => generate::bill(name, s, plan),
         Stage::Eval(s) => eval::bill(name, s, plan),
+        Stage::Search(_) => Ok(Bill { stage: name.to_owned(), ..Bill::default() }), // its trials have their own
     }
 }
