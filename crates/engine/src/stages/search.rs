@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use ramekin_core::{BadRecipe, Rng, UserError};
 use ramekin_plan::Bill;
 use ramekin_recipe::{Doc, Goal, Recipe, SearchStage, Values};
-use ramekin_slots::{Axis, Search, Space, Trial};
+use ramekin_slots::{Axis, Space, Trial};
 use ramekin_store::write_atomic;
 use serde_json::{Map, Value as Json, json};
 
