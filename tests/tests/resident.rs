@@ -2,11 +2,6 @@
 //!
 //! A model of some size, so that what a process holds besides (code, stacks, tables) is small
 //! beside what the meter counts.
-//!
-//! Not yet so: the allocator keeps freed memory for a while and in pages by size, so the resident
-//! set grows by 20 to 31 % more than the meter sees (17 to 25 % where it is told to give memory
-//! back at once, `MIMALLOC_PURGE_DELAY=0`). The tests hold the bound that is wanted, and are left
-//! out of a plain run until it is met: `cargo xtask test --run-ignored all -E 'binary(resident)'`.
 
 use ramekin_tests::lab::sequences;
 use ramekin_tests::{Kitchen, write_ids};
@@ -64,49 +59,41 @@ fn meter_against_resident(dtype: &str, rows: usize, length: usize, stage: &[&str
 }
 
 #[test]
-#[ignore = "the resident set grows by 20 to 31 % more than the meter sees"]
 fn full_training() {
     meter_against_resident("f32", 2, 256, &[]);
 }
 
 #[test]
-#[ignore = "the resident set grows by 20 to 31 % more than the meter sees"]
 fn full_training_with_checkpointing() {
     meter_against_resident("f32", 4, 256, &[CHECKPOINT]);
 }
 
 #[test]
-#[ignore = "the resident set grows by 20 to 31 % more than the meter sees"]
 fn lora() {
     meter_against_resident("f32", 4, 256, &[LORA]);
 }
 
 #[test]
-#[ignore = "the resident set grows by 20 to 31 % more than the meter sees"]
 fn lora_with_checkpointing() {
     meter_against_resident("f32", 8, 512, &[LORA, CHECKPOINT]);
 }
 
 #[test]
-#[ignore = "the resident set grows by 20 to 31 % more than the meter sees"]
 fn lora_in_bf16() {
     meter_against_resident("bf16", 4, 256, &[LORA]);
 }
 
 #[test]
-#[ignore = "the resident set grows by 20 to 31 % more than the meter sees"]
 fn lora_on_nf4() {
     meter_against_resident("f32", 4, 256, &[LORA, NF4]);
 }
 
 #[test]
-#[ignore = "the resident set grows by 20 to 31 % more than the meter sees"]
 fn lora_on_nf4_with_checkpointing() {
     meter_against_resident("f32", 8, 512, &[LORA, NF4, CHECKPOINT]);
 }
 
 #[test]
-#[ignore = "the resident set grows by 20 to 31 % more than the meter sees"]
 fn lora_on_rtn_with_accumulation() {
     let rtn = r#"quantizer = { kind = "rtn", bits = 8 }"#;
     let batch = "batch = { gradient_accumulation_steps = 2 }";

@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 the run failed, 2 usage or recipe invalid, 3 the plan
 //! does not fit or the machine lacks something, 130 interrupted with its state saved.
 
+mod allocator;
 mod chat;
 mod failure;
 mod parts;
@@ -21,9 +22,6 @@ use serde_json::json;
 
 use crate::failure::Failure;
 use crate::recipes::Loaded;
-
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Cooks large models in little memory: TOML recipes that train, adapt, compress and run them.
 #[derive(Parser)]
@@ -81,6 +79,7 @@ struct RecipeArgs {
 }
 
 fn main() -> ExitCode {
+    allocator::give_back_at_once();
     ramekin_catalog::link();
     threads();
     let cli = Cli::parse();
