@@ -57,8 +57,11 @@ fn plan(quantizer: bool, placement: Option<Part>) -> Blueprint {
     }
 }
 
-/// Losses of three updates, what they trained, and the highest point of the meter.
-fn trained(plan: &Blueprint, activation: &Part) -> (Vec<f64>, Vec<(String, Vec<f32>)>, Meter2) {
+/// Trained tensors by name.
+type Weights = Vec<(String, Vec<f32>)>;
+
+/// Losses of an update after two others, what they trained, and the highest point of the meter.
+fn trained(plan: &Blueprint, activation: &Part) -> (Vec<f64>, Weights, High) {
     let meter = Meter::new();
     let _scope = meter::scope(meter.clone());
     let assembly = lab::assemble(plan);
@@ -68,12 +71,12 @@ fn trained(plan: &Blueprint, activation: &Part) -> (Vec<f64>, Vec<(String, Vec<f
     lab::train(&assembly, &mut trainer, &batch, 2);
     meter.reset_peak();
     let losses = lab::train(&assembly, &mut trainer, &batch, 1);
-    let high = Meter2 { activations: meter.highest().activations, peak: meter.peak() };
+    let high = High { activations: meter.highest().activations, peak: meter.peak() };
     (losses, lab::trained(&assembly), high)
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Meter2 {
+struct High {
     activations: u64,
     peak: u64,
 }

@@ -69,7 +69,7 @@ pub fn add<T: Real>(x: &mut [T], stream: &Stream, draw: Draw, s: f64) {
     let s = T::from_f64(s);
     pieces(x, stream, draw, |z, x| {
         for (x, z) in x.iter_mut().zip(z) {
-            *x = *x + s * *z;
+            *x += s * *z;
         }
     });
 }
@@ -79,7 +79,7 @@ pub fn add_at<T: Real>(x: &mut [T], places: &[u32], stream: &Stream, draw: Draw,
     let s = T::from_f64(s);
     x.par_chunks_mut(CHUNK).zip(places.par_chunks(CHUNK)).for_each(|(x, places)| {
         for (x, p) in x.iter_mut().zip(places) {
-            *x = *x + s * T::from_f64(draw.at(stream, u64::from(*p)));
+            *x += s * T::from_f64(draw.at(stream, u64::from(*p)));
         }
     });
 }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use ramekin_core::{Array, BadSetting, Category, DType, Lease, Param, Tier, UserError, meter};
 use ramekin_registry::{Part, part};
-use ramekin_slots::{LinearBase, PackedWeight, Placement, Sites};
+use ramekin_slots::{LinearBase, PackedWeight, Placement, Rebuild, Sites};
 use ramekin_store::{Spool, Ticket};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -75,8 +75,6 @@ enum What {
     Dense { param: Arc<Param>, dims: Vec<usize>, dtype: DType },
     Packed { path: String, rebuild: Rebuild },
 }
-
-type Rebuild = Box<dyn Fn(Vec<u8>) -> Result<Arc<dyn PackedWeight>>>;
 
 /// Stands in the place of a packed weight that is away.
 struct Away {

@@ -71,8 +71,9 @@ impl Search for Grid {
     }
 
     fn trials(&self, space: &Space) -> Result<usize> {
-        let sizes = space.iter().map(|(_, axis)| self.values(axis).len());
-        sizes.fold(Some(1usize), |n, size| n?.checked_mul(size)).filter(|n| *n <= 100_000).ok_or_else(|| {
+        let mut sizes = space.iter().map(|(_, axis)| self.values(axis).len());
+        let all = sizes.try_fold(1usize, usize::checked_mul).filter(|n| *n <= 100_000);
+        all.ok_or_else(|| {
             BadSetting::new("kind", "`grid` has more than 100000 combinations; try `random`").into()
         })
     }

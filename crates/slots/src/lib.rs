@@ -49,7 +49,7 @@ pub use part::{AnyPart, Part, PartEntry, Slot, Trait};
 pub use placement::{Placement, block_of};
 pub use quantizer::Quantizer;
 pub use ramekin_tape::ParamView;
-pub use ramekin_tape::ops::{Apart, PackedWeight};
+pub use ramekin_tape::ops::{Apart, PackedWeight, Rebuild};
 pub use search::{Axis, Search, Space, Trial};
 pub use selection::{RoundContext, Selection};
 pub use sites::{LinearBase, LinearSite, ParamSite, Sites};

@@ -143,7 +143,7 @@ fn triples() {
     }
     // A refusal names the two that disagree, so pairs of a refused triple are looked at instead.
     let (works, refused): (Vec<_>, Vec<_>) =
-        groups.into_iter().partition(|g| pairs_of(g).iter().all(|p| allowed(p)));
+        groups.into_iter().partition(|g| pairs_of(g).iter().all(allowed));
     assert!(works.len() >= 15, "only {} of the triples are of pairs that go together", works.len());
     drop(refused);
     let ends = run(&works);

@@ -35,6 +35,9 @@ pub trait PackedWeight: Send + Sync {
     fn rows_f64(&self, first: usize, out: &mut [f64]);
 }
 
+/// Puts a packed weight together again from its bulk.
+pub type Rebuild = Box<dyn Fn(Vec<u8>) -> Result<Arc<dyn PackedWeight>>>;
+
 /// A packed weight taken apart.
 pub struct Apart {
     /// What moves; empty in a plan.
@@ -42,7 +45,7 @@ pub struct Apart {
     /// Bytes of the bulk, also in a plan.
     pub bytes: u64,
     /// The same weight from its bulk, which is empty in a plan.
-    pub rebuild: Box<dyn Fn(Vec<u8>) -> Result<Arc<dyn PackedWeight>>>,
+    pub rebuild: Rebuild,
 }
 
 /// A packed weight as the kernels see it.

@@ -24,7 +24,7 @@ pub use attention::{AttentionSpec, KeyValue, attention};
 pub use broadcast::{mul_column, mul_row};
 pub use elementwise::{add, add_row, dropout, mul, scale};
 pub use embedding::{embedding, select_rows};
-pub use linear::{Apart, PackedWeight, linear, linear_onto, linear_packed};
+pub use linear::{Apart, PackedWeight, Rebuild, linear, linear_onto, linear_packed};
 pub use loss::{CrossEntropy, cross_entropy};
 pub use low_rank::{HeldWeight, column_products, row_norms, row_products};
 pub use norm::rms_norm;
