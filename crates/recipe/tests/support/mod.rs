@@ -121,6 +121,8 @@ pub fn parts() -> Vec<(&'static str, &'static str, Complete, Schema)> {
         "objective" / "sft" => Plain,
         "activation" / "keep" => Plain,
         "activation" / "checkpoint" => Plain,
+        "estimator" / "backprop" => Plain,
+        "placement" / "resident" => Plain,
         "kv" / "full" => Plain,
         "kv" / "streaming" => Streaming,
         "decode" / "greedy" => Plain,
