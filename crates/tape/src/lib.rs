@@ -23,7 +23,7 @@ mod segment;
 mod sink;
 mod tape;
 
-pub use chunked::ChunkLoss;
+pub use chunked::{ChunkLoss, ChunkRows};
 pub use sink::{GradSink, GradStore};
 pub use tape::{Backward, ParamView, Saved, SavedHook, SavedKind, Tape, Value};
 

@@ -6,14 +6,17 @@
 
 mod attention;
 mod broadcast;
+mod divergence;
 mod elementwise;
 mod embedding;
 mod linear;
+mod log_probs;
 mod loss;
 mod low_rank;
 mod norm;
 mod rotary;
 mod shape;
+mod slope;
 mod swiglu;
 
 use anyhow::{Result, ensure};
@@ -22,15 +25,18 @@ use ramekin_kernels::elementwise as kernel;
 
 pub use attention::{AttentionSpec, KeyValue, attention};
 pub use broadcast::{mul_column, mul_row};
+pub use divergence::{Divergence, divergence};
 pub use elementwise::{add, add_row, dropout, mul, scale};
 pub use embedding::{embedding, select_rows};
 pub use linear::{Apart, PackedWeight, Rebuild, linear, linear_onto, linear_packed};
+pub use log_probs::{log_probs, segment_sums, weighted_sums};
 pub use loss::{CrossEntropy, cross_entropy};
 pub use low_rank::{HeldWeight, column_products, row_norms, row_products};
 pub use norm::rms_norm;
 pub use ramekin_kernels::attention::Segment;
 pub use rotary::rotary;
 pub use shape::{reshape, swap_last};
+pub use slope::known_slope;
 pub use swiglu::swiglu;
 
 use crate::dispatch;
