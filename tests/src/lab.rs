@@ -79,7 +79,7 @@ pub fn batch(sequences: &[Vec<u32>]) -> LabelledBatch {
         labels.extend(s.iter().skip(1).map(|id| i64::from(*id)));
         labels.push(-100);
     }
-    LabelledBatch { flat: FlatBatch::new(sequences), labels }
+    LabelledBatch::of(FlatBatch::new(sequences), labels)
 }
 
 /// A step's parts: `sft`, `keep`, AdamW without decay at this rate, no clipping.
@@ -119,11 +119,11 @@ pub fn loss_and_gradients(
     trainer: &Trainer,
     batches: &[LabelledBatch],
 ) -> (f64, Vec<(String, Vec<f32>)>) {
-    let active = batches.iter().map(LabelledBatch::active).sum();
+    let totals = trainer.totals(batches);
     let mut store = GradStore::new();
     let mut loss = 0.0;
     for (i, b) in batches.iter().enumerate() {
-        let done = trainer.micro_batch(assembly, b, active, i as u64, true, &mut store);
+        let done = trainer.micro_batch(assembly, b, &totals, i as u64, true, &mut store);
         loss += done.unwrap_or_else(|e| panic!("{e:#}"));
     }
     let mut grads: Vec<(String, Vec<f32>)> =

@@ -64,7 +64,7 @@ fn batch(step: u64) -> LabelledBatch {
         }
         rows.push(row);
     }
-    LabelledBatch { flat: FlatBatch::new(&rows), labels }
+    LabelledBatch::of(FlatBatch::new(&rows), labels)
 }
 
 /// The trained model; trained once, in seconds, and kept beside the build. Tests that come at the same

@@ -90,7 +90,7 @@ pub fn labelled(sequences: &[Vec<u32>], learn: impl Fn(usize, usize) -> bool) ->
         labels.extend((1..s.len()).map(target));
         labels.push(-100);
     }
-    LabelledBatch { flat: FlatBatch::new(sequences), labels }
+    LabelledBatch::of(FlatBatch::new(sequences), labels)
 }
 
 /// Runs `steps` updates, each on the batch that `data` makes for it; returns the losses before each.
@@ -115,8 +115,9 @@ pub fn problem<'a>(
     batches: &'a [LabelledBatch],
 ) -> Batches<'a> {
     let pass = Pass { objective: &*trainer.objective, activation: &*trainer.activation, rng: trainer.rng };
-    let active = batches.iter().map(LabelledBatch::active).sum();
-    Batches { pass, assembly, batches, params, active, step: 0, total: 1, lr: 0.0 }
+    let totals = trainer.totals(batches);
+    let figures = ramekin_engine::objective::Figures::default();
+    Batches { pass, assembly, batches, params, totals, step: 0, total: 1, lr: 0.0, figures }
 }
 
 /// Mean loss of the targets, by forwards alone.

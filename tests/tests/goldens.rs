@@ -74,7 +74,7 @@ fn base(name: &str) {
     let generator =
         Generator { assembly: &assembly, decoder: &*decoder, kv: None, rng: Rng::new(0), adapters: true };
     let limits = Limits { max_new_tokens: 24, eos: &assembly.eos_ids() };
-    let plain = generator.run(&prompt, &limits, &mut |_, _| {}).expect("generation");
+    let plain = generator.run(&prompt, &limits, &mut |_, _| {}).expect("generation").ids;
     assert_eq!(plain, greedy, "greedy tokens without a cache");
 }
 

@@ -111,7 +111,7 @@ fn generated(assembly: &Assembly) -> Vec<Vec<u32>> {
     let generator =
         Generator { assembly, decoder: &*decoder, kv: Some(&*kv), rng: Rng::new(0), adapters: true };
     let limits = Limits { max_new_tokens: 12, eos: &[] };
-    generator.run(&lab::sequences(&[9, 5], 61, 8), &limits, &mut |_, _| {}).expect("tokens")
+    generator.run(&lab::sequences(&[9, 5], 61, 8), &limits, &mut |_, _| {}).expect("tokens").ids
 }
 
 /// Every placement trains, predicts and generates the same bits; one that is not resident holds less.

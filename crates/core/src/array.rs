@@ -270,6 +270,12 @@ impl Array {
         Ok(self.tensor.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?)
     }
 
+    /// The numbers as a vector, converted to f64.
+    pub fn to_f64(&self) -> Result<Vec<f64>> {
+        self.check_numbers()?;
+        Ok(self.tensor.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>()?)
+    }
+
     /// The numbers in another type, as a new allocation (the same one if the type is the same).
     pub fn to_dtype(&self, dtype: DType, category: Category) -> Result<Self> {
         if dtype == self.dtype() {

@@ -1,5 +1,6 @@
 //! What a person checks before training: begin and end tokens, masks, a look at real rows.
 
+use ramekin_slots::Rows;
 use serde::Serialize;
 
 use crate::dataset::Dataset;
@@ -90,7 +91,9 @@ impl Audit {
                  is this the model's tokenizer?"
             ));
         }
-        if data.report.active_tokens == 0 {
+        // Where whole texts have labels no token is a target, and none has to end anything.
+        let of_tokens = data.kind != Rows::Targets;
+        if of_tokens && data.report.active_tokens == 0 {
             self.errors.push("no token is a target".to_owned());
         }
         if self.doubled_bos > 0 {
@@ -107,7 +110,7 @@ impl Audit {
             self.warnings
                 .push(format!("{} of {n} examples end in more than one end token", self.doubled_eos));
         }
-        if let Some(eos) = tokenizer.eos_id() {
+        if let Some(eos) = tokenizer.eos_id().filter(|_| of_tokens) {
             let missing = n - self.eos_targets;
             let cut = data.report.truncated.min(missing);
             if missing > cut {
@@ -123,7 +126,7 @@ impl Audit {
                 ));
             }
         }
-        if self.masked_share > 0.98 {
+        if of_tokens && self.masked_share > 0.98 {
             self.warnings.push(format!(
                 "{:.1} % of the tokens are masked; few are left to learn from",
                 100.0 * self.masked_share

@@ -15,7 +15,7 @@ use crate::example::IGNORED;
 use crate::pack::Row;
 
 /// Rows side by side in one flat list of N tokens, without padding.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
     /// Token ids, `[N]`.
     pub ids: Vec<u32>,
@@ -25,6 +25,8 @@ pub struct Batch {
     pub positions: Vec<u32>,
     /// Independent causal sequences as ranges of the flat list; they cover it in order.
     pub segments: Vec<Range<usize>>,
+    /// For each segment the numbers to predict of it; mostly none.
+    pub targets: Vec<Vec<f32>>,
     /// How many rows the batch was made of.
     pub rows: usize,
 }
@@ -68,8 +70,12 @@ impl Batch {
             self.ids.extend_from_slice(&example.ids[piece.tokens.clone()]);
             self.labels.extend_from_slice(&example.labels[piece.tokens.clone()]);
         }
+        // Where examples share a segment no number belongs to it.
+        let apart = row.pieces.len() == row.segments.len();
         let mut at = first;
-        for len in &row.segments {
+        for (i, len) in row.segments.iter().enumerate() {
+            let example = row.pieces.get(i).filter(|_| apart).and_then(|p| data.examples.get(p.example));
+            self.targets.push(example.map_or_else(Vec::new, |x| x.target.clone()));
             let segment = at..at + len;
             // Position t predicts the label of t + 1; the segment's own first label has nobody to predict it.
             self.labels[segment.clone()].rotate_left(usize::from(*len > 0));

@@ -3,15 +3,16 @@
 use std::path::Path;
 
 use anyhow::Result;
-use ramekin_core::UserError;
+use ramekin_core::{BadSetting, UserError};
+use ramekin_slots::Rows;
 use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::batch::Batch;
 use crate::example::{Example, IGNORED, Preparer};
 use crate::formats::{Reader, Sample};
-use crate::pack::{Row, pack};
-use crate::settings::{DataSettings, Preparation, TextUnit};
+use crate::pack::{Piece, Row, pack};
+use crate::settings::{DataSettings, Packing, Preparation, TextUnit};
 use crate::source::{Origin, Record};
 use crate::tokenizer::Tokenizer;
 
@@ -53,6 +54,8 @@ pub struct Dataset {
     pub shuffle: bool,
     /// What became of the rows.
     pub report: LoadReport,
+    /// What the rows are.
+    pub kind: Rows,
     /// The examples held out by `split`.
     pub dev: Option<Box<Dataset>>,
 }
@@ -69,10 +72,19 @@ impl DataSettings {
     /// nothing is a target, showing one row. The kind `tokens` is read by the
     /// engine and refused here.
     pub fn load(&self, tokenizer: &Tokenizer, base_dir: &Path) -> Result<Dataset> {
+        self.load_rows(tokenizer, base_dir, Rows::Tokens)
+    }
+
+    /// [`DataSettings::load`] for an objective that learns from such rows.
+    ///
+    /// # Errors
+    /// Also if the rows are others.
+    pub fn load_rows(&self, tokenizer: &Tokenizer, base_dir: &Path, wanted: Rows) -> Result<Dataset> {
         let preparation = self.preparation().ok_or_else(|| {
             UserError::new("data of kind `tokens` cannot go here: its ids are ready and need no tokenizer")
         })?;
         preparation.check()?;
+        check_packing(&preparation, wanted)?;
         let name = match self {
             DataSettings::Builtin(s) => format!("builtin:{}", s.name),
             _ => self.paths().iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", "),
@@ -87,7 +99,7 @@ impl DataSettings {
         if stream {
             preparer = preparer.for_stream();
         }
-        Loading { name, preparation: &preparation, preparer, tokenizer, stream }.run(records)
+        Loading { name, preparation: &preparation, preparer, tokenizer, stream, wanted }.run(records)
     }
 }
 
@@ -97,12 +109,27 @@ struct Loading<'a> {
     preparer: Preparer<'a>,
     tokenizer: &'a Tokenizer,
     stream: bool,
+    wanted: Rows,
+}
+
+/// Which ways of sharing rows there are for which rows.
+fn check_packing(p: &Preparation, wanted: Rows) -> Result<(), BadSetting> {
+    match wanted {
+        Rows::Pairs if p.packing => {
+            Err(BadSetting::new("packing", "cannot go with `chosen` and `rejected`: a row is a pair already"))
+        }
+        Rows::Targets if p.packing && p.packing_strategy != Packing::Bfd => {
+            let why = "must be `bfd` where texts have labels: a label is of one whole text";
+            Err(BadSetting::new("packing_strategy", why))
+        }
+        _ => Ok(()),
+    }
 }
 
 impl Loading<'_> {
     fn run(self, records: impl Iterator<Item = Result<Record>>) -> Result<Dataset> {
         let mut report = LoadReport::default();
-        let mut reader = Reader::new(self.preparation, self.preparer.has_template());
+        let mut reader = Reader::new(self.preparation, self.preparer.has_template(), self.wanted);
         let mut examples = Vec::new();
         let mut masked: Option<Example> = None;
         let mut records = records.peekable();
@@ -121,11 +148,14 @@ impl Loading<'_> {
                 report.read += 1;
                 report.truncated += usize::from(item.truncated);
                 report.prefix_differs += usize::from(item.prefix_differs);
-                if item.example.active_tokens() == 0 {
+                let learns =
+                    |x: &Example| x.active_tokens() > 0 || self.wanted == Rows::Targets && !x.is_empty();
+                if learns(&item.example) && item.rejected.as_ref().is_none_or(learns) {
+                    examples.push(item.example);
+                    examples.extend(item.rejected);
+                } else {
                     report.without_target += 1;
                     masked.get_or_insert(item.example);
-                } else {
-                    examples.push(item.example);
                 }
             }
         }
@@ -135,11 +165,16 @@ impl Loading<'_> {
             return Err(self.nothing_left(&report, masked.as_ref()));
         }
         self.note(&mut report);
-        let mut data =
-            Dataset { name: self.name, shuffle: self.preparation.shuffle, report, ..Dataset::default() };
+        let mut data = Dataset {
+            name: self.name,
+            shuffle: self.preparation.shuffle,
+            report,
+            kind: self.wanted,
+            ..Dataset::default()
+        };
         match self.preparation.split {
             Some(split) => {
-                let (train, dev) = divide(examples, split.dev, self.stream);
+                let (train, dev) = divide(examples, split.dev, self.stream, data.each());
                 if train.is_empty() || dev.is_empty() {
                     return Err(UserError::new(format!(
                         "`split.dev` = {} of {} examples leaves nothing to {}",
@@ -155,6 +190,7 @@ impl Loading<'_> {
                     name: format!("{} (held out)", data.name),
                     shuffle: false,
                     report: data.report.clone(),
+                    kind: self.wanted,
                     ..Dataset::default()
                 };
                 data.set_examples(train, self.preparation);
@@ -187,7 +223,7 @@ impl Loading<'_> {
             ));
         }
         let chat = matches!(report.format.as_str(), "messages" | "sharegpt");
-        if self.tokenizer.eos_id().is_none() && !chat && !self.stream {
+        if self.tokenizer.eos_id().is_none() && !chat && !self.stream && self.wanted != Rows::Targets {
             report.notes.push("the tokenizer has no end token, so examples get none".to_owned());
         }
     }
@@ -208,43 +244,54 @@ impl Loading<'_> {
 }
 
 /// The last `share` of the examples, or of the one stream's tokens.
-fn divide(mut examples: Vec<Example>, share: f64, stream: bool) -> (Vec<Example>, Vec<Example>) {
+fn divide(mut examples: Vec<Example>, share: f64, stream: bool, each: usize) -> (Vec<Example>, Vec<Example>) {
     if stream {
-        let mut all = Example { ids: Vec::new(), labels: Vec::new(), prompt_len: 0, reference: None };
+        let mut all = Example::default();
         for e in examples {
             all.ids.extend(e.ids);
             all.labels.extend(e.labels);
         }
         let cut = all.len() - (all.len() as f64 * share).round() as usize;
-        let dev = Example {
-            ids: all.ids.split_off(cut),
-            labels: all.labels.split_off(cut),
-            prompt_len: 0,
-            reference: None,
-        };
+        let dev =
+            Example { ids: all.ids.split_off(cut), labels: all.labels.split_off(cut), ..Example::default() };
         let some = |e: Example| if e.len() > 1 { vec![e] } else { Vec::new() };
         return (some(all), some(dev));
     }
-    let n = examples.len();
+    let n = examples.len() / each;
     let held = ((n as f64 * share).round() as usize).max(1).min(n);
-    let dev = examples.split_off(n - held);
+    let dev = examples.split_off(each * (n - held));
     (examples, dev)
 }
 
+/// `each` examples a row, in order.
+fn singly(lengths: &[usize], each: usize) -> Vec<Row> {
+    let piece = |e: usize| Piece { example: e, tokens: 0..lengths[e] };
+    let row = |(r, lengths): (usize, &[usize])| Row {
+        pieces: (0..lengths.len()).map(|i| piece(r * each + i)).collect(),
+        segments: lengths.to_vec(),
+    };
+    lengths.chunks(each).enumerate().map(row).collect()
+}
+
 impl Dataset {
+    /// Examples of a row that is not packed.
+    fn each(&self) -> usize {
+        if self.kind == Rows::Pairs { 2 } else { 1 }
+    }
+
     fn set_examples(&mut self, examples: Vec<Example>, options: &Preparation) {
         let lengths: Vec<usize> = examples.iter().map(Example::len).collect();
         self.rows = if options.packing {
             pack(&lengths, options.max_length, options.packing_strategy)
         } else {
-            lengths.iter().enumerate().map(|(e, n)| Row::whole(e, *n)).collect()
+            singly(&lengths, self.each())
         };
         self.examples = examples;
         self.count();
     }
 
     fn count(&mut self) {
-        self.report.kept = self.examples.len();
+        self.report.kept = self.examples.len() / self.each();
         self.report.rows = self.rows.len();
         self.report.tokens = self.rows.iter().map(Row::len).sum();
         self.report.active_tokens = self.examples.iter().map(Example::active_tokens).sum();
@@ -327,17 +374,21 @@ impl Dataset {
             if let Some(bad) = row_labels.iter().find(|l| **l < 0 && **l != IGNORED) {
                 return Err(wrong(format!("row {r} of `labels` has {bad}; a label is an id or -100")).into());
             }
-            examples.push(Example {
-                ids: row[keep].to_vec(),
-                labels: row_labels,
-                prompt_len: 0,
-                reference: None,
-            });
+            examples.push(Example { ids: row[keep].to_vec(), labels: row_labels, ..Example::default() });
         }
         if examples.is_empty() {
             return Err(wrong("the file has no rows".to_owned()).into());
         }
         Ok(Self::from_examples(name, examples))
+    }
+
+    /// A data set of pairs, a chosen and a rejected example in turn, in file order.
+    pub fn from_pairs(name: impl Into<String>, examples: Vec<Example>) -> Self {
+        let mut data = Self::from_examples(name, examples);
+        data.kind = Rows::Pairs;
+        data.rows = singly(&data.examples.iter().map(Example::len).collect::<Vec<_>>(), 2);
+        data.count();
+        data
     }
 
     /// Tokens of the longest row.

@@ -229,6 +229,66 @@ fn every_kind_is_registered() {
 }
 
 #[test]
+fn pairs_lie_in_one_row_and_split_together() {
+    let settings = json!({"name": "preferences", "rows": 20, "split": {"dev": 0.2}});
+    let settings = DataSettings::from_json("builtin", settings).unwrap();
+    let data = settings.load_rows(small(), Path::new("."), Rows::Pairs).unwrap();
+    let dev = data.dev.as_ref().unwrap();
+    assert_eq!((data.kind, data.rows.len(), data.examples.len(), dev.rows.len()), (Rows::Pairs, 16, 32, 4));
+    assert_eq!(data.report.kept, 16);
+    let batch = Sampler::new(data.clone().into(), 1, 3, 1).batch(0, 0);
+    assert_eq!((batch.segments.len(), batch.rows), (6, 3));
+    for row in &data.rows {
+        let of = |i: usize| &data.examples[row.pieces[i].example];
+        let (chosen, rejected) = (of(0), of(1));
+        // One prompt, of which nothing is a target, and two answers.
+        assert_eq!(chosen.prompt_len, rejected.prompt_len);
+        assert_eq!(chosen.ids[..chosen.prompt_len], rejected.ids[..chosen.prompt_len]);
+        assert!(chosen.labels[..chosen.prompt_len].iter().all(|l| *l == IGNORED));
+        assert_ne!(chosen.ids, rejected.ids);
+    }
+    let packed = json!({"name": "preferences", "packing": true});
+    let packed = DataSettings::from_json("builtin", packed).unwrap();
+    let e = packed.load_rows(small(), Path::new("."), Rows::Pairs).unwrap_err().to_string();
+    assert!(e.contains("packing"), "{e}");
+}
+
+#[test]
+fn labels_go_with_their_text_through_packing() {
+    for packing in [false, true] {
+        let settings =
+            json!({"name": "colours", "rows": 12, "packing": packing, "max_length": 64, "shuffle": false});
+        let settings = DataSettings::from_json("builtin", settings).unwrap();
+        let data = settings.load_rows(small(), Path::new("."), Rows::Targets).unwrap();
+        assert_eq!(data.rows.len() < 12, packing);
+        let batch = Batch::of_rows(&data, &data.rows);
+        assert_eq!((batch.targets.len(), batch.active_tokens()), (12, 0));
+        for (segment, target) in batch.segments.iter().zip(&batch.targets) {
+            let ids = &batch.ids[segment.clone()];
+            let own = data.examples.iter().find(|x| x.ids == ids).unwrap();
+            assert_eq!(*target, own.target);
+        }
+        assert!(audit(&data, small(), 600, 100, 1, false).errors.is_empty());
+    }
+}
+
+#[test]
+fn sst2_loads() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/sst2");
+    if !folder.is_dir() {
+        println!("skipped sst2_loads: ../shared is not here");
+        return;
+    }
+    let columns = json!({"text": "0", "label": "1"});
+    let settings = json!({"path": "train.tsv", "header": false, "columns": columns, "max_rows": 200, "format": "classification"});
+    let settings = DataSettings::from_json("csv", settings).unwrap();
+    let data = settings.load_rows(small(), &folder, Rows::Targets).unwrap();
+    assert_eq!((data.report.read, data.report.kept), (200, 200));
+    assert_eq!(data.examples[0].target, [1.0]);
+    assert_eq!(data.examples[1].target, [0.0]);
+}
+
+#[test]
 fn gsm8k_loads() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/gsm8k");
     if !folder.is_dir() {

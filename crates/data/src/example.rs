@@ -15,6 +15,7 @@ use ramekin_core::UserError;
 use serde_json::Value as Json;
 
 use crate::formats::Sample;
+use crate::paired::Pair;
 use crate::settings::{Preparation, Truncation};
 use crate::template::ChatTemplate;
 use crate::tokenizer::{Encoded, Tokenizer};
@@ -45,7 +46,7 @@ impl Reference {
 }
 
 /// One example: token ids and, for each, the label.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Example {
     /// Token ids.
     pub ids: Vec<u32>,
@@ -55,6 +56,8 @@ pub struct Example {
     pub prompt_len: usize,
     /// Prompt and expected answer, where the data has them.
     pub reference: Option<Reference>,
+    /// The numbers to predict of the whole: a class, classes, values or a margin; mostly none.
+    pub target: Vec<f32>,
 }
 
 impl Example {
@@ -75,10 +78,12 @@ impl Example {
 }
 
 /// An example with what happened on the way to it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Prepared {
     /// The example; it may be without target.
     pub example: Example,
+    /// The worse answer, where there are two.
+    pub rejected: Option<Example>,
     /// Whether tokens were cut off.
     pub truncated: bool,
     /// Whether prompt and completion together did not start with the prompt's own tokens.
@@ -137,7 +142,40 @@ impl<'a> Preparer<'a> {
             Sample::ChatCompletion { prompt, completion, tools } => {
                 self.chat_completion(prompt, completion, tools.as_ref())
             }
+            Sample::Pair(pair) => self.pair(pair),
+            Sample::Labelled { text, label } => self.labelled(text, label),
         }
+    }
+
+    /// Both answers; the prompt is masked in both.
+    fn pair(&self, pair: &Pair) -> Result<Prepared> {
+        if self.options.completion_only_loss == Some(false) {
+            let message = "`completion_only_loss = false` cannot go with pairs: answers alone are compared";
+            return Err(UserError::new(message).help("leave it out").into());
+        }
+        let (chosen, rejected) = (self.prepare(&pair.chosen)?, self.prepare(&pair.rejected)?);
+        let mut example = chosen.example;
+        example.target.extend(pair.margin);
+        Ok(Prepared {
+            example,
+            rejected: Some(rejected.example),
+            truncated: chosen.truncated || rejected.truncated,
+            prefix_differs: chosen.prefix_differs || rejected.prefix_differs,
+        })
+    }
+
+    /// A whole text without end token: what is to be predicted lies outside of it.
+    fn labelled(&self, text: &str, label: &[f32]) -> Result<Prepared> {
+        if self.options.assistant_only_loss || self.options.completion_only_loss.is_some() {
+            let message = "rows with a label have no completion and no assistant to tell apart";
+            let help = "leave `completion_only_loss` and `assistant_only_loss` out";
+            return Err(UserError::new(message).help(help).into());
+        }
+        let ids = self.tokenizer.encode(text, true)?;
+        let mask = vec![false; ids.len()];
+        let mut prepared = self.finish(ids, mask, 0, None, false);
+        prepared.example.target = label.to_vec();
+        Ok(prepared)
     }
 
     fn plain(&self, prompt: Option<&str>, text: &str) -> Result<Prepared> {
@@ -287,7 +325,8 @@ impl<'a> Preparer<'a> {
         }
         ids.shrink_to_fit();
         labels.shrink_to_fit();
-        Prepared { example: Example { ids, labels, prompt_len, reference }, truncated, prefix_differs }
+        let example = Example { ids, labels, prompt_len, reference, target: Vec::new() };
+        Prepared { example, rejected: None, truncated, prefix_differs }
     }
 }
 

@@ -22,7 +22,7 @@ fn options(format: &str, columns: Json) -> Preparation {
 }
 
 fn sample(format: &str, columns: Json, row: Json) -> Result<Sample> {
-    Reader::new(&options(format, columns), true).sample(record(row))
+    Reader::new(&options(format, columns), true, Rows::Tokens).sample(record(row))
 }
 
 fn error(format: &str, columns: Json, row: Json) -> String {
@@ -42,7 +42,7 @@ fn keys_choose_the_format() {
         (json!({"prompt": "a", "completion": 5}), "prompt_completion"),
         (json!({"text": "a"}), "text"),
     ] {
-        let mut reader = Reader::new(&options("auto", json!({})), true);
+        let mut reader = Reader::new(&options("auto", json!({})), true, Rows::Tokens);
         reader.sample(record(row)).unwrap();
         assert_eq!(reader.format().name(), format);
         assert!(reader.into_notes()[0].contains(format));
@@ -143,7 +143,7 @@ fn alpaca_with_and_without_template() {
     let contents: Vec<&str> = prompt.iter().map(|m| m["content"].as_str().unwrap()).collect();
     assert_eq!(contents, ["S", "h", "k", "Add.\n1 2"]);
     assert_eq!(completion[0]["content"], "3");
-    let plain = Reader::new(&options("alpaca", json!({})), false).sample(record(row)).unwrap();
+    let plain = Reader::new(&options("alpaca", json!({})), false, Rows::Tokens).sample(record(row)).unwrap();
     assert_eq!(
         plain,
         pair(
@@ -167,4 +167,74 @@ proptest! {
             }
         }
     }
+}
+
+fn wanted(format: &str, columns: Json, rows: Rows, row: Json) -> Result<Sample> {
+    Reader::new(&options(format, columns), true, rows).sample(record(row))
+}
+
+#[test]
+fn pairs_with_and_without_prompt() {
+    let both = |row: Json| match wanted("auto", json!({}), Rows::Pairs, row).unwrap() {
+        Sample::Pair(p) => (*p.chosen, *p.rejected, p.margin),
+        other => panic!("{other:?}"),
+    };
+    let expected = (pair("Q:", " yes"), pair("Q:", " no"), None);
+    assert_eq!(both(json!({"prompt": "Q:", "chosen": " yes", "rejected": " no"})), expected);
+    assert_eq!(both(json!({"chosen": "Q: yes", "rejected": "Q: no"})), expected);
+    let margin = json!({"prompt": "Q:", "chosen": " yes", "rejected": " no", "margin": "0.5"});
+    assert_eq!(both(margin).2, Some(0.5));
+    let turn = |role: &str, content: &str| json!({"role": role, "content": content});
+    let (ask, yes, no) = (turn("user", "Q"), turn("assistant", "yes"), turn("assistant", "no"));
+    let explicit = both(json!({"prompt": [ask], "chosen": [yes], "rejected": [no]}));
+    assert_eq!(both(json!({"chosen": [ask, yes], "rejected": [ask, no]})), explicit);
+    let Sample::ChatCompletion { prompt, completion, .. } = explicit.1 else { panic!() };
+    assert_eq!((prompt, completion), (vec![ask], vec![no]));
+}
+
+#[test]
+fn pairs_that_make_none_are_refused() {
+    let error = |row: Json| wanted("preference", json!({}), Rows::Pairs, row).unwrap_err().to_string();
+    assert!(error(json!({"chosen": "yes", "rejected": "no"})).contains("do not begin alike"));
+    assert!(
+        error(json!({"prompt": "Q", "chosen": "yes", "rejected": " "})).contains("`rejected` has no answer")
+    );
+    assert!(error(json!({"chosen": ["yes"], "rejected": "no"})).contains("both are alike"));
+    assert!(error(json!({"chosen": "Q: yes"})).contains("no `rejected`"));
+    let other = wanted("auto", json!({}), Rows::Pairs, json!({"text": "a"})).unwrap_err().to_string();
+    assert!(other.contains("`chosen` and `rejected`") && other.contains("read as `text`"), "{other}");
+    let pairs = wanted("auto", json!({}), Rows::Tokens, json!({"chosen": "a b", "rejected": "a c"}));
+    assert!(pairs.unwrap_err().to_string().contains("read as `preference`"));
+}
+
+#[test]
+fn labels_are_numbers_lists_or_names() {
+    let of = |row: Json| wanted("auto", json!({}), Rows::Targets, row);
+    let label = |row: Json| match of(row).unwrap() {
+        Sample::Labelled { text, label } => (text, label),
+        other => panic!("{other:?}"),
+    };
+    for (value, expected) in [
+        (json!(1), vec![1.0]),
+        (json!("2"), vec![2.0]),
+        (json!(true), vec![1.0]),
+        (json!([0, 1.5]), vec![0.0, 1.5]),
+    ] {
+        assert_eq!(label(json!({"text": "t", "label": value})), ("t".to_owned(), expected));
+    }
+    let bad = of(json!({"text": "t", "label": "good"})).unwrap_err().to_string();
+    assert!(bad.contains("`label` is `good`, not a number"), "{bad}");
+    let mut named = options("classification", json!({"text": "0", "label": "1"}));
+    named.label_names = vec!["bad".to_owned(), "good".to_owned()];
+    let mut reader = Reader::new(&named, true, Rows::Targets);
+    let Sample::Labelled { label, .. } = reader.sample(record(json!({"0": "t", "1": "good"}))).unwrap()
+    else {
+        panic!()
+    };
+    assert_eq!(label, [1.0]);
+    let missing = reader.sample(record(json!({"0": "t", "1": "god"}))).unwrap_err();
+    assert!(missing.to_string().contains("`god`"));
+    // A text with a label beside it stays text where tokens are wanted.
+    let text = wanted("auto", json!({}), Rows::Tokens, json!({"text": "t", "label": 1})).unwrap();
+    assert_eq!(text, Sample::Text("t".to_owned()));
 }

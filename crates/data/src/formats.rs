@@ -1,11 +1,13 @@
-//! From a row's keys to a sample: text, prompt and completion, or a chat.
+//! From a row's keys to a sample: text, prompt and completion, a chat, or what `paired` reads.
 
 use std::collections::BTreeMap;
 
 use anyhow::Result;
 use ramekin_core::{BadSetting, UserError, suggest};
+use ramekin_slots::Rows;
 use serde_json::{Map, Value as Json, json};
 
+use crate::paired::{self, Pair};
 use crate::settings::{Format, Preparation};
 use crate::source::{Record, kind_of};
 
@@ -37,10 +39,19 @@ pub enum Sample {
         /// Tools the template may list.
         tools: Option<Json>,
     },
+    /// Two ways in which a prompt may go on.
+    Pair(Pair),
+    /// A text with numbers to predict.
+    Labelled {
+        /// The text.
+        text: String,
+        /// A class, 0 or 1 for each class, or values.
+        label: Vec<f32>,
+    },
 }
 
 /// Keys that formats know; `columns` maps from them.
-const KEYS: [&str; 11] = [
+const KEYS: [&str; 15] = [
     "messages",
     "tools",
     "conversations",
@@ -52,6 +63,10 @@ const KEYS: [&str; 11] = [
     "prompt",
     "completion",
     "text",
+    "chosen",
+    "rejected",
+    "margin",
+    "label",
 ];
 
 /// Reads records by one format, which the first record decides where it is open.
@@ -59,17 +74,21 @@ pub(crate) struct Reader {
     format: Format,
     columns: BTreeMap<String, String>,
     has_template: bool,
+    wanted: Rows,
+    label_names: Vec<String>,
     checked: bool,
     notes: Vec<String>,
 }
 
 impl Reader {
     /// A reader. With a template, instructions become chats.
-    pub fn new(options: &Preparation, has_template: bool) -> Self {
+    pub fn new(options: &Preparation, has_template: bool, wanted: Rows) -> Self {
         Reader {
             format: options.format,
             columns: options.columns.clone(),
             has_template,
+            wanted,
+            label_names: options.label_names.clone(),
             checked: false,
             notes: Vec::new(),
         }
@@ -87,14 +106,15 @@ impl Reader {
 
     /// The record's sample.
     pub fn sample(&mut self, record: Record) -> Result<Sample> {
-        if !self.checked {
-            self.check_columns()?;
-            self.checked = true;
-        }
         if self.format == Format::Auto {
             self.format = self.detect(&record)?;
             self.notes
                 .push(format!("the rows are read as `{}`, by the keys of the first", self.format.name()));
+        }
+        if !self.checked {
+            self.check_columns()?;
+            self.check_rows(&record)?;
+            self.checked = true;
         }
         let row = Fields { record: &record, columns: &self.columns };
         match self.format {
@@ -102,8 +122,32 @@ impl Reader {
             Format::Sharegpt => sharegpt(&row),
             Format::Alpaca => alpaca(&row, self.has_template),
             Format::PromptCompletion => prompt_completion(&row),
+            Format::Preference => paired::preference(&row),
+            Format::Classification => paired::classification(&row, &self.label_names),
             Format::Text | Format::Auto => Ok(Sample::Text(row.text("text")?)),
         }
+    }
+
+    /// Holds what the rows are against what is wanted of them.
+    fn check_rows(&self, record: &Record) -> Result<()> {
+        let found = match self.format {
+            Format::Preference => Rows::Pairs,
+            Format::Classification => Rows::Targets,
+            _ => Rows::Tokens,
+        };
+        if found != self.wanted {
+            let (wanted, name) = (self.wanted.words(), self.format.name());
+            let error = record.origin.error(format!(
+                "the objective learns from rows with {wanted}; these are read as `{name}`, with {}",
+                keys_of(&record.fields)
+            ));
+            return Err(error.help("set another `objective`, or `format` and `columns` of the data").into());
+        }
+        if !self.label_names.is_empty() && found != Rows::Targets {
+            let why = format!("is set and rows read as `{}` have no label", self.format.name());
+            return Err(BadSetting::new("label_names", why).into());
+        }
+        Ok(())
     }
 
     fn check_columns(&self) -> Result<()> {
@@ -125,7 +169,11 @@ impl Reader {
 
     fn detect(&self, record: &Record) -> Result<Format> {
         let has = |key: &str| self.columns.contains_key(key) || record.fields.contains_key(key);
-        Ok(if has("messages") {
+        Ok(if self.wanted == Rows::Targets && has("text") && has("label") {
+            Format::Classification
+        } else if has("chosen") && has("rejected") {
+            Format::Preference
+        } else if has("messages") {
             Format::Messages
         } else if has("conversations") {
             Format::Sharegpt
@@ -146,18 +194,18 @@ impl Reader {
 }
 
 /// A record's fields under the format's names.
-struct Fields<'a> {
+pub(crate) struct Fields<'a> {
     record: &'a Record,
     columns: &'a BTreeMap<String, String>,
 }
 
 impl Fields<'_> {
-    fn error(&self, message: impl Into<String>) -> UserError {
+    pub(crate) fn error(&self, message: impl Into<String>) -> UserError {
         self.record.origin.error(message)
     }
 
     /// The value of a key, if the row has it and it is not null.
-    fn find(&self, key: &str) -> Result<Option<Json>> {
+    pub(crate) fn find(&self, key: &str) -> Result<Option<Json>> {
         let Some(column) = self.columns.get(key) else {
             return Ok(self.record.fields.get(key).filter(|v| !v.is_null()).cloned());
         };
@@ -170,7 +218,7 @@ impl Fields<'_> {
         Err(self.lacks(column, &format!(" that `columns.{key}` names")).into())
     }
 
-    fn need(&self, key: &str) -> Result<Json> {
+    pub(crate) fn need(&self, key: &str) -> Result<Json> {
         match self.find(key)? {
             Some(value) => Ok(value),
             None if self.record.fields.get(key).is_some_and(Json::is_null) => {
@@ -222,7 +270,7 @@ impl Fields<'_> {
         Ok(out)
     }
 
-    fn as_text(&self, key: &str, value: &Json) -> Result<String> {
+    pub(crate) fn as_text(&self, key: &str, value: &Json) -> Result<String> {
         match value {
             Json::String(s) => Ok(s.clone()),
             Json::Number(n) => Ok(n.to_string()),
@@ -231,7 +279,7 @@ impl Fields<'_> {
         }
     }
 
-    fn text(&self, key: &str) -> Result<String> {
+    pub(crate) fn text(&self, key: &str) -> Result<String> {
         self.as_text(key, &self.need(key)?)
     }
 
@@ -251,7 +299,7 @@ impl Fields<'_> {
         self.check_messages(key, self.list(key)?)
     }
 
-    fn check_messages(&self, key: &str, messages: Vec<Json>) -> Result<Vec<Json>> {
+    pub(crate) fn check_messages(&self, key: &str, messages: Vec<Json>) -> Result<Vec<Json>> {
         messages
             .into_iter()
             .enumerate()
@@ -290,7 +338,7 @@ impl Fields<'_> {
     }
 
     /// Tools, as they are or as JSON in text.
-    fn tools(&self) -> Result<Option<Json>> {
+    pub(crate) fn tools(&self) -> Result<Option<Json>> {
         match self.find("tools")? {
             Some(Json::String(text)) if text.trim().is_empty() => Ok(None),
             Some(Json::String(text)) => match serde_json::from_str(&text) {

@@ -28,6 +28,7 @@ mod generation;
 mod json_rows;
 mod mask_view;
 mod pack;
+mod paired;
 mod parts;
 mod python;
 mod settings;
@@ -44,6 +45,8 @@ pub use example::{Example, IGNORED, Preparer, Reference};
 pub use formats::Sample;
 pub use mask_view::mask_view;
 pub use pack::{Piece, Row, pack};
+pub use paired::Pair;
+pub use ramekin_slots::Rows;
 pub use settings::{
     BuiltinSettings, CsvSettings, DataSettings, Format, JsonSettings, JsonlSettings, Packing, PathList,
     Preparation, Split, TextSettings, TextUnit, TokensSettings, Truncation,

@@ -26,6 +26,11 @@ pub enum Format {
     PromptCompletion,
     /// `text`.
     Text,
+    /// `chosen` and `rejected`, perhaps `prompt`, all text or all lists of messages; perhaps `margin`.
+    /// Without `prompt` it is what both begin with.
+    Preference,
+    /// `text` and `label`: a class, classes or values.
+    Classification,
 }
 
 impl Format {
@@ -38,6 +43,8 @@ impl Format {
             Format::Alpaca => "alpaca",
             Format::PromptCompletion => "prompt_completion",
             Format::Text => "text",
+            Format::Preference => "preference",
+            Format::Classification => "classification",
         }
     }
 }
@@ -127,6 +134,7 @@ pub struct Preparation {
     pub skip_rows: usize,
     pub max_rows: Option<usize>,
     pub split: Option<Split>,
+    pub label_names: Vec<String>,
 }
 
 impl Default for Preparation {
@@ -145,6 +153,7 @@ impl Default for Preparation {
             skip_rows: 0,
             max_rows: None,
             split: None,
+            label_names: Vec::new(),
         }
     }
 }
@@ -245,6 +254,9 @@ macro_rules! settings {
             /// Examples held out for evaluation, as in `{ dev = 0.1 }`.
             #[serde(default, skip_serializing_if = "is_none")]
             pub split: Option<Split>,
+            /// Names of classes, in order, where labels are names instead of numbers from 0.
+            #[serde(default, skip_serializing_if = "Vec::is_empty")]
+            pub label_names: Vec<String>,
         }
 
         impl $name {
@@ -264,6 +276,7 @@ macro_rules! settings {
                     skip_rows: self.skip_rows,
                     max_rows: self.max_rows,
                     split: self.split,
+                    label_names: self.label_names.clone(),
                 }
             }
         }
@@ -317,7 +330,7 @@ settings! {
 settings! {
     /// Settings of `data = { kind = "builtin", … }`: text and tasks that the project writes itself.
     BuiltinSettings {
-        /// Which text or task: `tiny-text` or `records`.
+        /// Which text or task: `tiny-text`, `records`, `preferences` or `colours`.
         name: String,
         /// Seed of what is written; the same seed writes the same rows.
         #[serde(default)]

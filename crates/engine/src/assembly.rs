@@ -1,18 +1,19 @@
 //! A model with all that a stage attaches to it.
 
 use std::cell::{OnceCell, RefCell};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use ramekin_core::{Array, DType, Ledger, Param, Rng, UserError};
+use ramekin_core::{Array, Category, DType, Ledger, Param, Rng, UserError};
 use ramekin_data::Tokenizer;
 use ramekin_recipe::{Adapter as AdapterChoice, Dtype, Model as ModelChoice, Part};
 use ramekin_registry::{AnyPart, Slot, load_adapter};
 use ramekin_slots::{
     Adapter, AttachContext, Forward, LoadOptions, Loader, Model, ModelFacts, ModelFamily, Placement,
-    RandomSource, Selection, ShapeSource, Sites, WeightSource,
+    RandomSource, Selection, ShapeSource, Sites, WeightInfo, WeightSource,
 };
 use ramekin_tape::Value;
 use serde_json::Value as Json;
@@ -80,6 +81,10 @@ pub struct Assembly {
     pub unused: Vec<String>,
     /// The other files of the model's folder, to travel with copies of it.
     pub origin: Origin,
+    /// Other models that parts of the stage named, by the settings that name them.
+    pub companions: BTreeMap<String, Assembly>,
+    /// Heads that saved adapters brought along, by their names in a model's files.
+    pub heads: BTreeMap<String, Array>,
 }
 
 impl Blueprint {
@@ -170,6 +175,8 @@ impl Blueprint {
             read,
             unused,
             origin,
+            companions: BTreeMap::new(),
+            heads: BTreeMap::new(),
         };
         for (index, choice) in self.adapters.iter().enumerate() {
             assembly.attach(self, index, choice, shape_only)?;
@@ -321,10 +328,12 @@ impl Assembly {
             }
         };
         drop(ledger);
-        if let Some(folder) = saved
-            && !shape_only
-        {
-            adapter.load(&mut FileSource::open(folder.join("adapter_model.safetensors"))?)?;
+        if let Some(folder) = saved {
+            let mut file = Headless(FileSource::open(folder.join("adapter_model.safetensors"))?);
+            self.heads.extend(file.heads(shape_only)?);
+            if !shape_only {
+                adapter.load(&mut file)?;
+            }
         }
         self.adapters.push(Attached { owner, adapter, sites });
         Ok(())
@@ -346,6 +355,20 @@ impl Assembly {
         parts::placed(part, selection.attach(&mut cx))?;
         *self.selection.borrow_mut() = Some(selection);
         Ok(())
+    }
+
+    /// A tensor that the model's files or a saved adapter hold and the model has no use for.
+    pub fn left_over(&self, name: &str, shape_only: bool) -> Result<Option<Array>> {
+        if let Some(head) = self.heads.get(name) {
+            return Ok(Some(head.clone()));
+        }
+        match &self.origin {
+            Origin::Folder(folder) if self.unused.iter().any(|n| n == name) => {
+                let mut file = FileSource::open(folder)?;
+                read(&mut file, name, shape_only).map(Some)
+            }
+            _ => Ok(None),
+        }
     }
 
     /// Makes every dense parameter of the base trainable.
@@ -412,13 +435,71 @@ impl Assembly {
     }
 }
 
+/// A tensor of a file, or its shape.
+fn read(file: &mut FileSource, name: &str, shape_only: bool) -> Result<Array> {
+    let info = file.info(name).with_context(|| format!("`{}` has no `{name}`", file.label()))?;
+    if shape_only {
+        return Array::shape_only(&info.dims, info.dtype, Category::Workspace);
+    }
+    file.read(name, &info.dims)
+}
+
+/// Prefix of a base model's tensors in PEFT's files.
+const PEFT: &str = "base_model.model.";
+
+/// Modules that PEFT saves whole with adapters of sequence classifiers.
+const HEADS: [&str; 2] = ["classifier", "score"];
+
+/// An adapter's file without the head of a sequence classifier, which is an objective's.
+struct Headless(FileSource);
+
+impl Headless {
+    fn is_head(name: &str) -> bool {
+        let module = name.strip_prefix(PEFT).and_then(|n| n.rsplit_once('.'));
+        module.is_some_and(|(m, _)| HEADS.contains(&m))
+    }
+
+    fn heads(&mut self, shape_only: bool) -> Result<Vec<(String, Array)>> {
+        let names: Vec<String> = self.0.names().into_iter().filter(|n| Self::is_head(n)).collect();
+        let all =
+            names.into_iter().map(|n| Ok((n[PEFT.len()..].to_owned(), read(&mut self.0, &n, shape_only)?)));
+        all.collect()
+    }
+}
+
+impl WeightSource for Headless {
+    fn info(&self, name: &str) -> Option<WeightInfo> {
+        self.0.info(name)
+    }
+
+    fn read(&mut self, name: &str, dims: &[usize]) -> Result<Array> {
+        self.0.read(name, dims)
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.0.names().into_iter().filter(|n| !Self::is_head(n)).collect()
+    }
+
+    fn label(&self) -> String {
+        self.0.label()
+    }
+}
+
 /// The adapter that a folder's `adapter_config.json` describes, not attached.
 fn saved_adapter(folder: &Path) -> Result<Box<dyn Adapter>> {
     let file = folder.join("adapter_config.json");
     let text = std::fs::read_to_string(&file)
         .map_err(|e| UserError::new(format!("cannot read the adapter's config: {e}")).in_file(&file))?;
-    let config: Json = serde_json::from_str(&text)
+    let mut config: Json = serde_json::from_str(&text)
         .map_err(|e| UserError::new(format!("is no JSON: {e}")).at_line(&file, e.line()))?;
+    if config["task_type"] == "SEQ_CLS"
+        && let Some(modules) = config["modules_to_save"].as_array_mut()
+    {
+        modules.retain(|m| !m.as_str().is_some_and(|m| HEADS.contains(&m)));
+        if modules.is_empty() {
+            config["modules_to_save"] = Json::Null;
+        }
+    }
     match load_adapter(&config)? {
         AnyPart::Adapter(a) => Ok(a),
         _ => unreachable_slot("adapter"),

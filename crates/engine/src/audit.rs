@@ -13,7 +13,7 @@ use std::rc::Rc;
 
 use anyhow::{Result, bail};
 use ramekin_core::Array;
-use ramekin_slots::{FlatBatch, Forward, Mode};
+use ramekin_slots::{FlatBatch, Forward, Mode, Rows};
 use ramekin_tape::{GradStore, Tape};
 use serde::{Deserialize, Serialize};
 
@@ -37,7 +37,7 @@ const PROBE_TOKENS: usize = 48;
 /// # Errors
 /// The check that failed, with what it means.
 pub fn run(assembly: &Assembly, trainer: &Trainer, batch: &LabelledBatch) -> Result<Vec<Check>> {
-    let parts = probes(batch);
+    let parts = probes(batch, trainer.objective.rows());
     if parts.is_empty() {
         bail!("audit: the first micro-batch has no segment with a target");
     }
@@ -67,18 +67,25 @@ pub fn run(assembly: &Assembly, trainer: &Trainer, batch: &LabelledBatch) -> Res
     Ok(checks)
 }
 
-/// Up to four short segments with a target each.
-fn probes(batch: &LabelledBatch) -> Vec<LabelledBatch> {
+/// Up to four short segments, or pairs of them, with a target each.
+fn probes(batch: &LabelledBatch, rows: Rows) -> Vec<LabelledBatch> {
+    let each = if rows == Rows::Pairs { 2 } else { 1 };
     let mut found = Vec::new();
-    for segment in batch.flat.segments.iter() {
-        // The end of a segment holds the answer; positions may start anywhere.
-        let from = segment.end.saturating_sub(PROBE_TOKENS).max(segment.start);
-        let labels = batch.labels[from..segment.end].to_vec();
-        if labels.iter().all(|l| *l == -100) {
+    for (i, segments) in batch.flat.segments.chunks_exact(each).enumerate() {
+        let (mut sequences, mut labels, mut learns) = (Vec::new(), Vec::new(), true);
+        for segment in segments {
+            // The end of a segment holds the answer; positions may start anywhere.
+            let from = segment.end.saturating_sub(PROBE_TOKENS).max(segment.start);
+            sequences.push(batch.flat.ids[from..segment.end].to_vec());
+            let own = &batch.labels[from..segment.end];
+            learns &= rows == Rows::Targets || own.iter().any(|l| *l != -100);
+            labels.extend_from_slice(own);
+        }
+        if !learns {
             continue;
         }
-        let flat = FlatBatch::new(&[batch.flat.ids[from..segment.end].to_vec()]);
-        found.push(LabelledBatch { flat, labels });
+        let targets = batch.targets.iter().skip(i * each).take(each).cloned().collect();
+        found.push(LabelledBatch { flat: FlatBatch::new(&sequences), labels, targets });
         if found.len() == 4 {
             break;
         }
@@ -87,10 +94,13 @@ fn probes(batch: &LabelledBatch) -> Vec<LabelledBatch> {
 }
 
 fn joined(parts: &[LabelledBatch]) -> LabelledBatch {
-    let sequences: Vec<Vec<u32>> = parts.iter().map(|p| p.flat.ids.to_vec()).collect();
+    let of = |p: &LabelledBatch| -> Vec<Vec<u32>> {
+        p.flat.segments.iter().map(|s| p.flat.ids[s.clone()].to_vec()).collect()
+    };
     LabelledBatch {
-        flat: FlatBatch::new(&sequences),
+        flat: FlatBatch::new(&parts.iter().flat_map(of).collect::<Vec<_>>()),
         labels: parts.iter().flat_map(|p| p.labels.iter().copied()).collect(),
+        targets: parts.iter().flat_map(|p| p.targets.iter().cloned()).collect(),
     }
 }
 
@@ -119,10 +129,10 @@ fn leak(assembly: &Assembly, trainer: &Trainer, parts: &[LabelledBatch]) -> Resu
 }
 
 fn grads_of(assembly: &Assembly, trainer: &Trainer, batches: &[LabelledBatch]) -> Result<GradStore> {
-    let active = batches.iter().map(LabelledBatch::active).sum();
+    let totals = trainer.totals(batches);
     let mut store = GradStore::new();
     for batch in batches {
-        trainer.micro_batch(assembly, batch, active, 0, false, &mut store)?;
+        trainer.micro_batch(assembly, batch, &totals, 0, false, &mut store)?;
     }
     Ok(store)
 }

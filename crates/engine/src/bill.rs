@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use ramekin_core::{Meter, meter};
 use ramekin_plan::Bill;
-use ramekin_slots::{FlatBatch, Forward, Mode};
+use ramekin_slots::{FlatBatch, Forward, Mode, Objective};
 use ramekin_tape::Tape;
 
 use crate::assembly::{Assembly, Blueprint};
@@ -31,7 +31,7 @@ impl StepShape {
         for l in labels.iter_mut().take(self.active) {
             *l = 0;
         }
-        LabelledBatch { flat, labels }
+        LabelledBatch::of(flat, labels)
     }
 
     fn tokens(&self) -> usize {
@@ -40,7 +40,10 @@ impl StepShape {
 }
 
 /// What a stage does besides its steps, such as an evaluation.
-pub type Beside<'a> = dyn Fn(&Assembly) -> Result<()> + 'a;
+pub type Beside<'a> = dyn Fn(&Assembly, &dyn Objective) -> Result<()> + 'a;
+
+/// What a stage does that trains nothing.
+pub type Work<'a> = dyn Fn(&mut Assembly) -> Result<()> + 'a;
 
 /// What a training stage holds: loading, two micro-batches where there are
 /// several, the update, and what happens `beside` the steps.
@@ -53,7 +56,8 @@ pub fn train(
 ) -> Result<Bill> {
     let meter = Meter::new();
     let _scope = meter::scope(meter.clone());
-    let assembly = blueprint.assemble(true)?;
+    let mut assembly = blueprint.assemble(true)?;
+    trainer.join(&mut assembly, blueprint)?;
     let load_peak = meter.peak();
     trainer.groups.clear();
     let batches = vec![shape.batch(); shape.micro_batches.clamp(1, 2)];
@@ -61,7 +65,7 @@ pub fn train(
     trainer.step(&assembly, &batches, 0)?;
     meter.reset_peak();
     trainer.step(&assembly, &batches, 1)?;
-    beside(&assembly)?;
+    beside(&assembly, &*trainer.objective)?;
     let state: u64 = trainer.optimizer.state().iter().map(|s| s.array.bytes()).sum();
     let kept: u64 = assembly.trainable().iter().map(|p| p.value().bytes()).sum();
     let bill = finish(stage, &meter, &assembly, load_peak);
@@ -77,13 +81,13 @@ pub fn train(
 }
 
 /// What a stage holds that trains nothing: loading, then `work` on shapes.
-pub fn inference(stage: &str, blueprint: &Blueprint, tokens: usize, work: &Beside<'_>) -> Result<Bill> {
+pub fn inference(stage: &str, blueprint: &Blueprint, tokens: usize, work: &Work<'_>) -> Result<Bill> {
     let meter = Meter::new();
     let _scope = meter::scope(meter.clone());
-    let assembly = blueprint.assemble(true)?;
+    let mut assembly = blueprint.assemble(true)?;
     let load_peak = meter.peak();
     meter.reset_peak();
-    work(&assembly)?;
+    work(&mut assembly)?;
     Ok(Bill { tokens, ..finish(stage, &meter, &assembly, load_peak) })
 }
 

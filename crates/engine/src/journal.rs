@@ -9,7 +9,7 @@ use ramekin_report::{
     Check, Console, EvalLine, EventWriter, Figure, Line, Mem, MetricsWriter, Outcome, Progress, ReportData,
     Sample, StageData, StepLine, read_metrics, write_report,
 };
-use serde_json::{Map, Value as Json};
+use serde_json::{Map, Value as Json, json};
 
 use crate::run::{Options, RunOutcome};
 use crate::step::StepReport;
@@ -86,7 +86,7 @@ impl Journal {
             tokens: r.tokens as u64,
             tokens_per_s: r.tokens as f64 / begun.elapsed().as_secs_f64().max(1e-9),
             mem: Mem::new(&meter.at_peak(), self.peak, meter::resident().0),
-            extra: Map::new(),
+            extra: r.figures.iter().map(|(n, x)| ((*n).to_owned(), json!(x))).collect(),
         };
         self.metrics.step(&line)?;
         self.events.step(step, &line)?;

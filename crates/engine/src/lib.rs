@@ -6,6 +6,7 @@
 //! | [`assembly`] | a model with its quantizer, adapters and tokenizer, real or shape-only |
 //! | [`step`] | forward, loss, backward, update |
 //! | [`pass`] | micro-batches forward and back, as estimators ask for them |
+//! | [`objective`] | an objective in its place, and the models beside the one in work |
 //! | [`masks`] | what an optimizer sees of a parameter that trains in part |
 //! | [`bill`] | the same step on shapes: the plan |
 //! | `fit` | what may change so that a stage fits the budget |
@@ -33,6 +34,7 @@ pub mod generation;
 mod inputs;
 pub mod journal;
 pub mod masks;
+pub mod objective;
 pub mod parts;
 pub mod pass;
 mod preflight;

@@ -70,6 +70,26 @@ makers! {
     activation: Activation => ActivationPolicy;
     /// A cache policy.
     kv: Kv => KvPolicy;
-    /// A decoder.
-    decoder: Decode => Decoder;
+    /// A decoder, its settings not yet held against each other.
+    any_decoder: Decode => Decoder;
+}
+
+/// A decoder.
+pub fn decoder(part: &Part) -> Result<Box<dyn Decoder>> {
+    let decoder = any_decoder(part)?;
+    placed(part, decoder.check())?;
+    Ok(decoder)
+}
+
+/// A decoder that runs the model in work alone.
+///
+/// # Errors
+/// If it wants further models.
+pub fn lone_decoder(part: &Part) -> Result<Box<dyn Decoder>> {
+    let decoder = decoder(part)?;
+    if decoder.models().is_empty() {
+        return Ok(decoder);
+    }
+    let why = format!("is `{}`, which runs further models; here the model in work is alone", part.kind);
+    placed(part, Err(BadSetting::new("kind", why).into()))
 }

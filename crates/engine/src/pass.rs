@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use ramekin_core::{Param, Rng};
-use ramekin_slots::{ActivationPolicy, Forward, Mode, Objective, ParamView, Problem};
-use ramekin_tape::{GradSink, Tape, Value, ops};
+use ramekin_slots::{ActivationPolicy, Figure, Forward, Loss, Mode, Objective, ParamView, Problem, Rows};
+use ramekin_tape::{GradSink, Tape, ops};
 
 use crate::assembly::Assembly;
+use crate::objective::{self, Figures};
 use crate::step::{LabelledBatch, hidden};
 
 /// How a micro-batch runs.
@@ -23,35 +24,33 @@ pub struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    /// Loss and gradients of a micro-batch; the loss is divided by `normaliser` tokens.
+    /// A micro-batch's share of the loss of a step with these totals, its gradients, and what else was seen.
     pub fn micro_batch(
         &self,
         assembly: &Assembly,
         batch: &LabelledBatch,
-        normaliser: usize,
+        totals: &[f64],
         micro: u64,
         training: bool,
         grads: &mut dyn GradSink,
-    ) -> Result<f64> {
+    ) -> Result<(f64, Vec<Figure>)> {
         let tape = Tape::new();
         let mode = Mode { training, rng: self.rng, micro_batch: micro, adapters: true };
-        let loss = self.loss(assembly, batch, normaliser, &tape, mode)?;
+        let Loss { value: loss, figures, .. } = self.loss(assembly, batch, totals, &tape, mode)?;
         let value = loss.array().scalar()?;
         tape.backward_scalar(&loss, grads)?;
-        Ok(value)
+        Ok((value, figures))
     }
 
     fn loss(
         &self,
         assembly: &Assembly,
         batch: &LabelledBatch,
-        normaliser: usize,
+        totals: &[f64],
         tape: &Tape,
         mode: Mode,
-    ) -> Result<Value> {
-        let fx = Forward::new(tape.clone(), assembly.sites.clone(), batch.flat.clone(), mode);
-        let h = hidden(&assembly.model, &fx, Some(self.activation))?;
-        self.objective.loss(&fx, &assembly.model, &h, &batch.labels, 1.0 / normaliser.max(1) as f64)
+    ) -> Result<Loss> {
+        objective::loss(self.objective, assembly, Some(self.activation), batch, totals, tape, mode)
     }
 }
 
@@ -65,14 +64,16 @@ pub struct Batches<'a> {
     pub batches: &'a [LabelledBatch],
     /// What trains.
     pub params: &'a [Arc<Param>],
-    /// Tokens with a target, over all of them.
-    pub active: usize,
+    /// What the objective's means are over.
+    pub totals: Vec<f64>,
     /// Updates done so far.
     pub step: u64,
     /// Updates planned in all.
     pub total: u64,
     /// Rate of this update.
     pub lr: f64,
+    /// What the objective saw besides, in training.
+    pub figures: Figures,
 }
 
 /// Labelled rows whose logits exist at once while predictions are counted.
@@ -134,13 +135,20 @@ impl Problem for Batches<'_> {
         let mut sum = 0.0;
         for batch in self.batches {
             let (tape, mode) = self.evaluation(view.as_ref());
-            sum += self.pass.loss(self.assembly, batch, self.active, &tape, mode)?.array().scalar()?;
+            sum += self.pass.loss(self.assembly, batch, &self.totals, &tape, mode)?.value.array().scalar()?;
         }
         Ok(sum)
     }
 
     fn predictions(&mut self, view: Option<ParamView>) -> Result<Vec<(i64, i64)>> {
-        let each = self.batches.iter().map(|batch| self.predict(batch, view.as_ref()));
+        let own = self.pass.objective.rows() != Rows::Tokens;
+        let each = self.batches.iter().map(|batch| {
+            if !own {
+                return self.predict(batch, view.as_ref());
+            }
+            let (tape, mode) = self.evaluation(view.as_ref());
+            Ok(self.pass.loss(self.assembly, batch, &self.totals, &tape, mode)?.predictions)
+        });
         Ok(each.collect::<Result<Vec<_>>>()?.concat())
     }
 
@@ -148,7 +156,10 @@ impl Problem for Batches<'_> {
         let mut loss = 0.0;
         for (i, batch) in self.batches.iter().enumerate() {
             let micro = self.step * self.batches.len() as u64 + i as u64;
-            loss += self.pass.micro_batch(self.assembly, batch, self.active, micro, true, sink)?;
+            let (share, figures) =
+                self.pass.micro_batch(self.assembly, batch, &self.totals, micro, true, sink)?;
+            loss += share;
+            self.figures.add(figures);
         }
         Ok(loss)
     }

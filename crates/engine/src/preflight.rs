@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use ramekin_data::DataSettings;
 use ramekin_recipe::{Adapter, Config, Model, Part, Recipe, Stage, Tokenizer};
+use ramekin_slots::ModelRef;
 use serde_json::Value as Json;
 
 use crate::blame::{key, present, source};
 use crate::inputs::Origin;
 use crate::parts;
+use crate::run::plain_model;
 
 /// Looks at the stages from number `first` on.
 ///
@@ -48,15 +50,35 @@ impl Look<'_> {
         let input = |file: &str| self.file(&format!("stage.{index}.input"), Path::new(file), "file");
         match stage {
             Stage::Train(s) => {
+                self.others(parts::objective(&s.objective)?.models(), &s.objective)?;
                 self.data(&s.data)?;
                 s.eval.iter().filter_map(|e| e.data.as_ref()).try_for_each(|d| self.data(d))
             }
-            Stage::Eval(s) => self.data(&s.data),
-            Stage::Generate(s) => s.input.iter().try_for_each(|file| input(file)),
+            Stage::Eval(s) => {
+                self.others(parts::objective(&s.objective)?.models(), &s.objective)?;
+                self.data(&s.data)
+            }
+            Stage::Generate(s) => {
+                self.others(parts::decoder(&s.decode)?.models(), &s.decode)?;
+                s.input.iter().try_for_each(|file| input(file))
+            }
             Stage::Logits(s) => input(&s.input),
             Stage::Search(s) => self.file(&format!("stage.{index}.recipe"), Path::new(&s.recipe), "file"),
             Stage::Merge(_) => Ok(()),
         }
+    }
+
+    /// The models that a part names in its settings.
+    fn others(&self, models: Vec<(impl std::fmt::Display, ModelRef)>, part: &Part) -> Result<()> {
+        for (setting, model) in models {
+            let mut choice = plain_model(&model.source);
+            choice.path = format!("{}.{setting}", part.path);
+            self.model(&choice)?;
+            if let Some(folder) = &model.adapter {
+                self.file(&format!("{}.{setting}.adapter", part.path), Path::new(folder), "folder")?;
+            }
+        }
+        Ok(())
     }
 
     fn model(&self, model: &Model) -> Result<()> {

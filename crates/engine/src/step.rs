@@ -8,14 +8,15 @@ use ramekin_core::{Array, Ledger, Param, ParamId, Rng};
 use ramekin_kernels::elementwise;
 use ramekin_slots::{
     ActivationPolicy, Block, Estimator, Event, FlatBatch, Flow, Forward, GradientTransform, Hook,
-    HookContext, Model, Objective, Optimizer, ParamGroup, RoundContext, Schedule, StateTensor, Stateful,
-    StepInfo,
+    HookContext, Model, Objective, OnEmbedding, Optimizer, ParamGroup, RoundContext, Schedule, StateTensor,
+    Stateful, StepInfo,
 };
 use ramekin_tape::{GradSink, GradStore, Value};
 use serde_json::{Map, Value as Json};
 
-use crate::assembly::Assembly;
+use crate::assembly::{Assembly, Blueprint};
 use crate::masks::{Masking, Masks, masked, put_back};
+use crate::objective::{self, Figures};
 use crate::pass::{Batches, Pass};
 
 /// Tokens with their targets.
@@ -25,6 +26,8 @@ pub struct LabelledBatch {
     pub flat: FlatBatch,
     /// The id to predict at each token, −100 for none.
     pub labels: Vec<i64>,
+    /// The numbers to predict of each segment; empty where rows have none.
+    pub targets: Vec<Vec<f32>>,
 }
 
 impl LabelledBatch {
@@ -35,7 +38,12 @@ impl LabelledBatch {
             positions: Rc::new(batch.positions),
             segments: Rc::new(batch.segments),
         };
-        LabelledBatch { flat, labels: batch.labels }
+        LabelledBatch { flat, labels: batch.labels, targets: batch.targets }
+    }
+
+    /// Tokens with their labels alone.
+    pub fn of(flat: FlatBatch, labels: Vec<i64>) -> Self {
+        LabelledBatch { flat, labels, targets: Vec::new() }
     }
 
     /// Tokens with a target.
@@ -46,7 +54,20 @@ impl LabelledBatch {
 
 /// Embedding, blocks under the activation policy, final norm: `[N, d]`.
 pub fn hidden(model: &Rc<dyn Model>, fx: &Forward, policy: Option<&dyn ActivationPolicy>) -> Result<Value> {
+    hidden_with(model, fx, policy, None)
+}
+
+/// [`hidden`] with a change of the embedded tokens.
+pub fn hidden_with(
+    model: &Rc<dyn Model>,
+    fx: &Forward,
+    policy: Option<&dyn ActivationPolicy>,
+    on: Option<&OnEmbedding<'_>>,
+) -> Result<Value> {
     let mut h = model.embed(fx)?;
+    if let Some(on) = on {
+        h = on(fx, h)?;
+    }
     for i in 0..model.facts().blocks {
         h = match policy {
             None => model.block(i, fx, &h)?,
@@ -89,7 +110,7 @@ pub struct Trainer {
 /// What a step left to report.
 #[derive(Clone, Debug)]
 pub struct StepReport {
-    /// Mean loss over the step's active tokens, before the update.
+    /// Loss of the step, before the update.
     pub loss: f64,
     /// Global norm of the gradient before any transform.
     pub grad_norm: f64,
@@ -99,6 +120,8 @@ pub struct StepReport {
     pub tokens: usize,
     /// Whether a hook wants to end training here.
     pub flow: Flow,
+    /// What the objective saw besides.
+    pub figures: Vec<(&'static str, f64)>,
 }
 
 impl Trainer {
@@ -107,17 +130,30 @@ impl Trainer {
         Pass { objective: &*self.objective, activation: &*self.activation, rng: self.rng }
     }
 
-    /// Loss and gradients of a micro-batch; the loss is divided by `normaliser` tokens.
+    /// Puts the objective in place on a model, once, before the first step.
+    ///
+    /// # Errors
+    /// Those of [`objective::join`].
+    pub fn join(&mut self, assembly: &mut Assembly, plan: &Blueprint) -> Result<()> {
+        objective::join(assembly, plan, &mut *self.objective, "", true)
+    }
+
+    /// What the means of a step over these micro-batches are over.
+    pub fn totals(&self, batches: &[LabelledBatch]) -> Vec<f64> {
+        objective::totals(&*self.objective, batches)
+    }
+
+    /// A micro-batch's share of the loss of a step with these totals, and its gradients.
     pub fn micro_batch(
         &self,
         assembly: &Assembly,
         batch: &LabelledBatch,
-        normaliser: usize,
+        totals: &[f64],
         micro: u64,
         training: bool,
         grads: &mut dyn GradSink,
     ) -> Result<f64> {
-        self.pass().micro_batch(assembly, batch, normaliser, micro, training, grads)
+        Ok(self.pass().micro_batch(assembly, batch, totals, micro, training, grads)?.0)
     }
 
     /// Lets the selection choose what update number `step` (from 0) trains. Idempotent.
@@ -182,10 +218,10 @@ impl Trainer {
     /// Update number `step` (from 0) on these micro-batches.
     ///
     /// # Errors
-    /// If no token has a target, or loss or gradient are not finite.
+    /// If nothing has a target, or loss or gradient are not finite.
     pub fn step(&mut self, assembly: &Assembly, batches: &[LabelledBatch], step: u64) -> Result<StepReport> {
-        let active: usize = batches.iter().map(LabelledBatch::active).sum();
-        if active == 0 {
+        let totals = self.totals(batches);
+        if totals.first().is_none_or(|n| *n == 0.0) {
             bail!("step {} has no token with a target", step + 1);
         }
         self.choose(assembly, step)?;
@@ -194,10 +230,20 @@ impl Trainer {
         let lr = self.optimizer.lr() * self.schedule.factor(step, self.total_steps);
         let params = assembly.trainable();
         let pass = Pass { objective: &*self.objective, activation: &*self.activation, rng: self.rng };
-        let mut problem =
-            Batches { pass, assembly, batches, params: &params, active, step, total: self.total_steps, lr };
+        let mut problem = Batches {
+            pass,
+            assembly,
+            batches,
+            params: &params,
+            totals,
+            step,
+            total: self.total_steps,
+            lr,
+            figures: Figures::default(),
+        };
         let mut store = GradStore::new();
         let loss = self.estimator.estimate(&mut problem, &mut Masking(&mut store))?;
+        let figures = problem.figures;
         let mut grads = store.take();
         let grad_norm = global_norm(&grads)?;
         if !(loss.is_finite() && grad_norm.is_finite()) {
@@ -217,7 +263,8 @@ impl Trainer {
         }
         let flow = self.event(Event::AfterUpdate, assembly, step + 1, loss, &none)?;
         let tokens = batches.iter().map(|b| b.flat.len()).sum();
-        Ok(StepReport { loss, grad_norm, lr, tokens, flow })
+        let figures = figures.means();
+        Ok(StepReport { loss, grad_norm, lr, tokens, flow, figures })
     }
 
     /// What a checkpoint holds besides parameters, by the place of the part that keeps it.

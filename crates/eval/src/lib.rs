@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `loss` | negative log likelihoods of active tokens | their mean, in nats |
 //! | `perplexity` | the same | its exponential |
+//! | `accuracy` | rows that the objective gets right | their share |
 //! | `exact_match` | written answers, white space made even | the share that equal the expected text |
 //! | `final_number` | written answers | the share whose last number is the expected one (gsm8k's `#### 42`) |
 //!

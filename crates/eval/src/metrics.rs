@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use crate::answer::{Compare, ExactMatch};
 
 /// The names that an evaluation's `metrics` may list.
-pub const NAMES: &[&str] = &["loss", "perplexity", "exact_match", "final_number"];
+pub const NAMES: &[&str] = &["loss", "perplexity", "exact_match", "final_number", "accuracy"];
 
 /// Mean negative log likelihood of the active tokens, in nats.
 #[derive(Clone, Copy, Debug, Default)]
@@ -55,6 +55,7 @@ enum One {
     Loss(Loss),
     Perplexity(Perplexity),
     ExactMatch(ExactMatch),
+    Accuracy { right: f64, count: f64 },
 }
 
 /// The metrics of one evaluation, in the order asked for.
@@ -86,6 +87,7 @@ impl Metrics {
                 "loss" => One::Loss(Loss::default()),
                 "perplexity" => One::Perplexity(Perplexity::default()),
                 "exact_match" => One::ExactMatch(ExactMatch::new(Compare::Text)),
+                "accuracy" => One::Accuracy { right: 0.0, count: 0.0 },
                 _ => One::ExactMatch(ExactMatch::new(Compare::FinalNumber)),
             };
             all.push((name, one));
@@ -93,9 +95,19 @@ impl Metrics {
         Ok(Metrics { all })
     }
 
-    /// Whether the losses of held-out tokens are wanted.
+    /// Whether the losses of held-out rows are wanted.
     pub fn needs_loss(&self) -> bool {
-        self.all.iter().any(|(_, m)| !matches!(m, One::ExactMatch(_)))
+        self.all.iter().any(|(_, m)| matches!(m, One::Loss(_) | One::Perplexity(_)))
+    }
+
+    /// Whether the cross-entropy of held-out tokens is wanted.
+    pub fn needs_cross_entropy(&self) -> bool {
+        self.all.iter().any(|(_, m)| matches!(m, One::Perplexity(_)))
+    }
+
+    /// Whether it is wanted how many held-out rows the objective gets right.
+    pub fn needs_accuracy(&self) -> bool {
+        self.all.iter().any(|(_, m)| matches!(m, One::Accuracy { .. }))
     }
 
     /// Whether written answers are wanted, so that the model has to generate.
@@ -103,13 +115,30 @@ impl Metrics {
         self.all.iter().any(|(_, m)| matches!(m, One::ExactMatch(_)))
     }
 
-    /// Adds a batch: the sum of its active tokens' losses and how many they are.
-    pub fn add_loss(&mut self, sum: f64, tokens: u64) {
+    /// Adds a batch: the sum of its losses and how many they are.
+    pub fn add_loss(&mut self, sum: f64, count: u64) {
         for (_, metric) in &mut self.all {
-            match metric {
-                One::Loss(m) => m.update(sum, tokens),
-                One::Perplexity(m) => m.update(sum, tokens),
-                One::ExactMatch(_) => {}
+            if let One::Loss(m) = metric {
+                m.update(sum, count);
+            }
+        }
+    }
+
+    /// Adds a batch: the sum of its active tokens' negative log likelihoods and how many they are.
+    pub fn add_cross_entropy(&mut self, sum: f64, tokens: u64) {
+        for (_, metric) in &mut self.all {
+            if let One::Perplexity(m) = metric {
+                m.update(sum, tokens);
+            }
+        }
+    }
+
+    /// Adds a batch: how many rows were right, and of how many.
+    pub fn add_accuracy(&mut self, more: f64, of: f64) {
+        for (_, metric) in &mut self.all {
+            if let One::Accuracy { right, count } = metric {
+                *right += more;
+                *count += of;
             }
         }
     }
@@ -134,6 +163,7 @@ impl Metrics {
             One::Loss(m) => m.finish(),
             One::Perplexity(m) => m.finish(),
             One::ExactMatch(m) => m.finish(),
+            One::Accuracy { right, count } => (*count > 0.0).then(|| right / count),
         };
         self.all.iter().map(|(n, m)| ((*n).to_owned(), json!(value(m)))).collect()
     }
@@ -153,11 +183,14 @@ mod tests {
         assert!(all.needs_loss() && all.needs_answers());
         all.add_loss(6.0, 2);
         all.add_loss(0.0, 1);
+        all.add_cross_entropy(6.0, 3);
+        all.add_accuracy(3.0, 4.0);
+        assert!(all.needs_cross_entropy() && all.needs_accuracy());
         assert!(all.add_answer("#### 4", "#### 4").unwrap());
         assert!(!all.add_answer("it is 4", "#### 4").unwrap());
         let out = Value::Object(all.finish());
         let want = json!({
-            "loss": 2.0, "perplexity": 2f64.exp(), "exact_match": 0.5, "final_number": 1.0
+            "loss": 2.0, "perplexity": 2f64.exp(), "exact_match": 0.5, "final_number": 1.0, "accuracy": 0.75
         });
         assert_eq!(out, want);
     }
@@ -174,7 +207,7 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "`metrics` has no metric `exact_mach`: did you mean `exact_match`? there are `loss`, \
-             `perplexity`, `exact_match`, `final_number`"
+             `perplexity`, `exact_match`, `final_number`, `accuracy`"
         );
         assert!(Metrics::new(&["loss", "loss"]).unwrap_err().to_string().contains("`loss` twice"));
         let only = Metrics::new(&["final_number"]).unwrap();

@@ -99,7 +99,9 @@ impl Check<'_> {
 
     fn metrics(&self, name: &str, metrics: &[Metric], errors: &mut Diagnostics) {
         if metrics.is_empty() {
-            errors.push(self.refuse(name, "name at least one: `loss`, `perplexity`, `exact_match`"));
+            errors.push(
+                self.refuse(name, "name at least one: `loss`, `perplexity`, `exact_match`, `accuracy`"),
+            );
         }
     }
 

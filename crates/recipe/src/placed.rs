@@ -83,6 +83,7 @@ impl Stage {
                 all.perhaps("quantizer", &mut s.quantizer);
                 all.one("placement", &mut s.placement);
                 all.adapters(&mut s.adapter);
+                all.one("objective", &mut s.objective);
                 all.one("data", &mut s.data);
                 all.one("decode", &mut s.decode);
                 all.one("kv", &mut s.kv);

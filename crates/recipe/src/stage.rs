@@ -264,12 +264,14 @@ pub struct TrainEval {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Metric {
-    /// Mean cross-entropy of the active tokens, in nats.
+    /// The objective's own loss; for `sft` the mean cross-entropy of the active tokens, in nats.
     Loss,
-    /// The exponential of the loss.
+    /// The exponential of the mean cross-entropy.
     Perplexity,
     /// Share of rows whose generated answer equals the expected one.
     ExactMatch,
+    /// Share of rows that the objective gets right: classes, or answers preferred.
+    Accuracy,
 }
 
 /// When to save the state, and how many to keep.
@@ -423,6 +425,10 @@ pub struct EvalStage {
     /// The held rows.
     #[schemars(schema_with = "one::<{ slot::DATA }>")]
     pub data: Part,
+    /// The loss, and what it tells besides. Default: `{ kind = "sft" }`.
+    #[serde(default = "by_default::<{ slot::OBJECTIVE }>")]
+    #[schemars(schema_with = "one::<{ slot::OBJECTIVE }>")]
+    pub objective: Part,
     /// What is measured. Default: `["loss"]`.
     #[serde(default = "loss")]
     pub metrics: Vec<Metric>,

@@ -23,7 +23,8 @@ pub trait Problem {
     /// Loss of the whole step by forwards alone, in evaluation mode. With a `view`, every use of a
     /// trainable parameter sees what it returns.
     fn loss(&mut self, view: Option<ParamView>) -> Result<f64>;
-    /// Predicted and wanted id of every labelled token of the step, by forwards alone.
+    /// Predicted and wanted id of every labelled token of the step, by forwards alone; for other rows, such
+    /// as texts with a class, what the objective says of each.
     fn predictions(&mut self, view: Option<ParamView>) -> Result<Vec<(i64, i64)>>;
     /// Loss of the whole step in training mode, its gradients handed to `sink` as backward completes them.
     fn backward(&mut self, sink: &mut dyn GradSink) -> Result<f64>;

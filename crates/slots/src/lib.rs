@@ -29,6 +29,8 @@ mod hook;
 mod kv;
 mod loader;
 mod model;
+mod model_ref;
+mod objective;
 mod part;
 mod placement;
 mod quantizer;
@@ -38,13 +40,18 @@ mod sites;
 mod training;
 
 pub use adapter::{Adapter, AdapterFile, AttachContext, Below, LinearAdapter};
-pub use decode::{Decoder, Draft};
+pub use decode::{Decoder, Draft, Line, LogitRows, Logits, Other, Session, Stepper, Words};
 pub use estimator::{Estimator, Problem};
 pub use forward::{FlatBatch, Forward, Mode};
 pub use hook::{Event, Flow, Hook, HookContext};
 pub use kv::{Attend, KvCache, KvPolicy, KvPrefix, KvShape};
 pub use loader::{LoadOptions, Loader, RandomSource, ShapeSource, WeightInfo, WeightSource};
 pub use model::{Model, ModelFacts, ModelFamily};
+pub use model_ref::ModelRef;
+pub use objective::{
+    Figure, Head, Labelled, Loss, Objective, ObjectiveAttach, ObjectiveContext, ObjectiveFile, OnEmbedding,
+    Rows, Runner, States, labelled_tokens,
+};
 pub use part::{AnyPart, Part, PartEntry, Slot, Trait};
 pub use placement::{Placement, block_of};
 pub use quantizer::Quantizer;
@@ -54,6 +61,6 @@ pub use search::{Axis, Search, Space, Trial};
 pub use selection::{RoundContext, Selection};
 pub use sites::{LinearBase, LinearSite, ParamSite, Sites};
 pub use training::{
-    ActivationPolicy, Block, GradientTransform, Objective, Optimizer, ParamGroup, Schedule, StateTensor,
-    Stateful, StepInfo,
+    ActivationPolicy, Block, GradientTransform, Optimizer, ParamGroup, Schedule, StateTensor, Stateful,
+    StepInfo,
 };

@@ -7,7 +7,7 @@ use anyhow::Result;
 use ramekin_core::{Array, Param, ParamId};
 use ramekin_tape::Value;
 
-use crate::{Forward, Model};
+use crate::Forward;
 
 /// How a parameter's update differs from the optimizer's settings.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -89,20 +89,6 @@ pub trait Schedule {
 pub trait GradientTransform: Stateful {
     /// Changes the gradients in place; `norm` is their global norm before any transform.
     fn apply(&mut self, grads: &mut [(Arc<Param>, Array)], norm: f64) -> Result<()>;
-}
-
-/// A loss over hidden states.
-pub trait Objective {
-    /// `scale · Σ` of the tokens' losses as a scalar; `hidden` `[N, d]` after
-    /// the final norm, `labels[t]` the id to predict at token t, −100 for none.
-    fn loss(
-        &self,
-        fx: &Forward,
-        model: &Rc<dyn Model>,
-        hidden: &Value,
-        labels: &[i64],
-        scale: f64,
-    ) -> Result<Value>;
 }
 
 /// A block that can be run again: same input, same output.

@@ -2,7 +2,8 @@
 //!
 //! [`text`] is what the built-in model is trained on: stories, word problems,
 //! lists and questions in a small English of about a thousand words.
-//! [`records`] is a task on top of it. Every document and every row is a pure
+//! [`records`] is a task on top of it; [`preferences`] and [`colours`] are the same sentences with two
+//! answers each, and with a class and a number. Every document and every row is a pure
 //! function of (seed, number).
 
 mod records;
@@ -21,10 +22,10 @@ use serde_json::{Map, Value as Json};
 use crate::settings::BuiltinSettings;
 use crate::source::{Origin, Record, Records};
 
-pub use records::{Task, records};
+pub use records::{Colour, Preference, Task, colours, preferences, records};
 
 /// What `builtin` data may be called.
-pub const NAMES: [&str; 2] = ["tiny-text", "records"];
+pub const NAMES: [&str; 4] = ["tiny-text", "records", "preferences", "colours"];
 
 /// Document number `index` of the text with this seed.
 pub fn document(seed: u64, index: u64) -> String {
@@ -75,14 +76,31 @@ pub(crate) fn records_of(settings: &BuiltinSettings) -> Result<Records> {
             fields.into_iter().map(|(name, text)| (name.to_owned(), Json::String(text))).collect();
         Ok(Record { origin: Origin { file: file.clone(), line: Some(i + 1) }, fields })
     };
-    Ok(if settings.name == "records" {
-        let rows = records(settings.seed, settings.rows, settings.held_out);
-        let rows = rows.map(|t| vec![("prompt", t.prompt), ("completion", t.completion)]);
-        Box::new(rows.enumerate().map(record))
-    } else {
-        // Held-out text is text of another seed.
-        let seed = settings.seed ^ if settings.held_out { 1 << 63 } else { 0 };
-        Box::new(text(seed, settings.bytes).map(|t| vec![("text", t)]).enumerate().map(record))
+    let (seed, rows, held_out) = (settings.seed, settings.rows, settings.held_out);
+    Ok(match settings.name.as_str() {
+        "records" => {
+            let rows = records(seed, rows, held_out);
+            let rows = rows.map(|t| vec![("prompt", t.prompt), ("completion", t.completion)]);
+            Box::new(rows.enumerate().map(record))
+        }
+        "preferences" => {
+            let rows = preferences(seed, rows, held_out);
+            let rows =
+                rows.map(|p| vec![("prompt", p.prompt), ("chosen", p.chosen), ("rejected", p.rejected)]);
+            Box::new(rows.enumerate().map(record))
+        }
+        "colours" => {
+            let rows = colours(seed, rows, held_out);
+            let rows = rows.map(|c| {
+                vec![("text", c.text), ("label", c.colour.to_string()), ("left", c.left.to_string())]
+            });
+            Box::new(rows.enumerate().map(record))
+        }
+        _ => {
+            // Held-out text is text of another seed.
+            let seed = seed ^ if held_out { 1 << 63 } else { 0 };
+            Box::new(text(seed, settings.bytes).map(|t| vec![("text", t)]).enumerate().map(record))
+        }
     })
 }
 

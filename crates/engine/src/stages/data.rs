@@ -3,17 +3,22 @@
 use std::path::Path;
 
 use anyhow::Result;
-use ramekin_data::{DataSettings, Dataset};
+use ramekin_data::{DataSettings, Dataset, Rows};
 use ramekin_recipe::Part;
 
 use super::tokens::TokenFile;
 use crate::assembly::Assembly;
-use crate::parts;
+use crate::{blame, parts};
 
-/// A data part's rows.
-pub fn load(assembly: &Assembly, part: &Part, base_dir: &Path) -> Result<Dataset> {
+/// A data part's rows, which must be such as an objective learns from.
+pub fn load(assembly: &Assembly, part: &Part, base_dir: &Path, rows: Rows) -> Result<Dataset> {
     let settings = parts::data_settings(part)?;
     if let DataSettings::Tokens(t) = &settings {
+        if rows != Rows::Tokens {
+            let message = format!("the objective learns from rows with {}", rows.words());
+            let label = "a file of tokens has none".to_owned();
+            return Err(blame::at(&format!("{}.kind", part.path), message, label, None));
+        }
         let path = base_dir.join(&t.path);
         let file = TokenFile::read(&path)?;
         let name = path.display().to_string();
@@ -21,7 +26,7 @@ pub fn load(assembly: &Assembly, part: &Part, base_dir: &Path) -> Result<Dataset
         data.shuffle = !t.repeat;
         return Ok(data);
     }
-    settings.load(assembly.tokenizer()?, base_dir)
+    parts::placed(part, settings.load_rows(assembly.tokenizer()?, base_dir, rows))
 }
 
 /// More bytes of text than these are not tokenised for a plan, which shall be there at once.

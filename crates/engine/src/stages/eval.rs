@@ -9,7 +9,7 @@ use ramekin_data::{Batch, Dataset, Row};
 use ramekin_eval::Metrics;
 use ramekin_plan::Bill;
 use ramekin_recipe::{EvalStage, Metric, Part};
-use ramekin_slots::{Decoder, Forward, KvPolicy, Mode};
+use ramekin_slots::{Decoder, KvPolicy, Mode, Objective, Rows};
 use ramekin_store::write_atomic;
 use ramekin_tape::Tape;
 use serde::{Deserialize, Serialize};
@@ -18,8 +18,9 @@ use serde_json::{Map, Value as Json, json};
 use super::data;
 use crate::assembly::{Assembly, Blueprint};
 use crate::generation::{Generator, Limits};
+use crate::objective::{self, Figures};
 use crate::run::StageContext;
-use crate::step::{LabelledBatch, hidden};
+use crate::step::LabelledBatch;
 use crate::{bill, blame, parts};
 
 /// What an evaluation needs.
@@ -56,15 +57,32 @@ pub fn names(metrics: &[Metric]) -> Vec<&'static str> {
             Metric::Loss => "loss",
             Metric::Perplexity => "perplexity",
             Metric::ExactMatch => "exact_match",
+            Metric::Accuracy => "accuracy",
         })
         .collect()
 }
 
-/// Exact match compares answers with expected ones.
+/// Exact match compares answers with expected ones, and other metrics want something of the objective.
 ///
 /// # Errors
-/// If it is asked for and no row has one.
-pub fn ensure_references(data: &Dataset, metrics: &[Metric], place: &str) -> Result<()> {
+/// If one is asked for that rows or objective do not give.
+pub fn ensure_measurable(
+    data: &Dataset,
+    objective: &dyn Objective,
+    metrics: &[Metric],
+    place: &str,
+) -> Result<()> {
+    let tokens = objective.rows() == Rows::Tokens;
+    for (metric, name, fine) in [
+        (Metric::Perplexity, "perplexity", tokens),
+        (Metric::ExactMatch, "exact_match", tokens),
+        (Metric::Accuracy, "accuracy", objective.accuracy().is_some()),
+    ] {
+        if metrics.contains(&metric) && !fine {
+            let message = format!("`{name}` is nothing that this objective gives");
+            return Err(blame::at(place, message, "`loss` is the objective's own".to_owned(), None));
+        }
+    }
     if metrics.contains(&Metric::ExactMatch) && data.examples.iter().all(|x| x.reference.is_none()) {
         let message = "`exact_match` needs rows with a prompt and a completion".to_owned();
         return Err(blame::at(place, message, format!("`{}` has none", data.name), None));
@@ -80,28 +98,76 @@ pub fn evaluate(
     assembly: &Assembly,
     data: &Dataset,
     e: &Evaluation,
+    objective: &dyn Objective,
 ) -> Result<(Map<String, Json>, Vec<Answer>)> {
     let mut metrics = Metrics::new(&e.metrics)?;
-    if metrics.needs_loss() {
-        let objective = parts::objective(&Part::of("sft"))?;
-        let rows = &data.rows[..e.max_rows.unwrap_or(usize::MAX).min(data.rows.len())];
-        let mut rises = Rises::of(assembly);
-        for chunk in rows.chunks(e.rows.max(1)) {
-            if !rises.worth(chunk.iter().map(Row::len).sum()) {
-                continue;
-            }
-            let batch = LabelledBatch::new(Batch::of_rows(data, chunk));
-            let fx = Forward::new(Tape::off(), assembly.sites.clone(), batch.flat.clone(), Mode::inference());
-            let h = hidden(&assembly.model, &fx, None)?;
-            let loss = objective.loss(&fx, &assembly.model, &h, &batch.labels, 1.0)?;
-            metrics.add_loss(loss.array().scalar()?, batch.active() as u64);
+    let seen = Figures::default();
+    if metrics.needs_loss() || metrics.needs_accuracy() {
+        let (sum, over) = sum(assembly, data, e, objective, &seen)?;
+        metrics.add_loss(sum, over as u64);
+        if objective.is_cross_entropy() {
+            metrics.add_cross_entropy(sum, over as u64);
         }
+        if let Some(share) = objective.accuracy().and_then(|name| seen.mean(name)) {
+            metrics.add_accuracy(share, 1.0);
+        }
+    }
+    if metrics.needs_cross_entropy() && !objective.is_cross_entropy() {
+        let plain = parts::objective(&Part::of("sft"))?;
+        let (sum, over) = sum(assembly, data, e, &*plain, &Figures::default())?;
+        metrics.add_cross_entropy(sum, over as u64);
     }
     let mut answers = Vec::new();
     if metrics.needs_answers() {
         answers = answer(assembly, data, e, &mut metrics)?;
     }
-    Ok((metrics.finish(), answers))
+    let mut figures = metrics.finish();
+    for (name, x) in seen.means().into_iter().filter(|(n, _)| Some(*n) != objective.accuracy()) {
+        figures.insert(name.to_owned(), json!(x));
+    }
+    Ok((figures, answers))
+}
+
+/// What the objective's loss over all rows is the mean of: a sum and over how much.
+fn sum(
+    assembly: &Assembly,
+    data: &Dataset,
+    e: &Evaluation,
+    objective: &dyn Objective,
+    seen: &Figures,
+) -> Result<(f64, f64)> {
+    let rows = &data.rows[..e.max_rows.unwrap_or(usize::MAX).min(data.rows.len())];
+    let chunk = e.rows.max(1);
+    let batch = |rows: &[Row]| LabelledBatch::new(Batch::of_rows(data, rows));
+    let mut totals: Vec<f64> = Vec::new();
+    for rows in rows.chunks(chunk) {
+        let counts = objective::totals(objective, &[batch(rows)]);
+        totals.resize(counts.len(), 0.0);
+        totals.iter_mut().zip(counts).for_each(|(t, c)| *t += c);
+    }
+    // A mean of one kind of summand is formed at the end; of several it comes out of the runs themselves.
+    let over = totals.first().copied().unwrap_or(0.0);
+    let one = [1.0];
+    let (scaled, whole) = if totals.len() == 1 { (&one[..], 1.0) } else { (&totals[..], over) };
+    let mut rises = Rises::of(assembly);
+    let mut sum = 0.0;
+    for rows in rows.chunks(chunk) {
+        if !rises.worth(rows.iter().map(Row::len).sum()) {
+            continue;
+        }
+        let found = objective::loss(
+            objective,
+            assembly,
+            None,
+            &batch(rows),
+            scaled,
+            &Tape::off(),
+            Mode::inference(),
+        )?;
+        sum += found.value.array().scalar()?;
+        seen.add(found.figures);
+    }
+    Ok((sum * whole, over))
 }
 
 /// On shapes only what is larger than everything before tells something new.
@@ -138,7 +204,7 @@ fn answer(assembly: &Assembly, data: &Dataset, e: &Evaluation, metrics: &mut Met
         if !rises.worth(prompts.len() * (longest + e.max_new_tokens)) {
             continue;
         }
-        let results = generator.run(&prompts, &limits, &mut |_, _| {})?;
+        let results = generator.run(&prompts, &limits, &mut |_, _| {})?.ids;
         for ((reference, prompt), ids) in group.iter().zip(&prompts).zip(results) {
             let completion = tokenizer.decode(&ids[prompt.len()..], true)?;
             let right = metrics.add_answer(&completion, &reference.completion)?;
@@ -164,18 +230,34 @@ fn evaluation(s: &EvalStage) -> Result<Evaluation> {
     })
 }
 
+/// The stage's objective, in its place.
+fn joined(assembly: &mut Assembly, s: &EvalStage, plan: &Blueprint) -> Result<Box<dyn Objective>> {
+    let mut objective = parts::objective(&s.objective)?;
+    let place = &s.objective.path;
+    parts::placed(&s.objective, objective::join(assembly, plan, &mut *objective, place, false))?;
+    if s.metrics.contains(&Metric::ExactMatch) {
+        let others = parts::decoder(&s.decode)?.models();
+        parts::placed(&s.decode, objective::companions(assembly, plan, others, &s.decode.path))?;
+    }
+    Ok(objective)
+}
+
 /// Rows whose loss an `eval` stage takes together.
 const ROWS: usize = 16;
 
 /// The stage's bill.
-pub fn bill(name: &str, s: &EvalStage, plan: &Blueprint) -> Result<Bill> {
+pub fn bill(name: &str, index: usize, s: &EvalStage, plan: &Blueprint) -> Result<Bill> {
+    let place = &format!("stage.{index}.metrics");
     let evaluation = evaluation(s)?;
     let settings = parts::data_settings(&s.data)?;
     let longest = settings.preparation().map_or(1024, |p| p.max_length);
     bill::inference(name, plan, ROWS * longest, &|assembly| {
+        let objective = joined(assembly, s, plan)?;
         if data::is_small(&settings, &plan.base_dir) {
-            let data = data::load(assembly, &s.data, &plan.base_dir)?;
-            parts::placed(&s.kv, evaluate(assembly, &data, &evaluation)).map(drop)
+            let data = data::load(assembly, &s.data, &plan.base_dir, objective.rows())?;
+            objective::check_targets(&data, &*objective, &s.data)?;
+            ensure_measurable(&data, &*objective, &s.metrics, place)?;
+            parts::placed(&s.kv, evaluate(assembly, &data, &evaluation, &*objective)).map(drop)
         } else {
             bill::forward(assembly, ROWS * longest)
         }
@@ -184,10 +266,12 @@ pub fn bill(name: &str, s: &EvalStage, plan: &Blueprint) -> Result<Bill> {
 
 /// Runs the stage.
 pub fn run(cx: &mut StageContext<'_>, s: &EvalStage, plan: &Blueprint) -> Result<Json> {
-    let assembly = plan.assemble(false)?;
-    let data = data::load(&assembly, &s.data, &plan.base_dir)?;
-    ensure_references(&data, &s.metrics, &format!("stage.{}.metrics", cx.index))?;
-    let (figures, answers) = parts::placed(&s.kv, evaluate(&assembly, &data, &evaluation(s)?))?;
+    let mut assembly = plan.assemble(false)?;
+    let objective = joined(&mut assembly, s, plan)?;
+    let data = data::load(&assembly, &s.data, &plan.base_dir, objective.rows())?;
+    objective::check_targets(&data, &*objective, &s.data)?;
+    ensure_measurable(&data, &*objective, &s.metrics, &format!("stage.{}.metrics", cx.index))?;
+    let (figures, answers) = parts::placed(&s.kv, evaluate(&assembly, &data, &evaluation(s)?, &*objective))?;
     write_answers(&cx.dir, &answers)?;
     ramekin_core::say!("  {}", crate::journal::words(&figures));
     Ok(Json::Object(figures))

@@ -8,14 +8,15 @@ use candle_core::{Device, Tensor};
 use ramekin_core::{Rng, UserError, meter, units};
 use ramekin_plan::Bill;
 use ramekin_recipe::GenerateStage;
+use ramekin_slots::Decoder;
 use ramekin_store::{write_atomic, write_safetensors};
 use serde_json::{Value as Json, json};
 
 use super::tokens::TokenFile;
 use crate::assembly::{Assembly, Blueprint};
-use crate::generation::{Generator, Limits, prompt_ids};
+use crate::generation::{Generated, Generator, Limits, prompt_ids};
 use crate::run::StageContext;
-use crate::{bill, parts};
+use crate::{bill, objective, parts};
 
 /// The stage's bill.
 pub fn bill(name: &str, s: &GenerateStage, plan: &Blueprint) -> Result<Bill> {
@@ -23,21 +24,28 @@ pub fn bill(name: &str, s: &GenerateStage, plan: &Blueprint) -> Result<Bill> {
     let bill = bill::inference(name, plan, 0, &|assembly| {
         let prompts = prompts(s, plan, assembly)?;
         tokens.set(prompts.iter().map(Vec::len).sum());
-        generate(s, assembly, &prompts, 0).map(drop)
+        let decoder = decoder(s, plan, assembly)?;
+        generate(s, assembly, &*decoder, &prompts, 0).map(drop)
     })?;
     Ok(Bill { tokens: tokens.get(), ..bill })
+}
+
+/// The stage's decoder, with its further models beside the one in work.
+fn decoder(s: &GenerateStage, plan: &Blueprint, assembly: &mut Assembly) -> Result<Box<dyn Decoder>> {
+    let decoder = parts::decoder(&s.decode)?;
+    parts::placed(&s.decode, objective::companions(assembly, plan, decoder.models(), &s.decode.path))?;
+    Ok(decoder)
 }
 
 fn generate(
     s: &GenerateStage,
     assembly: &Assembly,
+    decoder: &dyn Decoder,
     prompts: &[Vec<u32>],
     seed: u64,
-) -> Result<Vec<Vec<u32>>> {
-    let decoder = parts::decoder(&s.decode)?;
+) -> Result<Generated> {
     let kv = parts::kv(&s.kv)?;
-    let generator =
-        Generator { assembly, decoder: &*decoder, kv: Some(&*kv), rng: Rng::new(seed), adapters: true };
+    let generator = Generator { assembly, decoder, kv: Some(&*kv), rng: Rng::new(seed), adapters: true };
     let eos = assembly.eos_ids();
     let limits = Limits { max_new_tokens: s.max_new_tokens as usize, eos: &eos };
     parts::placed(&s.kv, generator.run(prompts, &limits, &mut |_, _| {}))
@@ -45,9 +53,11 @@ fn generate(
 
 /// Runs the stage.
 pub fn run(cx: &mut StageContext<'_>, s: &GenerateStage, plan: &Blueprint) -> Result<Json> {
-    let assembly = plan.assemble(false)?;
+    let mut assembly = plan.assemble(false)?;
+    let decoder = decoder(s, plan, &mut assembly)?;
     let prompts = prompts(s, plan, &assembly)?;
-    let results = generate(s, &assembly, &prompts, cx.recipe.seed)?;
+    let made = generate(s, &assembly, &*decoder, &prompts, cx.recipe.seed)?;
+    let results = made.ids;
     write_ids(cx, &results, &assembly)?;
     let mut lines = Vec::new();
     for (prompt, ids) in prompts.iter().zip(&results) {
@@ -68,7 +78,11 @@ pub fn run(cx: &mut StageContext<'_>, s: &GenerateStage, plan: &Blueprint) -> Re
     let new: usize = results.iter().zip(&prompts).map(|(r, p)| r.len() - p.len()).sum();
     let kv_bytes = meter::current().highest().kv;
     ramekin_core::say!("  keys and values took {}", units::bytes(kv_bytes));
-    Ok(json!({ "sequences": results.len(), "new_tokens": new, "kv_bytes": kv_bytes }))
+    let mut figures = json!({ "sequences": results.len(), "new_tokens": new, "kv_bytes": kv_bytes });
+    for (name, x) in made.figures {
+        figures[name] = json!(x);
+    }
+    Ok(figures)
 }
 
 /// Samples are for a person to read while the run goes on: standard error, like all progress.

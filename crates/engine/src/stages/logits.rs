@@ -15,7 +15,7 @@ use super::tokens::TokenFile;
 use crate::assembly::{Assembly, Blueprint};
 use crate::run::StageContext;
 use crate::step::{LabelledBatch, hidden};
-use crate::{bill, parts};
+use crate::{bill, objective, parts};
 
 /// The stage's bill.
 pub fn bill(name: &str, s: &LogitsStage, plan: &Blueprint) -> Result<Bill> {
@@ -94,15 +94,9 @@ fn loss_and_gradients(
 ) -> Result<(f64, Vec<(String, Tensor)>)> {
     let objective = parts::objective(&Part::of("sft"))?;
     let tape = if wanted { Tape::new() } else { Tape::off() };
-    let fx = Forward::new(
-        tape.clone(),
-        assembly.sites.clone(),
-        batch.flat.clone(),
-        Mode { rng: Rng::new(0), ..Mode::inference() },
-    );
-    let h = hidden(&assembly.model, &fx, None)?;
-    let scale = 1.0 / batch.active().max(1) as f64;
-    let loss = objective.loss(&fx, &assembly.model, &h, &batch.labels, scale)?;
+    let mode = Mode { rng: Rng::new(0), ..Mode::inference() };
+    let totals = [batch.active() as f64];
+    let loss = objective::loss(&*objective, assembly, None, batch, &totals, &tape, mode)?.value;
     let value = loss.array().scalar()?;
     let mut store = GradStore::new();
     if wanted {

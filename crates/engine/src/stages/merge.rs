@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use ramekin_core::{Array, Category, DType, Draws, Rng};
 use ramekin_plan::Bill;
 use ramekin_recipe::{Dtype, MergeStage, Model};
-use ramekin_slots::{FlatBatch, Forward, Mode};
+use ramekin_slots::{FlatBatch, Forward, Mode, ObjectiveFile};
 use ramekin_store::write_atomic;
 use ramekin_tape::Tape;
 use serde_json::{Value as Json, json};
@@ -65,7 +65,7 @@ pub fn run(cx: &mut StageContext<'_>, s: &MergeStage, plan: &Blueprint) -> Resul
     let assembly = plan.assemble(false)?;
     let dtype = save::dtype(written_as(s, &assembly));
     let folder = cx.dir.join("model");
-    save::model(&assembly, &folder, dtype, s.max_shard_size.0)?;
+    save::model(&assembly, &ObjectiveFile::default(), &folder, dtype, s.max_shard_size.0)?;
     let batch = probe(&assembly, cx.recipe.seed);
     let before = logits(&assembly, &batch)?;
     let largest = before.iter().fold(0f32, |m, x| m.max(x.abs()));

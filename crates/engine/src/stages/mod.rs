@@ -57,7 +57,7 @@ pub fn bill(name: &str, index: usize, recipe: &Recipe, stage: &Stage, plan: &Blu
         Stage::Logits(s) => logits::bill(name, s, plan),
         Stage::Merge(s) => merge::bill(name, s, plan),
         Stage::Generate(s) => generate::bill(name, s, plan),
-        Stage::Eval(s) => eval::bill(name, s, plan),
+        Stage::Eval(s) => eval::bill(name, index, s, plan),
         Stage::Search(_) => Ok(Bill { stage: name.to_owned(), ..Bill::default() }), // its trials have their own
     }
 }

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use candle_core::DType;
-use ramekin_slots::{LinearBase, LinearSite};
+use ramekin_core::Array;
+use ramekin_slots::{LinearBase, LinearSite, ObjectiveFile};
 use ramekin_store::{AtomicDir, Data, Spec, write_safetensors, write_sharded};
 use serde_json::{Map, Value as Json, json};
 
@@ -25,10 +26,28 @@ const COMPANIONS: [&str; 9] = [
 
 /// Writes one adapter: `adapter_config.json`, `adapter_model.safetensors`,
 /// `README.md`, and `ramekin.json` for what PEFT has no place for.
-pub fn adapter(assembly: &Assembly, attached: &Attached, target: &Path, seed: u64) -> Result<()> {
-    let file = attached.adapter.file(&assembly.label)?;
+///
+/// What an objective leaves lies with the adapter, as PEFT's `modules_to_save` do.
+pub fn adapter(
+    assembly: &Assembly,
+    attached: &Attached,
+    beside: &ObjectiveFile,
+    target: &Path,
+    seed: u64,
+) -> Result<()> {
+    let mut file = attached.adapter.file(&assembly.label)?;
     let mut tensors: Vec<(String, Data)> =
         file.tensors.iter().map(|(n, a)| (n.clone(), Data::from(a))).collect();
+    for (name, param) in &beside.params {
+        tensors.push((format!("base_model.model.{name}"), Data::from(&param.value())));
+    }
+    for (key, value) in &beside.adapter_config {
+        let own = file.config[key].as_array().cloned().unwrap_or_default();
+        file.config[key] = match value {
+            Json::Array(more) => own.into_iter().chain(more.iter().cloned()).collect(),
+            other => other.clone(),
+        };
+    }
     tensors.sort_by(|a, b| a.0.cmp(&b.0));
     let mut dir = AtomicDir::begin(target)?;
     write_safetensors(dir.path().join("adapter_model.safetensors"), &tensors, &[("format", "pt")])?;
@@ -42,11 +61,14 @@ pub fn adapter(assembly: &Assembly, attached: &Attached, target: &Path, seed: u6
 }
 
 /// All adapters of an assembly; the first in `dir` itself, further ones in folders of their number.
-pub fn adapters(assembly: &Assembly, dir: &Path, seed: u64) -> Result<Vec<PathBuf>> {
+///
+/// What an objective leaves goes with the first.
+pub fn adapters(assembly: &Assembly, beside: &ObjectiveFile, dir: &Path, seed: u64) -> Result<Vec<PathBuf>> {
+    let nothing = ObjectiveFile::default();
     let mut made = Vec::new();
     for (i, attached) in assembly.adapters.iter().enumerate() {
         let target = if i == 0 { dir.to_owned() } else { dir.with_file_name(format!("adapter-{i}")) };
-        adapter(assembly, attached, &target, seed)?;
+        adapter(assembly, attached, if i == 0 { beside } else { &nothing }, &target, seed)?;
         made.push(target);
     }
     Ok(made)
@@ -71,13 +93,22 @@ enum From<'a> {
     Linear(&'a LinearSite),
     Bias(&'a LinearSite),
     Param(String),
+    Head(Array),
 }
 
 /// Writes the model with every adapter folded in: `config.json`, (sharded)
 /// safetensors of this type and the files that came with it.
-pub fn model(assembly: &Assembly, target: &Path, dtype: DType, max_shard: u64) -> Result<()> {
+///
+/// An objective's own parameters and what adapters brought along of the kind are written too.
+pub fn model(
+    assembly: &Assembly,
+    beside: &ObjectiveFile,
+    target: &Path,
+    dtype: DType,
+    max_shard: u64,
+) -> Result<()> {
     let stored = ramekin_store::write::to_stored(dtype).context("no such type in files")?;
-    let tensors = tensors(assembly)?;
+    let tensors = tensors(assembly, beside)?;
     let specs: Vec<Spec> = tensors
         .iter()
         .map(|(name, shape, _)| Spec { name: name.clone(), dtype: stored, shape: shape.clone() })
@@ -90,10 +121,11 @@ pub fn model(assembly: &Assembly, target: &Path, dtype: DType, max_shard: u64) -
             From::Linear(site) => site.merged(sites)?,
             From::Bias(site) => site.merged_bias(sites)?.context("a linear without its bias")?,
             From::Param(name) => sites.param(name)?.active(true).value(),
+            From::Head(array) => array.clone(),
         };
         Ok(Data::Tensor(array.tensor().to_dtype(dtype)?))
     })?;
-    dir.write("config.json", &pretty(&config(assembly, dtype))?)?;
+    dir.write("config.json", &pretty(&config(assembly, beside, dtype))?)?;
     for name in COMPANIONS {
         if let Some(bytes) = assembly.origin.file(name) {
             dir.write(name, &bytes)?;
@@ -110,7 +142,7 @@ pub fn model(assembly: &Assembly, target: &Path, dtype: DType, max_shard: u64) -
     Ok(())
 }
 
-fn config(assembly: &Assembly, dtype: DType) -> Json {
+fn config(assembly: &Assembly, beside: &ObjectiveFile, dtype: DType) -> Json {
     let mut config = assembly.config.as_object().cloned().unwrap_or_else(Map::new);
     let name = match dtype {
         DType::BF16 => "bfloat16",
@@ -119,10 +151,35 @@ fn config(assembly: &Assembly, dtype: DType) -> Json {
     };
     let key = if config.contains_key("torch_dtype") { "torch_dtype" } else { "dtype" };
     config.insert(key.to_owned(), name.into());
+    config.extend(beside.model_config.clone());
+    let mut class = beside.class;
+    if let Some(score) = assembly.heads.get(SCORE).filter(|_| beside.params.is_empty()) {
+        config.extend(labels(score.dims()[0]));
+        class = Some(CLASSIFIER);
+    }
+    if let Some(class) = class
+        && let Some(names) = config.get_mut("architectures").and_then(Json::as_array_mut)
+    {
+        for name in names {
+            *name = name.as_str().unwrap_or_default().replace("ForCausalLM", class).into();
+        }
+    }
     if untied(assembly) {
         config.insert("tie_word_embeddings".to_owned(), false.into());
     }
     Json::Object(config)
+}
+
+/// The head of transformers' sequence classifiers, and the ending of their class.
+const SCORE: &str = "score.weight";
+const CLASSIFIER: &str = "ForSequenceClassification";
+
+/// From its rows a classifier's config knows how many classes there are.
+fn labels(count: usize) -> Map<String, Json> {
+    let name = |i: usize| format!("LABEL_{i}");
+    let ids: Map<_, _> = (0..count).map(|i| (i.to_string(), json!(name(i)))).collect();
+    let labels: Map<_, _> = (0..count).map(|i| (name(i), json!(i))).collect();
+    [("id2label".to_owned(), ids.into()), ("label2id".to_owned(), labels.into())].into_iter().collect()
 }
 
 /// Whether a head that shared the embedding's table has gone its own way.
@@ -131,7 +188,10 @@ fn untied(assembly: &Assembly) -> bool {
     facts.tie_word_embeddings && assembly.sites.linears().iter().any(|l| l.is_head && l.adapter_count() > 0)
 }
 
-fn tensors(assembly: &Assembly) -> Result<Vec<(String, Vec<usize>, From<'_>)>> {
+fn tensors<'a>(
+    assembly: &'a Assembly,
+    beside: &ObjectiveFile,
+) -> Result<Vec<(String, Vec<usize>, From<'a>)>> {
     let sites = &assembly.sites;
     let mut all = Vec::new();
     for site in sites.linears() {
@@ -151,6 +211,11 @@ fn tensors(assembly: &Assembly) -> Result<Vec<(String, Vec<usize>, From<'_>)>> {
         }
         let shape = sites.param(name)?.base().value().dims().to_vec();
         all.push((name.clone(), shape, From::Param(name.clone())));
+    }
+    let own = beside.params.iter().map(|(n, p)| (n.clone(), p.value()));
+    let brought = assembly.heads.iter().filter(|(n, _)| !beside.params.iter().any(|(own, _)| own == *n));
+    for (name, array) in own.chain(brought.map(|(n, a)| (n.clone(), a.clone()))) {
+        all.push((name, array.dims().to_vec(), From::Head(array)));
     }
     all.sort_by(|a, b| a.0.cmp(&b.0));
     Ok(all)

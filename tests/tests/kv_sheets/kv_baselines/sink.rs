@@ -9,7 +9,7 @@ use ramekin_engine::assembly::Assembly;
 use ramekin_engine::parts;
 use ramekin_engine::step::LabelledBatch;
 use ramekin_recipe::Part;
-use ramekin_slots::{FlatBatch, Forward, Model, Objective};
+use ramekin_slots::{FlatBatch, Forward, Loss, Model, Objective, ObjectiveContext, labelled_tokens};
 use ramekin_tape::{Value, ops};
 use ramekin_tests::decoding::{Masked, Session, Visible, shape};
 use ramekin_tests::lab;
@@ -116,22 +116,16 @@ fn queries_and_keys(fx: &Forward, model: &Rc<dyn Model>) -> Result<(Value, Value
 }
 
 impl Objective for WithSink {
-    fn loss(
-        &self,
-        fx: &Forward,
-        model: &Rc<dyn Model>,
-        hidden: &Value,
-        labels: &[i64],
-        scale: f64,
-    ) -> Result<Value> {
-        let plain = self.0.loss(fx, model, hidden, labels, scale)?;
-        let (q, k) = queries_and_keys(fx, model)?;
-        // The step multiplies sums over its labelled tokens by `scale`: this mean is brought to the same.
-        let share = 0.02 * scale * labels.iter().filter(|l| **l != -100).count() as f64;
-        let sink = fx.tape.island(&[&q, &k], move |x| {
+    fn loss(&self, cx: &ObjectiveContext<'_>) -> Result<Loss> {
+        let plain = self.0.loss(cx)?.value;
+        let states = cx.forward()?;
+        let (q, k) = queries_and_keys(&states.fx, &states.model)?;
+        // The step sums shares over its labelled tokens: this mean is brought to the same.
+        let share = 0.02 * cx.scale(0) * labelled_tokens(cx.labels) as f64;
+        let sink = cx.tape.island(&[&q, &k], move |x| {
             log_sink(&x[0], &x[1])?.narrow(2, 2, LENGTH - 2)?.mean_all()?.affine(-share, 0.0)?.reshape(1)
         })?;
-        ops::add(&fx.tape, &plain, &sink)
+        Ok(ops::add(cx.tape, &plain, &sink)?.into())
     }
 }
 

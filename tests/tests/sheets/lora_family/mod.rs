@@ -162,7 +162,7 @@ fn relative(a: &[f64], b: &[f64]) -> f64 {
 /// Loss and, by name, gradients of a micro-batch that is all in f64.
 fn in_f64(assembly: &Assembly, batch: &LabelledBatch) -> (f64, BTreeMap<String, Vec<f64>>) {
     let mut store = GradStore::new();
-    let done = lab::trainer(1e-2).micro_batch(assembly, batch, batch.active(), 0, true, &mut store);
+    let done = lab::trainer(1e-2).micro_batch(assembly, batch, &[batch.active() as f64], 0, true, &mut store);
     let grads = store.iter().map(|(p, g)| (p.name().to_owned(), g.view::<f64>().expect("f64").to_vec()));
     (done.unwrap_or_else(|e| panic!("{e:#}")), grads.collect())
 }

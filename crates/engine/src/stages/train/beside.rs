@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use ramekin_core::Rng;
 use ramekin_data::Dataset;
 use ramekin_recipe::{Part, TrainStage};
-use ramekin_slots::{Decoder, KvPolicy};
+use ramekin_slots::{Decoder, KvPolicy, Objective};
 use ramekin_store::write_atomic;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json, json};
@@ -54,7 +54,7 @@ impl Beside {
             .map(|w| -> Result<Writer> {
                 Ok(Writer {
                     prompts: w.prompts.clone(),
-                    decoder: parts::decoder(&w.decode)?,
+                    decoder: parts::lone_decoder(&w.decode)?,
                     kv: parts::kv(&Part::of("full"))?,
                     max_new_tokens: w.max_new_tokens as usize,
                     every: w.every.unwrap_or(u64::MAX),
@@ -66,9 +66,9 @@ impl Beside {
     }
 
     /// Everything once, for a plan on shapes.
-    pub fn run(&self, assembly: &Assembly) -> Result<()> {
+    pub fn run(&self, assembly: &Assembly, objective: &dyn Objective) -> Result<()> {
         if let Some(e) = &self.eval {
-            e.run(assembly)?;
+            e.run(assembly, objective)?;
         }
         if let Some(w) = &self.samples {
             w.run(assembly)?;
@@ -87,8 +87,12 @@ pub struct Evaluator {
 
 impl Evaluator {
     /// Figures and, where a metric asks for them, answers.
-    pub fn run(&self, assembly: &Assembly) -> Result<(Map<String, Json>, Vec<Answer>)> {
-        evaluate(assembly, &self.data, &self.settings)
+    pub fn run(
+        &self,
+        assembly: &Assembly,
+        objective: &dyn Objective,
+    ) -> Result<(Map<String, Json>, Vec<Answer>)> {
+        evaluate(assembly, &self.data, &self.settings, objective)
     }
 }
 
@@ -117,7 +121,7 @@ impl Writer {
         };
         let eos = assembly.eos_ids();
         let limits = Limits { max_new_tokens: self.max_new_tokens, eos: &eos };
-        let results = generator.run(&ids, &limits, &mut |_, _| {})?;
+        let results = generator.run(&ids, &limits, &mut |_, _| {})?.ids;
         let lines = self.prompts.iter().zip(ids.iter().zip(results));
         lines
             .map(|(prompt, (ids, all))| {
@@ -144,13 +148,14 @@ impl Start {
     /// Looks at the model before step 1.
     pub fn look(
         assembly: &Assembly,
+        objective: &dyn Objective,
         beside: &Beside,
         audit: Vec<audit::Check>,
         journal: &mut Journal,
     ) -> Result<Self> {
         let mut start = Start { eval: Map::new(), answers: Vec::new(), samples: Vec::new(), audit };
         if let Some(e) = &beside.eval {
-            (start.eval, start.answers) = e.run(assembly)?;
+            (start.eval, start.answers) = e.run(assembly, objective)?;
             journal.eval(0, &start.eval)?;
         }
         if let Some(w) = &beside.samples {

@@ -11,7 +11,7 @@ use ramekin_core::{Interrupted, Rng, UserError, meter, units};
 use ramekin_data::Sampler;
 use ramekin_plan::Bill;
 use ramekin_recipe::{Dtype, Part, Recipe, TrainStage};
-use ramekin_slots::{Event, Flow};
+use ramekin_slots::{Event, Flow, ObjectiveFile};
 use ramekin_store::write_atomic;
 use serde_json::{Map, Value as Json, json};
 
@@ -74,8 +74,9 @@ pub fn run(cx: &mut StageContext<'_>, s: &TrainStage, plan: &Blueprint) -> Resul
 
     let plan = &way.plan;
     let rss_before = meter::resident().0;
-    let assembly = plan.assemble(false)?;
+    let mut assembly = plan.assemble(false)?;
     let mut trainer = trainer(&way.stage, cx.recipe.seed, total)?;
+    parts::placed(&s.objective, trainer.join(&mut assembly, plan))?;
     trainer.groups = assembly.adapters.iter().flat_map(|a| a.adapter.groups()).collect();
 
     let checkpoints = checkpoint::open(&cx.dir, s.checkpoint.keep as usize)?;
@@ -92,7 +93,7 @@ pub fn run(cx: &mut StageContext<'_>, s: &TrainStage, plan: &Blueprint) -> Resul
         let audit = if s.audit { check_first(&assembly, &trainer, &sampler, &journal)? } else { Vec::new() };
         // The audit's own copies of gradients are no part of a step.
         meter::current().reset_peak();
-        let start = Start::look(&assembly, &beside, audit, &mut journal)?;
+        let start = Start::look(&assembly, &*trainer.objective, &beside, audit, &mut journal)?;
         write_atomic(cx.dir.join("start.json"), &serde_json::to_vec(&start)?)?;
         start
     } else {
@@ -118,7 +119,7 @@ pub fn run(cx: &mut StageContext<'_>, s: &TrainStage, plan: &Blueprint) -> Resul
         if step < total {
             if let Some(e) = beside.eval.as_ref().filter(|e| step.is_multiple_of(e.every)) {
                 trainer.event(Event::BeforeEval, &assembly, step, report.loss, &Map::new())?;
-                let figures = e.run(&assembly)?.0;
+                let figures = e.run(&assembly, &*trainer.objective)?.0;
                 journal.eval(step, &figures)?;
                 let wish = trainer.event(Event::AfterEval, &assembly, step, report.loss, &figures)?;
                 flow = if flow == Flow::Go { wish } else { flow };
@@ -152,7 +153,7 @@ pub fn run(cx: &mut StageContext<'_>, s: &TrainStage, plan: &Blueprint) -> Resul
     trainer.event(Event::End, &assembly, step, journal.last_loss().unwrap_or(f64::NAN), &Map::new())?;
     let mut figures = Map::new();
     if let Some(e) = &beside.eval {
-        let (found, answers) = e.run(&assembly)?;
+        let (found, answers) = e.run(&assembly, &*trainer.objective)?;
         journal.eval(total, &found)?;
         figures.insert("eval".to_owned(), json!(found));
         figures.insert("eval_before".to_owned(), json!(start.eval));
@@ -164,7 +165,7 @@ pub fn run(cx: &mut StageContext<'_>, s: &TrainStage, plan: &Blueprint) -> Resul
     }
     let loss = journal.last_loss();
     let (measured_peak, measured, rate) = journal.finish();
-    leave(cx, plan, &assembly)?;
+    leave(cx, plan, &assembly, &trainer.objective.file())?;
     let peak_rss = meter::resident().1;
     ramekin_core::say!(
         "  peak: planned {}, measured {}, resident {}",
@@ -226,16 +227,22 @@ fn text_audit(assembly: &Assembly, sampler: &Sampler) -> Result<Vec<audit::Check
 }
 
 /// Saves what was trained and leaves it to the next stage.
-fn leave(cx: &mut StageContext<'_>, plan: &Blueprint, assembly: &Assembly) -> Result<()> {
+fn leave(
+    cx: &mut StageContext<'_>,
+    plan: &Blueprint,
+    assembly: &Assembly,
+    beside: &ObjectiveFile,
+) -> Result<()> {
     if plan.trains_base() {
         let folder = cx.dir.join("model");
-        save::model(assembly, &folder, save::dtype(plan.model.dtype.unwrap_or(Dtype::F32)), 5_000_000_000)?;
+        let dtype = save::dtype(plan.model.dtype.unwrap_or(Dtype::F32));
+        save::model(assembly, beside, &folder, dtype, 5_000_000_000)?;
         cx.publish(std::slice::from_ref(&folder))?;
         cx.carry.leave_model(&folder.canonicalize()?);
         return Ok(());
     }
     let folder = cx.dir.join("adapter");
-    let made = save::adapters(assembly, &folder, cx.recipe.seed)?;
+    let made = save::adapters(assembly, beside, &folder, cx.recipe.seed)?;
     cx.publish(&made)?;
     let file = folder.join("adapter_model.safetensors");
     cx.carry.note_hash("adapter/adapter_model.safetensors", checkpoint::sha256(&file)?);

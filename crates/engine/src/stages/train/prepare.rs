@@ -7,6 +7,7 @@ use ramekin_core::{Meter, meter};
 use ramekin_data::{DataSettings, Dataset, Sampler};
 use ramekin_plan::Bill;
 use ramekin_recipe::{Recipe, TrainStage};
+use ramekin_slots::{Objective, Rows as RowKind};
 
 use super::beside::Beside;
 use super::trainer;
@@ -14,9 +15,9 @@ use crate::assembly::{Assembly, Blueprint, ensure_trainable};
 use crate::bill::{self, StepShape};
 use crate::compat;
 use crate::fit::{self, Way};
-use crate::parts;
 use crate::stages::data;
-use crate::stages::eval::ensure_references;
+use crate::stages::eval::ensure_measurable;
+use crate::{objective, parts};
 
 /// A stage's rows.
 pub struct Rows {
@@ -32,6 +33,7 @@ pub struct Prepared<'a> {
     stage: &'a TrainStage,
     plan: &'a Blueprint,
     rows: Option<Rows>,
+    kind: RowKind,
 }
 
 impl<'a> Prepared<'a> {
@@ -47,13 +49,16 @@ impl<'a> Prepared<'a> {
         whole: bool,
     ) -> Result<Self> {
         let _scope = meter::scope(Meter::new());
-        let assembly = plan.assemble(true)?;
+        let mut assembly = plan.assemble(true)?;
+        let mut objective = parts::objective(&stage.objective)?;
+        let place = &stage.objective.path;
+        parts::placed(&stage.objective, objective::join(&mut assembly, plan, &mut *objective, place, true))?;
         ensure_trainable(&assembly)?;
         compat::check(index, stage, plan, &assembly)?;
         let settings = parts::data_settings(&stage.data)?;
         let wanted = whole || data::is_small(&settings, &plan.base_dir);
-        let rows = if wanted { Some(read(index, stage, plan, &assembly)?) } else { None };
-        Ok(Prepared { recipe, stage, plan, rows })
+        let rows = if wanted { Some(read(index, stage, plan, &assembly, &*objective)?) } else { None };
+        Ok(Prepared { recipe, stage, plan, rows, kind: objective.rows() })
     }
 
     /// The rows.
@@ -86,34 +91,51 @@ impl<'a> Prepared<'a> {
             None => self.bound(way)?,
         };
         let beside = Beside::new(self.stage, self.rows.as_ref(), way)?;
-        bill::train(name, &way.plan, &mut trainer, &shape, &|assembly| beside.run(assembly))
+        bill::train(name, &way.plan, &mut trainer, &shape, &|assembly, objective| {
+            beside.run(assembly, objective)
+        })
     }
 
     /// What no micro-batch can exceed, from the settings alone.
     fn bound(&self, way: &Way) -> Result<StepShape> {
         let settings = parts::data_settings(&self.stage.data)?;
         let length = settings.preparation().map_or(1024, |p| p.max_length).max(2);
+        let each = if self.kind == RowKind::Pairs { 2 } else { 1 };
         Ok(StepShape {
-            segments: vec![length; way.rows],
-            active: length * way.rows,
+            segments: vec![length; each * way.rows],
+            active: each * length * way.rows,
             micro_batches: way.micros.max(2),
             exact: false,
         })
     }
 }
 
-fn read(index: usize, s: &TrainStage, plan: &Blueprint, assembly: &Assembly) -> Result<Rows> {
-    let mut train = data::load(assembly, &s.data, &plan.base_dir)?;
+fn read(
+    index: usize,
+    s: &TrainStage,
+    plan: &Blueprint,
+    assembly: &Assembly,
+    objective: &dyn Objective,
+) -> Result<Rows> {
+    let mut train = data::load(assembly, &s.data, &plan.base_dir, objective.rows())?;
+    objective::check_targets(&train, objective, &s.data)?;
     let held_out = train.dev.take();
     let eval = match &s.eval {
         None => None,
         Some(e) => {
             let rows = match (&e.data, held_out) {
-                (Some(part), _) => data::load(assembly, part, &plan.base_dir)?,
-                (None, Some(dev)) => *dev,
+                (Some(part), _) => {
+                    let rows = data::load(assembly, part, &plan.base_dir, objective.rows())?;
+                    objective::check_targets(&rows, objective, part)?;
+                    rows
+                }
+                (None, Some(dev)) => {
+                    objective::check_targets(&dev, objective, &s.data)?;
+                    *dev
+                }
                 (None, None) => anyhow::bail!("`eval` has no rows"), // the recipe's reader refuses that
             };
-            ensure_references(&rows, &e.metrics, &format!("stage.{index}.eval.metrics"))?;
+            ensure_measurable(&rows, objective, &e.metrics, &format!("stage.{index}.eval.metrics"))?;
             Some(Arc::new(rows))
         }
     };

@@ -1,0 +1,248 @@
+//! An objective in its place: its own parameters, the models it compares with, and its runs.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use ramekin_core::{BadSetting, Rng};
+use ramekin_data::Dataset;
+use ramekin_recipe::{Adapter, Dtype, Part};
+use ramekin_slots::{
+    ActivationPolicy, FlatBatch, Forward, Loss, Mode, ModelFacts, ModelRef, Objective, ObjectiveAttach,
+    ObjectiveContext, OnEmbedding, Rows, Runner, States,
+};
+use ramekin_tape::Tape;
+
+use crate::assembly::{Assembly, Blueprint};
+use crate::blame;
+use crate::run::plain_model;
+use crate::step::{LabelledBatch, hidden_with};
+
+/// Puts an objective in place on a model: loads the models that it names beside it, and lets it add its
+/// parameters. `place` is where it stands in the recipe.
+///
+/// # Errors
+/// A model that cannot be loaded or has another vocabulary; a base that trains and is compared with.
+pub fn join(
+    assembly: &mut Assembly,
+    plan: &Blueprint,
+    objective: &mut dyn Objective,
+    place: &str,
+    training: bool,
+) -> Result<()> {
+    let shape_only = assembly.is_shape_only();
+    if let Some(setting) = objective.compares_with_base().filter(|_| training)
+        && base_trains(plan, assembly)
+    {
+        return Err(blame::at(
+            place,
+            "the objective compares with the base, adapters off, and this stage trains the base itself"
+                .to_owned(),
+            format!("add an `adapter`, or name another model: `{setting} = {{ source = \"…\" }}`"),
+            None,
+        ));
+    }
+    let others = objective.models().into_iter().map(|(name, model)| (name.to_owned(), model));
+    companions(assembly, plan, others.collect(), place)?;
+    let mut ledger = assembly.ledger.borrow_mut();
+    objective.attach(&mut ObjectiveAttach {
+        ledger: &mut ledger,
+        sites: assembly.sites.clone(),
+        facts: assembly.model.facts(),
+        rng: Rng::new(plan.seed),
+        shape_only,
+        training,
+        saved: &|name| assembly.left_over(name, shape_only),
+    })
+}
+
+fn base_trains(plan: &Blueprint, assembly: &Assembly) -> bool {
+    let sites = &assembly.sites;
+    let trains = |name: &String| sites.param(name).is_ok_and(|p| p.base().is_trainable());
+    plan.trains_base() || sites.param_names().iter().any(trains)
+}
+
+/// Loads models beside the one in work, under their names.
+///
+/// # Errors
+/// One that cannot be loaded, or whose vocabulary is another.
+pub fn companions(
+    assembly: &mut Assembly,
+    plan: &Blueprint,
+    wanted: Vec<(String, ModelRef)>,
+    place: &str,
+) -> Result<()> {
+    let shape_only = assembly.is_shape_only();
+    for (name, model) in wanted {
+        let other = beside(plan, &model, &name, place)?.assemble(shape_only)?;
+        same_vocabulary(assembly, &other, &name, place)?;
+        assembly.read += other.read;
+        assembly.companions.insert(name, other);
+    }
+    Ok(())
+}
+
+/// What a model that a setting names stands on.
+pub fn beside(plan: &Blueprint, model: &ModelRef, setting: &str, place: &str) -> Result<Blueprint> {
+    let dtype = match model.dtype.as_deref() {
+        None => None,
+        Some("f32") => Some(Dtype::F32),
+        Some("bf16") => Some(Dtype::Bf16),
+        Some("f16") => Some(Dtype::F16),
+        Some(other) => {
+            let why = format!("is `{other}`; it is `f32`, `bf16` or `f16`");
+            return Err(BadSetting::new(format!("{setting}.dtype"), why).of(place).into());
+        }
+    };
+    let mut choice = plain_model(&model.source);
+    choice.dtype = dtype;
+    choice.revision.clone_from(&model.revision);
+    if !place.is_empty() {
+        choice.path = format!("{place}.{setting}");
+    }
+    let adapter = |folder: &String| Adapter::Saved { folder: folder.clone(), path: String::new() };
+    Ok(Blueprint {
+        quantizer: model.quantizer.as_deref().map(Part::of),
+        adapters: model.adapter.iter().map(adapter).collect(),
+        base_dir: plan.base_dir.clone(),
+        seed: plan.seed,
+        ..Blueprint::new(choice)
+    })
+}
+
+fn same_vocabulary(one: &Assembly, other: &Assembly, setting: &str, place: &str) -> Result<()> {
+    let (a, b) = (one.model.facts().vocab_size, other.model.facts().vocab_size);
+    let differ = |why: String| -> Result<()> {
+        let label = "both must be given the same tokens".to_owned();
+        let at = if place.is_empty() { String::new() } else { format!("{place}.{setting}.source") };
+        Err(blame::at(&at, format!("`{setting}` is a model with another vocabulary: {why}"), label, None))
+    };
+    if a != b {
+        return differ(format!("`{}` has {b} entries, `{}` has {a}", other.label, one.label));
+    }
+    let (Some(x), Some(y)) = (&one.tokenizer, &other.tokenizer) else { return Ok(()) };
+    let size = x.vocab_size().max(y.vocab_size()) as u32;
+    match (0..size).find(|id| x.token(*id) != y.token(*id)) {
+        None => Ok(()),
+        Some(id) => {
+            let word = |t: &ramekin_data::Tokenizer| t.token(id).unwrap_or_default();
+            differ(format!(
+                "token {id} is `{}` in `{}` and `{}` in `{}`",
+                word(y),
+                other.label,
+                word(x),
+                one.label
+            ))
+        }
+    }
+}
+
+/// A model that an objective or a decoder runs.
+pub struct Run<'a> {
+    assembly: &'a Assembly,
+    activation: Option<&'a dyn ActivationPolicy>,
+}
+
+impl Runner for Run<'_> {
+    fn facts(&self) -> &ModelFacts {
+        self.assembly.model.facts()
+    }
+
+    fn run(
+        &self,
+        tape: &Tape,
+        batch: &FlatBatch,
+        mode: Mode,
+        on: Option<&OnEmbedding<'_>>,
+    ) -> Result<States> {
+        let fx = Forward::new(tape.clone(), self.assembly.sites.clone(), batch.clone(), mode);
+        let hidden = hidden_with(&self.assembly.model, &fx, self.activation, on)?;
+        Ok(States { fx, hidden, model: self.assembly.model.clone() })
+    }
+}
+
+/// An objective's share of a step's loss in one micro-batch.
+pub fn loss(
+    objective: &dyn Objective,
+    assembly: &Assembly,
+    activation: Option<&dyn ActivationPolicy>,
+    batch: &LabelledBatch,
+    totals: &[f64],
+    tape: &Tape,
+    mode: Mode,
+) -> Result<Loss> {
+    let others: Vec<(&String, Run<'_>)> =
+        assembly.companions.iter().map(|(n, a)| (n, Run { assembly: a, activation: None })).collect();
+    let others: BTreeMap<String, &dyn Runner> =
+        others.iter().map(|(n, run)| ((*n).clone(), run as &dyn Runner)).collect();
+    objective.loss(&ObjectiveContext {
+        tape,
+        mode,
+        flat: &batch.flat,
+        labels: &batch.labels,
+        targets: &batch.targets,
+        totals,
+        model: &Run { assembly, activation },
+        others,
+    })
+}
+
+/// [`Objective::counts`] over the micro-batches of a step.
+pub fn totals(objective: &dyn Objective, batches: &[LabelledBatch]) -> Vec<f64> {
+    let mut totals = Vec::new();
+    for b in batches {
+        let counts = objective.counts(&b.flat, &b.labels);
+        totals.resize(counts.len().max(totals.len()), 0.0);
+        totals.iter_mut().zip(counts).for_each(|(t, c)| *t += c);
+    }
+    totals
+}
+
+/// Sums of figures by name, in order of their first appearance.
+#[derive(Default)]
+pub struct Figures(RefCell<Vec<ramekin_slots::Figure>>);
+
+impl Figures {
+    /// Adds a micro-batch's.
+    pub fn add(&self, figures: Vec<ramekin_slots::Figure>) {
+        let mut all = self.0.borrow_mut();
+        for f in figures {
+            match all.iter_mut().find(|x| x.name == f.name) {
+                Some(x) => (x.sum, x.count) = (x.sum + f.sum, x.count + f.count),
+                None => all.push(f),
+            }
+        }
+    }
+
+    /// The mean of each.
+    pub fn means(&self) -> Vec<(&'static str, f64)> {
+        self.0.borrow().iter().map(|f| (f.name, f.sum / f.count.max(1.0))).collect()
+    }
+
+    /// One mean.
+    pub fn mean(&self, name: &str) -> Option<f64> {
+        self.means().into_iter().find(|(n, _)| *n == name).map(|(_, x)| x)
+    }
+}
+
+/// Holds every row's label against the objective.
+///
+/// # Errors
+/// The first that does not fit, at the data's place in the recipe.
+pub fn check_targets(data: &Dataset, objective: &dyn Objective, part: &Part) -> Result<()> {
+    if objective.rows() != Rows::Targets {
+        return Ok(());
+    }
+    for (i, example) in data.examples.iter().enumerate() {
+        if let Err(why) = objective.check_target(&example.target) {
+            let message = format!("the label of example {} of `{}` {why}", i + 1, data.name);
+            return Err(blame::at(
+                &part.path,
+                message,
+                "labels that the objective cannot learn".to_owned(),
+                None,
+            ));
+        }
+    }
+    Ok(())
+}
