@@ -1,9 +1,9 @@
 //! The largest logit.
 
 use anyhow::Result;
-use ramekin_core::Draws;
+use ramekin_kernels::sampling::largest;
 use ramekin_registry::{Part, part};
-use ramekin_slots::{Decoder, Draft};
+use ramekin_slots::{Decoder, Draft, Session};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -38,41 +38,33 @@ impl Part for Greedy {
     }
 }
 
-impl Decoder for Greedy {
-    fn next(&self, draft: &Draft<'_>, _: &mut Draws) -> u32 {
+impl Greedy {
+    fn next(&self, draft: &Draft<'_>) -> u32 {
         if self.0.repetition_penalty == 1.0 {
-            return largest(draft.logits);
+            return largest(draft.logits) as u32;
         }
         let mut logits = draft.logits.to_vec();
         penalty::apply(&mut logits, draft.ids, self.0.repetition_penalty);
-        largest(&logits)
+        largest(&logits) as u32
     }
 }
 
-/// Index of the largest number, the first among equals.
-fn largest(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (i, z) in logits.iter().enumerate() {
-        if *z > logits[best] {
-            best = i;
-        }
+impl Decoder for Greedy {
+    fn decode(&self, session: &mut Session<'_>) -> Result<()> {
+        session.token_by_token(&mut |draft, _| self.next(draft))
     }
-    best as u32
 }
 
 #[cfg(test)]
 mod tests {
-    use ramekin_core::Rng;
-
     use super::*;
 
     #[test]
     fn first_among_equals_and_penalty() {
-        let mut draws = Draws::new(Rng::new(0).stream("t", 0));
         let logits = [1.0, 3.0, 3.0, -1.0];
         let plain = Greedy::new(GreedySettings::default()).unwrap();
-        assert_eq!(plain.next(&Draft { logits: &logits, ids: &[1] }, &mut draws), 1);
+        assert_eq!(plain.next(&Draft { logits: &logits, ids: &[1] }), 1);
         let penalised = Greedy::new(GreedySettings { repetition_penalty: 1.3 }).unwrap();
-        assert_eq!(penalised.next(&Draft { logits: &logits, ids: &[1] }, &mut draws), 2);
+        assert_eq!(penalised.next(&Draft { logits: &logits, ids: &[1] }), 2);
     }
 }

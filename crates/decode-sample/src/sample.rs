@@ -2,8 +2,9 @@
 
 use anyhow::Result;
 use ramekin_core::{BadSetting, Draws};
+use ramekin_kernels::sampling::Filters;
 use ramekin_registry::{Part, part};
-use ramekin_slots::{Decoder, Draft};
+use ramekin_slots::{Decoder, Draft, Session};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -63,45 +64,11 @@ impl Sample {
     fn candidates(&self, draft: &Draft<'_>) -> Vec<(u32, f64)> {
         let mut logits = draft.logits.to_vec();
         penalty::apply(&mut logits, draft.ids, self.0.repetition_penalty);
-        let mut ranked: Vec<(u32, f64)> =
-            logits.iter().enumerate().map(|(i, z)| (i as u32, f64::from(*z) / self.0.temperature)).collect();
-        ranked.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        if self.0.top_k > 0 {
-            ranked.truncate(self.0.top_k);
-        }
-        let top = ranked.first().map_or(0.0, |c| c.1);
-        for c in &mut ranked {
-            c.1 = (c.1 - top).exp();
-        }
-        normalise(&mut ranked);
-        if self.0.top_p < 1.0 {
-            let mut before = 0.0;
-            let keep = ranked.iter().take_while(|c| {
-                let take = before < self.0.top_p;
-                before += c.1;
-                take
-            });
-            let keep = keep.count().max(1);
-            ranked.truncate(keep);
-            normalise(&mut ranked);
-        }
-        if self.0.min_p > 0.0 {
-            let least = ranked.first().map_or(0.0, |c| c.1) * self.0.min_p;
-            ranked.retain(|c| c.1 >= least);
-            normalise(&mut ranked);
-        }
-        ranked
+        let s = &self.0;
+        let filters = Filters { temperature: s.temperature, top_k: s.top_k, top_p: s.top_p, min_p: s.min_p };
+        filters.candidates(logits.iter().map(|z| f64::from(*z)))
     }
-}
 
-fn normalise(candidates: &mut [(u32, f64)]) {
-    let sum: f64 = candidates.iter().map(|c| c.1).sum();
-    for c in candidates {
-        c.1 /= sum;
-    }
-}
-
-impl Decoder for Sample {
     fn next(&self, draft: &Draft<'_>, draws: &mut Draws) -> u32 {
         let candidates = self.candidates(draft);
         let mut left = draws.uniform();
@@ -112,6 +79,12 @@ impl Decoder for Sample {
             }
         }
         candidates.last().map_or(0, |c| c.0)
+    }
+}
+
+impl Decoder for Sample {
+    fn decode(&self, session: &mut Session<'_>) -> Result<()> {
+        session.token_by_token(&mut |draft, draws| self.next(draft, draws))
     }
 }
 

@@ -1,9 +1,16 @@
-//! Prompts to tokens, with a cache.
+//! Prompts to tokens: a decoder over models with caches.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use anyhow::{Result, ensure};
-use ramekin_core::{Array, Category, Draws, Rng, UserError};
+use ramekin_core::{Array, Category, Rng, UserError};
 use ramekin_data::Tokenizer;
-use ramekin_slots::{Decoder, Draft, FlatBatch, Forward, KvPolicy, KvShape, Mode};
+use ramekin_slots::{
+    Decoder, FlatBatch, Forward, KvCache, KvPolicy, KvShape, Line, Logits, Mode, ModelFacts, Other, Session,
+    Stepper, Words,
+};
 use ramekin_tape::{Tape, Value};
 use serde_json::json;
 
@@ -20,11 +27,11 @@ pub struct Limits<'a> {
 
 /// How tokens are made.
 pub struct Generator<'a> {
-    /// The model.
+    /// The model, with the others that the decoder runs beside it.
     pub assembly: &'a Assembly,
-    /// Logits to token.
+    /// Logits to tokens.
     pub decoder: &'a dyn Decoder,
-    /// What the cache keeps; without one every step runs the whole sequence again.
+    /// What the caches keep; without one every step runs the whole sequence again.
     pub kv: Option<&'a dyn KvPolicy>,
     /// The run's randomness.
     pub rng: Rng,
@@ -32,14 +39,18 @@ pub struct Generator<'a> {
     pub adapters: bool,
 }
 
-struct Sequence {
-    ids: Vec<u32>,
-    done: bool,
+/// What was made.
+#[derive(Clone, Debug, Default)]
+pub struct Generated {
+    /// Each prompt's ids with what follows.
+    pub ids: Vec<Vec<u32>>,
+    /// What the decoder wants to be known.
+    pub figures: Vec<(&'static str, f64)>,
 }
 
 impl Generator<'_> {
     /// Goes on from each prompt; results contain the prompts. `each` sees every
-    /// new token as it comes: the sequence's number and the id.
+    /// new token as it is settled: the sequence's number and the id.
     ///
     /// # Errors
     /// If a prompt is empty.
@@ -48,85 +59,145 @@ impl Generator<'_> {
         prompts: &[Vec<u32>],
         limits: &Limits<'_>,
         each: &mut dyn FnMut(usize, u32),
-    ) -> Result<Vec<Vec<u32>>> {
+    ) -> Result<Generated> {
         ensure!(prompts.iter().all(|p| !p.is_empty()), "a prompt is empty");
-        let facts = self.assembly.model.facts();
+        let words = self.assembly.tokenizer.as_deref().map(Text);
+        let words = words.as_ref().map(|w| w as &dyn Words);
+        let mut others = BTreeMap::new();
+        for (name, _) in self.decoder.models() {
+            let Some(assembly) = self.assembly.companions.get(&name) else { continue };
+            let wrap = |p: &Vec<u32>| self.decoder.wrap(&name, p, words);
+            let prompts = prompts.iter().map(wrap).collect::<Result<Vec<_>>>()?;
+            ensure!(prompts.iter().all(|p| !p.is_empty()), "a prompt of `{name}` is empty");
+            let model = self.stepper(assembly, true, &prompts, 1, limits)?;
+            others.insert(name, Other { model, prompts });
+        }
+        let line = |p: &Vec<u32>| Line { ids: p.clone(), prompt: p.len(), done: false };
+        let mut session = Session {
+            lines: prompts.iter().map(line).collect(),
+            max_new_tokens: limits.max_new_tokens,
+            eos: limits.eos,
+            rng: self.rng,
+            model: self.stepper(self.assembly, self.adapters, prompts, self.decoder.branches(), limits)?,
+            others,
+            each,
+            figures: Vec::new(),
+        };
+        self.decoder.decode(&mut session)?;
+        let Session { lines, figures, .. } = session;
+        Ok(Generated { ids: lines.into_iter().map(|l| l.ids).collect(), figures })
+    }
+
+    fn stepper<'a>(
+        &self,
+        assembly: &'a Assembly,
+        adapters: bool,
+        prompts: &[Vec<u32>],
+        branches: usize,
+        limits: &Limits<'_>,
+    ) -> Result<Box<dyn Stepper + 'a>> {
+        let facts = assembly.model.facts();
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-        let cache = self
-            .kv
-            .map(|kv| {
-                let shape = KvShape::new(facts, prompts.len(), longest, longest + limits.max_new_tokens);
+        let lanes = prompts.len() * branches;
+        let cache = match self.kv {
+            None => None,
+            Some(kv) => {
+                let shape = KvShape::new(facts, lanes, longest, longest + limits.max_new_tokens)
+                    .with_rollback(self.decoder.rollback());
                 kv.check(facts, shape)?;
-                kv.cache(shape)
-            })
-            .transpose()?;
-        let mut all: Vec<Sequence> =
-            prompts.iter().map(|p| Sequence { ids: p.clone(), done: false }).collect();
-        for step in 0..limits.max_new_tokens {
-            let batch = next_batch(&all, cache.is_some() && step > 0);
-            let ends: Vec<Option<usize>> =
-                batch.segments.iter().map(|s| (!s.is_empty()).then(|| s.end - 1)).collect();
-            let mode = Mode { adapters: self.adapters, ..Mode::inference() };
-            let mut fx = Forward::new(Tape::off(), self.assembly.sites.clone(), batch, mode);
-            if let Some(cache) = &cache {
-                fx = fx.with_cache(cache.clone());
+                Some(kv.cache(shape)?)
             }
-            let h = hidden(&self.assembly.model, &fx, None)?;
-            let logits = self.assembly.model.head(&fx, &last_rows(&h, &ends)?)?;
-            if logits.array().is_shape_only() {
-                break; // a plan needs no more: the cache is whole and later forwards are smaller
-            }
-            let v = facts.vocab_size;
-            let logits = logits.array().view::<f32>()?;
-            let mut row = 0;
-            for (i, sequence) in all.iter_mut().enumerate() {
-                if ends[i].is_none() {
-                    continue;
-                }
-                let draft = Draft { logits: &logits[row * v..(row + 1) * v], ids: &sequence.ids };
-                row += 1;
-                let stream = self.rng.stream(&format!("decode/{i}"), step as u64);
-                let id = self.decoder.next(&draft, &mut Draws::new(stream));
-                sequence.ids.push(id);
-                sequence.done = limits.eos.contains(&id);
-                each(i, id);
-            }
-            if all.iter().all(|s| s.done) {
-                break;
-            }
-        }
-        Ok(all.into_iter().map(|s| s.ids).collect())
+        };
+        Ok(Box::new(Lanes { assembly, adapters, cache, fed: vec![Vec::new(); lanes] }))
     }
 }
 
-/// What runs next: with a filled cache the newest token of each unfinished
-/// sequence, else the whole of it.
-fn next_batch(all: &[Sequence], newest_only: bool) -> FlatBatch {
-    let (mut ids, mut positions, mut segments) = (Vec::new(), Vec::new(), Vec::new());
-    for s in all {
-        let from = if newest_only { s.ids.len() - 1 } else { 0 };
-        let first = ids.len();
-        if !s.done {
-            ids.extend_from_slice(&s.ids[from..]);
-            positions.extend(from as u32..s.ids.len() as u32);
-        }
-        segments.push(first..ids.len());
-    }
-    FlatBatch { ids: ids.into(), positions: positions.into(), segments: segments.into() }
+/// A model with what its lanes have been fed.
+struct Lanes<'a> {
+    assembly: &'a Assembly,
+    adapters: bool,
+    cache: Option<Rc<RefCell<dyn KvCache>>>,
+    fed: Vec<Vec<u32>>,
 }
 
-fn last_rows(h: &Value, ends: &[Option<usize>]) -> Result<Value> {
+impl Stepper for Lanes<'_> {
+    fn facts(&self) -> &ModelFacts {
+        self.assembly.model.facts()
+    }
+
+    fn feed(&mut self, new: &[&[u32]], keep: usize) -> Result<Logits> {
+        ensure!(new.len() == self.fed.len(), "tokens for {} of {} lanes", new.len(), self.fed.len());
+        let (mut ids, mut positions, mut segments) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut kept, mut first) = (Vec::new(), vec![0]);
+        for (lane, new) in self.fed.iter_mut().zip(new) {
+            let before = if self.cache.is_some() { lane.len() } else { 0 };
+            lane.extend_from_slice(new);
+            let begin = ids.len();
+            if !new.is_empty() {
+                ids.extend_from_slice(&lane[before..]);
+                positions.extend(before as u32..lane.len() as u32);
+                kept.extend(ids.len() - keep.min(new.len())..ids.len());
+            }
+            segments.push(begin..ids.len());
+            first.push(kept.len());
+        }
+        let batch = FlatBatch { ids: ids.into(), positions: positions.into(), segments: segments.into() };
+        let mode = Mode { adapters: self.adapters, ..Mode::inference() };
+        let mut fx = Forward::new(Tape::off(), self.assembly.sites.clone(), batch, mode);
+        if let Some(cache) = &self.cache {
+            fx = fx.with_cache(cache.clone());
+        }
+        let h = hidden(&self.assembly.model, &fx, None)?;
+        let logits = self.assembly.model.head(&fx, &rows(&h, &kept)?)?;
+        Ok(Logits { array: logits.into_array(), first })
+    }
+
+    fn seen(&self, lane: usize) -> usize {
+        self.fed[lane].len()
+    }
+
+    fn truncate(&mut self, lane: usize, seen: usize) -> Result<()> {
+        if let Some(cache) = &self.cache {
+            cache.borrow_mut().truncate(lane, seen)?;
+        }
+        self.fed[lane].truncate(seen);
+        Ok(())
+    }
+
+    fn reorder(&mut self, from: &[usize]) -> Result<()> {
+        if let Some(cache) = &self.cache {
+            cache.borrow_mut().reorder(from)?;
+        }
+        self.fed = from.iter().map(|i| self.fed[*i].clone()).collect();
+        Ok(())
+    }
+}
+
+/// These rows of hidden states.
+fn rows(h: &Value, kept: &[usize]) -> Result<Value> {
     let (_, d) = h.array().rows();
-    let count = ends.iter().flatten().count();
     let shape_only = h.array().is_shape_only();
-    let rows = Array::build::<f32>(&[count, d], shape_only, Category::Workspace, |out| {
+    let rows = Array::build::<f32>(&[kept.len(), d], shape_only, Category::Workspace, |out| {
         let numbers = h.array().view::<f32>()?;
-        for (row, end) in out.chunks_mut(d).zip(ends.iter().flatten()) {
-            row.copy_from_slice(&numbers[end * d..(end + 1) * d]);
+        for (row, at) in out.chunks_mut(d).zip(kept) {
+            row.copy_from_slice(&numbers[at * d..(at + 1) * d]);
         }
         Ok(())
     })?;
     Ok(Value::constant(rows))
+}
+
+/// A tokenizer as decoders see it.
+struct Text<'a>(&'a Tokenizer);
+
+impl Words for Text<'_> {
+    fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        prompt_ids(self.0, text, false)
+    }
+
+    fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.0.decode(ids, true)
+    }
 }
 
 /// The ids that a text begins with: as it stands, or as the user's turn of a chat.

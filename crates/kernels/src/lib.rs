@@ -19,6 +19,7 @@ pub mod adamw;
 pub mod attention;
 pub mod broadcast;
 pub mod cross_entropy;
+pub mod divergence;
 mod dot;
 pub mod elementwise;
 pub mod embedding;
@@ -32,6 +33,7 @@ pub mod real;
 pub mod rms_norm;
 pub mod rope;
 pub mod row_norm;
+pub mod sampling;
 mod split;
 pub mod swiglu;
 #[cfg(test)]

@@ -1,0 +1,3 @@
+//! The *must hold* checks of the sheets of decoders: `SHEET::check_n`.
+
+mod emulated_tuning;
