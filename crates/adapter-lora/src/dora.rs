@@ -116,8 +116,8 @@ impl LinearAdapter for Rows {
         } else {
             y.clone()
         };
-        let turned = match &site.bias {
-            Some(bias) => ops::add_row(tape, &turned, &fx.param(bias)?, -1.0)?,
+        let turned = match offset(fx, site, x, below)? {
+            Some(bias) => ops::add_row(tape, &turned, &bias, -1.0)?,
             None => turned,
         };
         ops::add(tape, &y, &ops::mul_row(tape, &turned, &excess(tape, &m, n)?)?)
@@ -136,6 +136,21 @@ impl LinearAdapter for Rows {
         })?;
         Ok(weight)
     }
+}
+
+/// What comes out below whatever goes in: the linear's bias, as adapters before this one left it.
+fn offset(fx: &Forward, site: &LinearSite, x: &Value, below: &Below<'_>) -> Result<Option<Value>> {
+    let Some(bias) = &site.bias else { return Ok(None) };
+    if site.adapter_count() == 1 {
+        return fx.param(bias).map(Some);
+    }
+    let (outputs, inputs) = site.shape;
+    let nothing = if x.array().is_shape_only() {
+        Array::shape_only(&[1, inputs], x.array().dtype(), Category::Workspace)?
+    } else {
+        Array::zeros(&[1, inputs], x.array().dtype(), Category::Workspace)?
+    };
+    ops::reshape(&fx.tape, &below(&Value::constant(nothing))?, &[outputs]).map(Some)
 }
 
 /// g − 1 = m / n − 1, with n a plain number; 0 where a row is zero and has no direction.
