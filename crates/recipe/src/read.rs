@@ -273,7 +273,7 @@ fn place_parts(stage: &mut Stage, at: &str) {
         model.path = join(at, "model");
     }
     for placed in stage.parts_mut() {
-        placed.part.path = join(at, &placed.key);
+        placed.part.path = format!("{at}.{}", placed.key); // a key of two steps is not one to be quoted
     }
     for (i, adapter) in stage.adapters_mut().iter_mut().enumerate() {
         if let Adapter::Saved { path, .. } = adapter {
