@@ -107,6 +107,28 @@ fn other_adapters_of_linears() {
 }
 
 #[test]
+fn adapters_elsewhere() {
+    let nf4 = "quantizer = { kind = \"nf4\" }\n";
+    let checkpoint = "activation = { kind = \"checkpoint\" }\n";
+    for (name, settings, more) in [
+        ("series", "bottleneck_size = 16", ""),
+        ("parallel", "bottleneck_size = 16, adapter_dropout = 0.1", nf4),
+        ("ssf", "train_head = false", nf4),
+        ("ssf", "", checkpoint),
+        ("ln", "", ""),
+        ("prefix", "num_virtual_tokens = 8", nf4),
+        ("prefix", "num_virtual_tokens = 8, prefix_projection = true", checkpoint),
+        ("prompt", "num_virtual_tokens = 8", checkpoint),
+        ("unipt", "causal = true, pool = \"prefix_mean\"", nf4),
+    ] {
+        let comma = if settings.is_empty() { "" } else { ", " };
+        let adapter = format!("adapter = [{{ kind = {name:?}{comma}{settings} }}]");
+        let stage = format!("{more}{adapter}\n{ROWS}\nbatch = {{ micro_batch_size = 4 }}");
+        plan_against_meter(&format!("{name} {settings} {more}"), "", &stage);
+    }
+}
+
+#[test]
 fn lora_with_checkpointing() {
     let stage = format!(
         "{LORA}\n{ROWS}\nactivation = {{ kind = \"checkpoint\" }}\nbatch = {{ micro_batch_size = 8 }}"

@@ -37,9 +37,30 @@ const CASES: &[Case] = &[
         detached: &["lora_A.weight", "lora_B.weight"], // lora_family::single::check_3_dora
     },
     Case { part: "ia3", settings: r#"{}"#, detached: &[] },
+    Case { part: "ln", settings: r#"{}"#, detached: &[] },
     Case { part: "loha", settings: r#"{ "r": 2, "target_modules": "all-linear" }"#, detached: &[] },
     Case { part: "lokr", settings: r#"{ "r": 2, "target_modules": "all-linear" }"#, detached: &[] },
     Case { part: "lora", settings: r#"{ "r": 2, "target_modules": "all-linear" }"#, detached: &[] },
+    Case {
+        part: "parallel",
+        settings: r#"{ "bottleneck_size": 4, "scaling": "learned", "activation": "gelu" }"#,
+        detached: &[],
+    },
+    Case { part: "prefix", settings: r#"{ "num_virtual_tokens": 3 }"#, detached: &[] },
+    Case { part: "prompt", settings: r#"{ "num_virtual_tokens": 3 }"#, detached: &[] },
+    Case { part: "series", settings: r#"{ "bottleneck_size": 4 }"#, detached: &[] },
+    Case {
+        part: "series",
+        settings: r#"{ "bottleneck_size": 4, "target_modules": ["up_proj", "o_proj"], "activation": "silu" }"#,
+        detached: &[],
+    },
+    Case { part: "ssf", settings: r#"{ "sites": ["linear", "norm"] }"#, detached: &[] },
+    Case { part: "unipt", settings: r#"{ "causal": true, "pool": "prefix_mean" }"#, detached: &[] },
+    Case {
+        part: "unipt",
+        settings: r#"{ "causal": true, "pool": "first", "output": "residual", "layers": [0, 2] }"#,
+        detached: &[],
+    },
     Case { part: "vera", settings: r#"{ "r": 16, "target_modules": "all-linear" }"#, detached: &[] },
 ];
 
@@ -75,8 +96,8 @@ fn settings(case: &Case) -> Json {
 /// Biased linears, so that every part shows what it does with a bias.
 fn config() -> Json {
     let mut config = lab::small_llama();
-    config["model_type"] = json!("qwen2");
-    config["architectures"] = json!(["Qwen2ForCausalLM"]);
+    config["attention_bias"] = json!(true);
+    config["mlp_bias"] = json!(true);
     config
 }
 
@@ -205,17 +226,24 @@ fn saved_and_loaded_is_the_same_to_the_bit() {
 
 /// Folds every linear and bias and gives the logits of what comes out, or why it cannot be.
 fn merged_logits(case: &Case, assembly: &Assembly) -> anyhow::Result<Vec<f32>> {
+    if let Some(why) = assembly.adapters[0].adapter.unmergeable() {
+        anyhow::bail!(why);
+    }
     let plain = assemble(&lab::fresh_model(config()));
     let put = |name: &str, value: Vec<f32>| {
         let param: Arc<Param> = plain.sites.param(name).expect("a parameter").base().clone();
         param.value().update(|x: &mut [f32]| x.copy_from_slice(&value)).expect("f32");
     };
     for name in assembly.sites.param_names() {
-        put(name, assembly.sites.param(name)?.active(true).value().to_f32()?);
+        let value = match assembly.sites.folded_norm(name)? {
+            Some(folded) => folded,
+            None => assembly.sites.param(name)?.active(true).value(),
+        };
+        put(name, value.to_f32()?);
     }
     for site in assembly.sites.linears() {
         put(&format!("{}.weight", site.path), site.merged(&assembly.sites)?.to_f32()?);
-        if let (Some(name), Some(bias)) = (&site.bias, site.merged_bias(&assembly.sites)?) {
+        if let (Some(name), Some(bias)) = (&site.bias, assembly.sites.folded_bias(site)?) {
             put(name, bias.to_f32()?);
         }
     }

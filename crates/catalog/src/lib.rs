@@ -5,8 +5,12 @@
 
 use ramekin_activation_offload as _;
 use ramekin_activation_recompute as _;
+use ramekin_adapter_bottleneck as _;
 use ramekin_adapter_lora as _;
 use ramekin_adapter_lycoris as _;
+use ramekin_adapter_network as _;
+use ramekin_adapter_prompt as _;
+use ramekin_adapter_scale as _;
 use ramekin_adapter_vector as _;
 use ramekin_decode_model as _;
 use ramekin_decode_sample as _;

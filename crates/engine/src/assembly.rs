@@ -186,6 +186,7 @@ impl Blueprint {
         } else if self.full_training {
             assembly.train_everything()?;
         }
+        assembly.check_network()?;
         Ok(assembly)
     }
 
@@ -336,6 +337,27 @@ impl Assembly {
             }
         }
         self.adapters.push(Attached { owner, adapter, sites });
+        Ok(())
+    }
+
+    /// Beside a network that runs without tape nothing inside the backbone can train.
+    fn check_network(&self) -> Result<()> {
+        if self.sites.around().network().is_none() {
+            return Ok(());
+        }
+        let own = self.adapters.iter().filter(|a| a.adapter.runs_beside()).map(|a| a.owner.as_str());
+        let own: Vec<&str> = own.collect();
+        let ledger = self.ledger.borrow();
+        let inside = ledger.entries().iter().find(|e| e.is_trainable() && !own.contains(&e.owner.as_str()));
+        if let Some(entry) = inside {
+            let network = own.first().copied().unwrap_or("an adapter");
+            return Err(UserError::new(format!(
+                "`{network}` runs the backbone without tape, so `{}` of `{}` would get no gradient",
+                entry.name, entry.owner
+            ))
+            .help("keep one of the two")
+            .into());
+        }
         Ok(())
     }
 

@@ -8,13 +8,14 @@ use anyhow::{Result, ensure};
 use ramekin_core::{Array, Category, Rng, UserError};
 use ramekin_data::Tokenizer;
 use ramekin_slots::{
-    Decoder, FlatBatch, Forward, KvCache, KvPolicy, KvShape, Line, Logits, Mode, ModelFacts, Other, Session,
-    Stepper, Words,
+    Decoder, FlatBatch, Forward, KvCache, KvPolicy, Line, Logits, Mode, ModelFacts, Other, Session, Stepper,
+    Words,
 };
 use ramekin_tape::{Tape, Value};
 use serde_json::json;
 
 use crate::assembly::Assembly;
+use crate::cache::{Room, cache};
 use crate::step::hidden;
 
 /// When generation ends besides the length.
@@ -96,19 +97,21 @@ impl Generator<'_> {
         branches: usize,
         limits: &Limits<'_>,
     ) -> Result<Box<dyn Stepper + 'a>> {
-        let facts = assembly.model.facts();
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
         let lanes = prompts.len() * branches;
-        let cache = match self.kv {
-            None => None,
-            Some(kv) => {
-                let shape = KvShape::new(facts, lanes, longest, longest + limits.max_new_tokens)
-                    .with_rollback(self.decoder.rollback());
-                kv.check(facts, shape)?;
-                Some(kv.cache(shape)?)
-            }
+        let room = Room {
+            sequences: lanes,
+            prompt: longest,
+            capacity: longest + limits.max_new_tokens,
+            rollback: self.decoder.rollback(),
         };
-        Ok(Box::new(Lanes { assembly, adapters, cache, fed: vec![Vec::new(); lanes] }))
+        let cache = self.kv.map(|kv| cache(assembly, kv, adapters, room)).transpose()?.flatten();
+        // Without a cache the last step is the largest.
+        let stretch = match cache.is_none() && assembly.is_shape_only() {
+            true => limits.max_new_tokens.saturating_sub(1),
+            false => 0,
+        };
+        Ok(Box::new(Lanes { assembly, adapters, cache, fed: vec![Vec::new(); lanes], stretch }))
     }
 }
 
@@ -118,6 +121,8 @@ struct Lanes<'a> {
     adapters: bool,
     cache: Option<Rc<RefCell<dyn KvCache>>>,
     fed: Vec<Vec<u32>>,
+    /// Tokens that a plan adds to what it is fed.
+    stretch: usize,
 }
 
 impl Stepper for Lanes<'_> {
@@ -132,6 +137,9 @@ impl Stepper for Lanes<'_> {
         for (lane, new) in self.fed.iter_mut().zip(new) {
             let before = if self.cache.is_some() { lane.len() } else { 0 };
             lane.extend_from_slice(new);
+            if !new.is_empty() {
+                lane.resize(lane.len() + self.stretch, 0);
+            }
             let begin = ids.len();
             if !new.is_empty() {
                 ids.extend_from_slice(&lane[before..]);
@@ -158,7 +166,10 @@ impl Stepper for Lanes<'_> {
 
     fn truncate(&mut self, lane: usize, seen: usize) -> Result<()> {
         if let Some(cache) = &self.cache {
-            cache.borrow_mut().truncate(lane, seen)?;
+            let around = self.assembly.sites.around();
+            let rows = if self.adapters { around.tokens() - around.prefix_tokens() } else { 0 };
+            // A cache has also seen the virtual tokens before the real ones.
+            cache.borrow_mut().truncate(lane, if seen == 0 { 0 } else { rows + seen })?;
         }
         self.fed[lane].truncate(seen);
         Ok(())

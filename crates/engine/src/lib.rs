@@ -7,6 +7,7 @@
 //! | [`step`] | forward, loss, backward, update |
 //! | [`pass`] | micro-batches forward and back, as estimators ask for them |
 //! | [`objective`] | an objective in its place, and the models beside the one in work |
+//! | [`cache`](mod@cache) | a cache with room for what adapters put before the sequences |
 //! | [`masks`] | what an optimizer sees of a parameter that trains in part |
 //! | [`bill`] | the same step on shapes: the plan |
 //! | `fit` | what may change so that a stage fits the budget |
@@ -26,6 +27,7 @@ pub mod audit;
 pub mod bill;
 mod blame;
 pub mod builtin;
+pub mod cache;
 pub mod checkpoint;
 mod compat;
 mod fit;

@@ -8,13 +8,14 @@ use ramekin_core::{Array, Ledger, Param, ParamId, Rng};
 use ramekin_kernels::elementwise;
 use ramekin_slots::{
     ActivationPolicy, Block, Estimator, Event, FlatBatch, Flow, Forward, GradientTransform, Hook,
-    HookContext, Model, Objective, OnEmbedding, Optimizer, ParamGroup, RoundContext, Schedule, StateTensor,
-    Stateful, StepInfo,
+    HookContext, Model, NetworkAdapter, Objective, OnEmbedding, Optimizer, ParamGroup, RoundContext,
+    Schedule, StateTensor, Stateful, StepInfo,
 };
-use ramekin_tape::{GradSink, GradStore, Value};
+use ramekin_tape::{GradSink, GradStore, Tape, Value};
 use serde_json::{Map, Value as Json};
 
 use crate::assembly::{Assembly, Blueprint};
+use crate::cache::check_positions;
 use crate::masks::{Masking, Masks, masked, put_back};
 use crate::objective::{self, Figures};
 use crate::pass::{Batches, Pass};
@@ -52,7 +53,8 @@ impl LabelledBatch {
     }
 }
 
-/// Embedding, blocks under the activation policy, final norm: `[N, d]`.
+/// Embedding, blocks under the activation policy, final norm: `[N, d]`. Virtual tokens that an adapter
+/// puts before the segments run along and are left out of the result.
 pub fn hidden(model: &Rc<dyn Model>, fx: &Forward, policy: Option<&dyn ActivationPolicy>) -> Result<Value> {
     hidden_with(model, fx, policy, None)
 }
@@ -64,10 +66,32 @@ pub fn hidden_with(
     policy: Option<&dyn ActivationPolicy>,
     on: Option<&OnEmbedding<'_>>,
 ) -> Result<Value> {
-    let mut h = model.embed(fx)?;
+    check_positions(&**model, fx)?;
+    let network = fx.sites.around().network().filter(|_| fx.mode.adapters);
+    let plain = if network.is_some() { fx.on(&Tape::off()) } else { fx.clone() };
+    let mut h = model.embed(&plain)?;
     if let Some(on) = on {
-        h = on(fx, h)?;
+        h = on(&plain, h)?;
     }
+    if let Some(network) = network {
+        return beside(model, fx, h, &*network);
+    }
+    match fx.longer(&h)? {
+        None => blocks(model, fx, h, policy),
+        Some(longer) => {
+            drop(h);
+            let y = blocks(model, &longer.fx, longer.h.clone(), policy)?;
+            longer.real(&y)
+        }
+    }
+}
+
+fn blocks(
+    model: &Rc<dyn Model>,
+    fx: &Forward,
+    mut h: Value,
+    policy: Option<&dyn ActivationPolicy>,
+) -> Result<Value> {
     for i in 0..model.facts().blocks {
         h = match policy {
             None => model.block(i, fx, &h)?,
@@ -79,6 +103,18 @@ pub fn hidden_with(
         };
     }
     model.final_norm(fx, &h)
+}
+
+/// The backbone without tape, its states to the network beside it.
+fn beside(model: &Rc<dyn Model>, fx: &Forward, h: Value, network: &dyn NetworkAdapter) -> Result<Value> {
+    let plain = fx.on(&Tape::off());
+    let mut states = vec![h];
+    let blocks = model.facts().blocks;
+    for i in 0..blocks {
+        let h = model.block(i, &plain, &states[i])?;
+        states.push(if i + 1 == blocks { model.final_norm(&plain, &h)? } else { h });
+    }
+    network.forward(fx, &states)
 }
 
 /// What a step is made of.

@@ -4,6 +4,8 @@ use std::borrow::Cow;
 
 use anyhow::{Result, bail};
 
+use crate::extract;
+
 /// What of two texts has to be equal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compare {
@@ -11,6 +13,12 @@ pub enum Compare {
     Text,
     /// The final number: what follows the last `####`, else the last number there is.
     FinalNumber,
+    /// The last number, within 0.001 ([`extract::last_number`]).
+    Number,
+    /// The first letter from A to E ([`extract::letter`]).
+    Letter,
+    /// The first of the fixed labels of multiple choice ([`extract::choice`]).
+    Choice,
 }
 
 /// The share of answers that equal the expected text.
@@ -30,7 +38,7 @@ impl ExactMatch {
     /// Counts one answer; tells whether it is right.
     ///
     /// # Errors
-    /// With [`Compare::FinalNumber`], if the expected text has no number.
+    /// If the expected text has nothing to compare with, such as a number.
     pub fn update(&mut self, answer: &str, expected: &str) -> Result<bool> {
         let right = match self.compare {
             Compare::Text => normalise(answer) == normalise(expected),
@@ -39,6 +47,25 @@ impl ExactMatch {
                     bail!("the expected answer `{}` has no number", shorten(expected));
                 };
                 final_number(answer) == Some(want)
+            }
+            Compare::Number => {
+                let want = extract::last_number(expected);
+                if want.is_infinite() {
+                    bail!("the expected answer `{}` has no number", shorten(expected));
+                }
+                extract::same_number(extract::last_number(answer), want)
+            }
+            Compare::Letter => {
+                let Some(want) = extract::letter(expected) else {
+                    bail!("the expected answer `{}` has no letter from A to E", shorten(expected));
+                };
+                extract::letter(answer) == Some(want)
+            }
+            Compare::Choice => {
+                let Some(want) = extract::choice(expected) else {
+                    bail!("the expected answer `{}` has no known label", shorten(expected));
+                };
+                extract::choice(answer) == Some(want)
             }
         };
         self.seen += 1;

@@ -7,7 +7,8 @@ use serde_json::{Map, Value, json};
 use crate::answer::{Compare, ExactMatch};
 
 /// The names that an evaluation's `metrics` may list.
-pub const NAMES: &[&str] = &["loss", "perplexity", "exact_match", "final_number", "accuracy"];
+pub const NAMES: &[&str] =
+    &["loss", "perplexity", "exact_match", "final_number", "accuracy", "number", "letter", "choice"];
 
 /// Mean negative log likelihood of the active tokens, in nats.
 #[derive(Clone, Copy, Debug, Default)]
@@ -88,6 +89,9 @@ impl Metrics {
                 "perplexity" => One::Perplexity(Perplexity::default()),
                 "exact_match" => One::ExactMatch(ExactMatch::new(Compare::Text)),
                 "accuracy" => One::Accuracy { right: 0.0, count: 0.0 },
+                "number" => One::ExactMatch(ExactMatch::new(Compare::Number)),
+                "letter" => One::ExactMatch(ExactMatch::new(Compare::Letter)),
+                "choice" => One::ExactMatch(ExactMatch::new(Compare::Choice)),
                 _ => One::ExactMatch(ExactMatch::new(Compare::FinalNumber)),
             };
             all.push((name, one));
@@ -179,7 +183,7 @@ mod tests {
 
     #[test]
     fn fed_together() {
-        let mut all = Metrics::new(NAMES).unwrap();
+        let mut all = Metrics::new(&NAMES[..6]).unwrap();
         assert!(all.needs_loss() && all.needs_answers());
         all.add_loss(6.0, 2);
         all.add_loss(0.0, 1);
@@ -190,7 +194,8 @@ mod tests {
         assert!(!all.add_answer("it is 4", "#### 4").unwrap());
         let out = Value::Object(all.finish());
         let want = json!({
-            "loss": 2.0, "perplexity": 2f64.exp(), "exact_match": 0.5, "final_number": 1.0, "accuracy": 0.75
+            "loss": 2.0, "perplexity": 2f64.exp(), "exact_match": 0.5, "final_number": 1.0, "accuracy": 0.75,
+            "number": 1.0
         });
         assert_eq!(out, want);
     }
@@ -207,7 +212,7 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "`metrics` has no metric `exact_mach`: did you mean `exact_match`? there are `loss`, \
-             `perplexity`, `exact_match`, `final_number`, `accuracy`"
+             `perplexity`, `exact_match`, `final_number`, `accuracy`, `number`, `letter`, `choice`"
         );
         assert!(Metrics::new(&["loss", "loss"]).unwrap_err().to_string().contains("`loss` twice"));
         let only = Metrics::new(&["final_number"]).unwrap();

@@ -15,6 +15,7 @@
 //! Inner loops are plain Rust that the compiler vectorises; they are compiled for AVX-512, AVX2 and the
 //! baseline, and the widest one that the machine offers is taken at run time.
 
+pub mod activation;
 pub mod adamw;
 pub mod attention;
 pub mod broadcast;
@@ -24,16 +25,21 @@ mod dot;
 pub mod elementwise;
 pub mod embedding;
 pub mod khatri_rao;
+pub mod layer_norm;
 pub mod linear;
 pub mod matmul;
 pub mod packed;
 pub mod perturb;
 pub mod philox;
 pub mod real;
+pub mod relu_attention;
 pub mod rms_norm;
 pub mod rope;
 pub mod row_norm;
 pub mod sampling;
+pub mod scale_shift;
+pub mod segment_mean;
+pub mod softmax_mix;
 mod split;
 pub mod swiglu;
 #[cfg(test)]

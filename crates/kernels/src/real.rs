@@ -56,6 +56,8 @@ pub trait Real:
     fn cos(self) -> Self;
     /// Hyperbolic tangent.
     fn tanh(self) -> Self;
+    /// The error function.
+    fn erf(self) -> Self;
     /// |x|.
     fn abs(self) -> Self;
     /// Neither infinite nor NaN.
@@ -154,6 +156,10 @@ macro_rules! real {
             #[inline(always)]
             fn tanh(self) -> Self {
                 $t::tanh(self)
+            }
+            #[inline]
+            fn erf(self) -> Self {
+                libm::erf(self as f64) as $t
             }
             #[inline(always)]
             fn abs(self) -> Self {

@@ -138,9 +138,32 @@ impl LlamaConfig {
             head_dim: self.head_dim,
             max_position_embeddings: self.max_position_embeddings,
             tie_word_embeddings: self.tie_word_embeddings,
+            causal: true,
             windows: self.windows.clone(),
         }
     }
+}
+
+/// Llama's own switches for biases; the other models of the family have none.
+pub(crate) fn add_biases(config: &mut Json, linears: &[String]) -> Result<Vec<String>> {
+    const GROUPS: [(&str, &str, &[&str]); 2] = [
+        ("attention_bias", "self_attn", &["q_proj", "k_proj", "v_proj", "o_proj"]),
+        ("mlp_bias", "mlp", &["gate_proj", "up_proj", "down_proj"]),
+    ];
+    let of = |path: &str| GROUPS.iter().find(|(_, module, _)| path.contains(&format!(".{module}.")));
+    for path in linears {
+        let group = of(path).filter(|_| config["model_type"].as_str().is_none_or(|t| t == "llama"));
+        let (key, _, _) = group.ok_or_else(|| ramekin_slots::no_bias(path))?;
+        config[*key] = true.into();
+    }
+    let layers = LlamaConfig::parse(config)?.layers;
+    let mut all = Vec::new();
+    for (_, module, names) in GROUPS.iter().filter(|(key, _, _)| config[*key] == true) {
+        let paths =
+            (0..layers).flat_map(|i| names.iter().map(move |n| format!("model.layers.{i}.{module}.{n}")));
+        all.extend(paths);
+    }
+    Ok(all)
 }
 
 /// The sliding window of each layer: `layer_types` where given, else the

@@ -40,6 +40,10 @@ macro_rules! family {
             fn build(&self, config: &Json, loader: &mut Loader<'_>) -> Result<Rc<dyn Model>> {
                 Ok(Rc::new(LlamaModel::load(LlamaConfig::parse(config)?, loader)?))
             }
+
+            fn add_biases(&self, config: &mut Json, linears: &[String]) -> Result<Vec<String>> {
+                crate::config::add_biases(config, linears)
+            }
         }
     };
 }

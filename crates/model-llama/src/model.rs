@@ -20,6 +20,9 @@ pub struct LlamaModel {
 }
 
 struct LayerNames {
+    layer: String,
+    attention: String,
+    mlp: String,
     input_norm: String,
     post_norm: String,
     q: String,
@@ -37,14 +40,17 @@ impl LayerNames {
     fn new(i: usize) -> Self {
         let at = |tail: &str| format!("model.layers.{i}.{tail}");
         LayerNames {
-            input_norm: at("input_layernorm.weight"),
-            post_norm: at("post_attention_layernorm.weight"),
+            layer: format!("model.layers.{i}"),
+            attention: at("self_attn"),
+            mlp: at("mlp"),
+            input_norm: at("input_layernorm"),
+            post_norm: at("post_attention_layernorm"),
             q: at("self_attn.q_proj"),
             k: at("self_attn.k_proj"),
             v: at("self_attn.v_proj"),
             o: at("self_attn.o_proj"),
-            q_norm: at("self_attn.q_norm.weight"),
-            k_norm: at("self_attn.k_norm.weight"),
+            q_norm: at("self_attn.q_norm"),
+            k_norm: at("self_attn.k_norm"),
             gate: at("mlp.gate_proj"),
             up: at("mlp.up_proj"),
             down: at("mlp.down_proj"),
@@ -53,7 +59,8 @@ impl LayerNames {
 }
 
 const EMBED: &str = "model.embed_tokens.weight";
-const NORM: &str = "model.norm.weight";
+const EMBED_MODULE: &str = "model.embed_tokens";
+const NORM: &str = "model.norm";
 const HEAD: &str = "lm_head";
 
 impl LlamaModel {
@@ -63,23 +70,27 @@ impl LlamaModel {
         let (d, f) = (c.hidden_size, c.intermediate_size);
         let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
         loader.table(EMBED, c.vocab_size, d)?;
+        loader.module(EMBED_MODULE, d);
         let layers: Vec<LayerNames> = (0..c.layers).map(LayerNames::new).collect();
         for names in &layers {
-            loader.vector(&names.input_norm, d)?;
+            loader.module(&names.layer, d);
+            loader.module(&names.attention, d);
+            loader.module(&names.mlp, d);
+            loader.norm(&names.input_norm, d, false, &[&names.q, &names.k, &names.v])?;
             loader.linear(&names.q, q, d, c.qkv_bias, false)?;
             loader.linear(&names.k, kv, d, c.qkv_bias, false)?;
             loader.linear(&names.v, kv, d, c.qkv_bias, false)?;
             if c.qk_norm {
-                loader.vector(&names.q_norm, c.head_dim)?;
-                loader.vector(&names.k_norm, c.head_dim)?;
+                loader.norm(&names.q_norm, c.head_dim, false, &[])?;
+                loader.norm(&names.k_norm, c.head_dim, false, &[])?;
             }
             loader.linear(&names.o, d, q, c.o_bias, false)?;
-            loader.vector(&names.post_norm, d)?;
+            loader.norm(&names.post_norm, d, false, &[&names.gate, &names.up])?;
             loader.linear(&names.gate, f, d, c.mlp_bias, false)?;
             loader.linear(&names.up, f, d, c.mlp_bias, false)?;
             loader.linear(&names.down, d, f, c.mlp_bias, false)?;
         }
-        loader.vector(NORM, d)?;
+        loader.norm(NORM, d, false, &[HEAD])?;
         if c.tie_word_embeddings {
             loader.tied_head(HEAD, EMBED, c.vocab_size, d);
         } else {
@@ -93,8 +104,40 @@ impl LlamaModel {
         })
     }
 
-    fn norm(&self, fx: &Forward, x: &Value, name: &str) -> Result<Value> {
-        ops::rms_norm(&fx.tape, x, &fx.param(name)?, self.config.rms_norm_eps)
+    fn norm(&self, fx: &Forward, x: &Value, path: &str) -> Result<Value> {
+        fx.module(path, x.clone(), |x| {
+            ops::rms_norm(&fx.tape, &x, &fx.param(&format!("{path}.weight"))?, self.config.rms_norm_eps)
+        })
+    }
+
+    fn attention(&self, index: usize, fx: &Forward, n: Value) -> Result<Value> {
+        let (c, names) = (&self.config, &self.layers[index]);
+        let spec = AttentionSpec {
+            heads: c.heads,
+            kv_heads: c.kv_heads,
+            head_dim: c.head_dim,
+            scale: (c.head_dim as f64).powf(-0.5),
+            window: c.windows[index],
+            causal: true,
+        };
+        let q = fx.linear(&names.q, &n)?;
+        let k = fx.linear(&names.k, &n)?;
+        let v = fx.linear(&names.v, &n)?;
+        drop(n);
+        let q = self.head_norm(fx, q, &names.q_norm)?;
+        let k = self.head_norm(fx, k, &names.k_norm)?;
+        let mixed = fx.attention(index, q, k, v, Some(&self.inv_freq), spec)?;
+        fx.linear(&names.o, &mixed)
+    }
+
+    fn mlp(&self, index: usize, fx: &Forward, n: Value) -> Result<Value> {
+        let names = &self.layers[index];
+        let gate = fx.linear(&names.gate, &n)?;
+        let up = fx.linear(&names.up, &n)?;
+        drop(n);
+        let mixed = ops::swiglu(&fx.tape, &gate, &up)?;
+        drop((gate, up));
+        fx.linear(&names.down, &mixed)
     }
 
     /// `[N, heads·D]` with the norm a head of Qwen3.
@@ -109,38 +152,21 @@ impl Model for LlamaModel {
     }
 
     fn embed(&self, fx: &Forward) -> Result<Value> {
-        ops::embedding(&fx.tape, &fx.param(EMBED)?, &fx.batch.ids)
+        fx.module_of_ids(EMBED_MODULE, || ops::embedding(&fx.tape, &fx.param(EMBED)?, &fx.batch.ids))
     }
 
     fn block(&self, index: usize, fx: &Forward, x: &Value) -> Result<Value> {
-        let (c, names) = (&self.config, &self.layers[index]);
-        let tape = &fx.tape;
-        let spec = AttentionSpec {
-            heads: c.heads,
-            kv_heads: c.kv_heads,
-            head_dim: c.head_dim,
-            scale: (c.head_dim as f64).powf(-0.5),
-            window: c.windows[index],
-            causal: true,
-        };
-        let h = {
-            let n = self.norm(fx, x, &names.input_norm)?;
-            let q = fx.linear(&names.q, &n)?;
-            let k = fx.linear(&names.k, &n)?;
-            let v = fx.linear(&names.v, &n)?;
-            drop(n);
-            let q = self.head_norm(fx, q, &names.q_norm)?;
-            let k = self.head_norm(fx, k, &names.k_norm)?;
-            let mixed = fx.attention(index, q, k, v, Some(&self.inv_freq), spec)?;
-            ops::add(tape, x, &fx.linear(&names.o, &mixed)?)?
-        };
-        let n = self.norm(fx, &h, &names.post_norm)?;
-        let gate = fx.linear(&names.gate, &n)?;
-        let up = fx.linear(&names.up, &n)?;
-        drop(n);
-        let mixed = ops::swiglu(tape, &gate, &up)?;
-        drop((gate, up));
-        ops::add(tape, &h, &fx.linear(&names.down, &mixed)?)
+        let names = &self.layers[index];
+        fx.module(&names.layer, x.clone(), |x| {
+            let h = {
+                let n = self.norm(fx, &x, &names.input_norm)?;
+                let mixed = fx.module(&names.attention, n, |n| self.attention(index, fx, n))?;
+                ops::add(&fx.tape, &x, &mixed)?
+            };
+            let n = self.norm(fx, &h, &names.post_norm)?;
+            let mixed = fx.module(&names.mlp, n, |n| self.mlp(index, fx, n))?;
+            ops::add(&fx.tape, &h, &mixed)
+        })
     }
 
     fn final_norm(&self, fx: &Forward, x: &Value) -> Result<Value> {

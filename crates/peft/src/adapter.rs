@@ -75,4 +75,8 @@ impl<M: Method> Adapter for PeftAdapter<M> {
     fn groups(&self) -> Vec<(ParamId, ParamGroup)> {
         self.method.groups(&self.kept)
     }
+
+    fn unmergeable(&self) -> Option<String> {
+        self.method.unmergeable()
+    }
 }

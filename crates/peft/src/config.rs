@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use ramekin_core::pattern::Modules;
 use ramekin_core::{BadSetting, UserError};
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value as Json, json};
 
 use crate::method::Method;
@@ -21,19 +22,24 @@ const SHARED: [&str; 8] = [
     "runtime_config",
 ];
 
-/// The whole config of a saved adapter: the method's own fields and those that all have.
-pub(crate) fn write<M: Method>(method: &M, targets: &[String], base: &str) -> Json {
-    let mut config = method.config();
+/// The whole config of a saved adapter: its own fields and those that all have.
+pub fn whole_config(mut own: Json, peft_type: &str, base: &str) -> Json {
     let shared = json!({
         "auto_mapping": null, "base_model_name_or_path": base, "inference_mode": true,
-        "peft_type": M::PEFT_TYPE, "peft_version": "0.21.2", "revision": null,
-        "target_modules": names(method.targeting().target_modules, targets), "task_type": "CAUSAL_LM",
+        "peft_type": peft_type, "peft_version": "0.21.2", "revision": null, "task_type": "CAUSAL_LM",
     });
-    if let (Json::Object(config), Json::Object(shared)) = (&mut config, shared) {
-        config.extend(shared);
-        config.sort_keys();
+    if let (Json::Object(own), Json::Object(shared)) = (&mut own, shared) {
+        own.extend(shared);
+        own.sort_keys();
     }
-    config
+    own
+}
+
+/// The whole config of a method's adapter.
+pub(crate) fn write<M: Method>(method: &M, targets: &[String], base: &str) -> Json {
+    let mut own = method.config();
+    own["target_modules"] = names(method.targeting().target_modules, targets);
+    whole_config(own, M::PEFT_TYPE, base)
 }
 
 /// PEFT writes `all-linear` out as the names it stood for.
@@ -59,19 +65,22 @@ pub fn pattern_numbers(map: &BTreeMap<String, f64>) -> Json {
     Json::Object(map.iter().map(|(k, v)| (k.clone(), whole(*v))).collect::<Map<_, _>>())
 }
 
-/// The method that a config describes.
-pub(crate) fn read<M: Method>(config: &Json) -> Result<M> {
+/// The fields of a config that are its adapter's own settings. `foreign` are fields that the part has no
+/// setting for, with the values that mean "off"; no values means that any will do.
+///
+/// # Errors
+/// If a foreign field is on.
+pub fn own_fields(config: &Json, part: &str, foreign: &[(&str, &[&str])]) -> Result<Map<String, Json>> {
     let mut kept = Map::new();
     for (key, value) in config.as_object().into_iter().flatten() {
         if SHARED.contains(&key.as_str()) {
             continue;
         }
-        if let Some((_, off)) = M::FOREIGN.iter().find(|(k, _)| k == key) {
+        if let Some((_, off)) = foreign.iter().find(|(k, _)| k == key) {
             let text = value.to_string();
             if !off.is_empty() && !off.contains(&text.as_str()) {
                 return Err(UserError::new(format!(
-                    "the adapter sets `{key}` to {text}, which `{}` does not do",
-                    M::NAME
+                    "the adapter sets `{key}` to {text}, which `{part}` does not do"
                 ))
                 .help("it needs another adapter part")
                 .into());
@@ -82,6 +91,21 @@ pub(crate) fn read<M: Method>(config: &Json) -> Result<M> {
         let value = if layers && !value.is_null() { json!([value]) } else { value.clone() };
         kept.insert(key.clone(), value);
     }
+    Ok(kept)
+}
+
+/// The settings in a config's own fields.
+///
+/// # Errors
+/// If they are none of this part's.
+pub fn settings<S: DeserializeOwned>(own: &Map<String, Json>) -> Result<S> {
+    serde_json::from_value(Json::Object(own.clone()))
+        .map_err(|e| UserError::new(format!("adapter_config.json: {e}")).into())
+}
+
+/// The method that a config describes.
+pub(crate) fn read<M: Method>(config: &Json) -> Result<M> {
+    let mut kept = own_fields(config, M::NAME, M::FOREIGN)?;
     match make::<M>(&kept) {
         // The values come from the file; how they began no longer matters.
         Err(e) if kept.contains_key(M::INIT) && concerns(&e, M::INIT) => {
@@ -93,9 +117,7 @@ pub(crate) fn read<M: Method>(config: &Json) -> Result<M> {
 }
 
 fn make<M: Method>(config: &Map<String, Json>) -> Result<M> {
-    let settings = serde_json::from_value(Json::Object(config.clone()))
-        .map_err(|e| UserError::new(format!("adapter_config.json: {e}")))?;
-    M::new(settings)
+    M::new(settings(config)?)
 }
 
 /// Whether a refusal may be about this setting: a type error names no setting.

@@ -42,7 +42,7 @@ impl Kept {
     }
 
     /// Parameters and buffers with their names in the file.
-    pub(crate) fn tensors(&self) -> impl Iterator<Item = (&str, &Arc<Param>)> {
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &Arc<Param>)> {
         self.named.iter().map(|n| (n.key.as_str(), &n.param))
     }
 
@@ -92,7 +92,10 @@ impl Kept {
     }
 
     /// Copies of whole modules that train and are saved with the adapter.
-    pub(crate) fn add_modules(&mut self, cx: &mut AttachContext<'_>, modules: &[String]) -> Result<()> {
+    ///
+    /// # Errors
+    /// If an entry names no module with dense parameters.
+    pub fn add_modules(&mut self, cx: &mut AttachContext<'_>, modules: &[String]) -> Result<()> {
         let sites: Rc<Sites> = cx.sites.clone();
         for entry in modules {
             for name in sites.params_of_module(entry)? {
@@ -131,11 +134,10 @@ impl Kept {
     }
 
     /// Replaces every parameter by the file's tensor of its name.
-    pub(crate) fn load(
-        &mut self,
-        source: &mut dyn WeightSource,
-        optional: impl Fn(&str) -> bool,
-    ) -> Result<()> {
+    ///
+    /// # Errors
+    /// If a tensor is missing that is not `optional`, has another shape, or is left over.
+    pub fn load(&mut self, source: &mut dyn WeightSource, optional: impl Fn(&str) -> bool) -> Result<()> {
         let label = source.label();
         let mut left = source.names();
         for named in &self.named {

@@ -13,7 +13,7 @@ mod kept;
 mod method;
 
 pub use adapter::PeftAdapter;
-pub use config::{pattern_numbers, whole};
+pub use config::{own_fields, pattern_numbers, settings, whole, whole_config};
 pub use init::{kaiming, zeros};
 pub use kept::Kept;
 pub use method::{Biases, Method, Targeting};

@@ -112,6 +112,10 @@ pub trait Method: Sized {
     }
     /// Called when a file's values have taken the place of the initial ones.
     fn loaded(&self) {}
+    /// Why it cannot be folded into the base's weights; `None` if it can.
+    fn unmergeable(&self) -> Option<String> {
+        None
+    }
     /// Rates and decay of parameters that differ from the optimizer's own.
     fn groups(&self, kept: &Kept) -> Vec<(ParamId, ParamGroup)> {
         let _ = kept;

@@ -272,6 +272,12 @@ pub enum Metric {
     ExactMatch,
     /// Share of rows that the objective gets right: classes, or answers preferred.
     Accuracy,
+    /// Share of rows whose generated answer's last number is the expected one, within 0.001.
+    Number,
+    /// Share of rows whose generated answer's first letter from A to E is the expected one.
+    Letter,
+    /// Share of rows whose generated answer's first label (true, false, answer1, …) is the expected one.
+    Choice,
 }
 
 /// When to save the state, and how many to keep.

@@ -56,6 +56,12 @@ pub trait LinearAdapter {
         let _ = site;
         Ok(bias)
     }
+    /// Whether it adds a constant to the output, so that a linear without a bias needs one once this
+    /// adapter is folded in; [`LinearAdapter::fold_bias`] is then given zeros.
+    fn makes_bias(&self, site: &LinearSite) -> bool {
+        let _ = site;
+        false
+    }
 }
 
 /// A kind of adapter, configured and, after [`Adapter::attach`], in place.
@@ -77,5 +83,13 @@ pub trait Adapter {
     /// Rates and decay of parameters that differ from the optimizer's own.
     fn groups(&self) -> Vec<(ParamId, ParamGroup)> {
         Vec::new()
+    }
+    /// Whether it is a network beside a backbone that runs without tape.
+    fn runs_beside(&self) -> bool {
+        false
+    }
+    /// Why it cannot be folded into the base's weights, known before any weight is read; `None` if it can.
+    fn unmergeable(&self) -> Option<String> {
+        None
     }
 }

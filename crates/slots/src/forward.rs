@@ -4,13 +4,14 @@ use std::cell::RefCell;
 use std::ops::Range;
 use std::rc::Rc;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use ramekin_core::Rng;
 use ramekin_kernels::philox::Stream;
 use ramekin_tape::ops::{self, Segment};
 use ramekin_tape::{Tape, Value};
 
-use crate::{Attend, KvCache, Sites};
+use crate::around::{Longer, pieces};
+use crate::{Attend, KvCache, KvPrefix, Sites};
 
 /// Tokens of several independent sequences, one after the other, without padding.
 #[derive(Clone, Debug)]
@@ -47,14 +48,15 @@ impl FlatBatch {
         self.ids.is_empty()
     }
 
-    /// The segments as attention within the batch sees them.
-    pub fn attention_segments(&self) -> Rc<Vec<Segment>> {
-        Rc::new(
-            self.segments
-                .iter()
-                .map(|r| Segment { q_start: r.start, q_len: r.len(), k_start: r.start, k_len: r.len() })
-                .collect(),
-        )
+    /// The segments as attention within the batch sees them, each with `prefix` keys before its own.
+    pub fn attention_segments(&self, prefix: usize) -> Rc<Vec<Segment>> {
+        let of = |(i, r): (usize, &Range<usize>)| Segment {
+            q_start: r.start,
+            q_len: r.len(),
+            k_start: r.start + i * prefix,
+            k_len: r.len() + prefix,
+        };
+        Rc::new(self.segments.iter().enumerate().map(of).collect())
     }
 }
 
@@ -95,10 +97,31 @@ pub struct Forward {
 }
 
 impl Forward {
-    /// A forward over a batch, without a cache.
-    pub fn new(tape: Tape, sites: Rc<Sites>, batch: FlatBatch, mode: Mode) -> Self {
-        let segments = batch.attention_segments();
+    /// A forward over a batch, without a cache. A prefix of keys and values moves the positions.
+    pub fn new(tape: Tape, sites: Rc<Sites>, mut batch: FlatBatch, mode: Mode) -> Self {
+        let prefix = if mode.adapters { sites.around().prefix_tokens() } else { 0 };
+        if prefix > 0 {
+            batch.positions = Rc::new(batch.positions.iter().map(|p| p + prefix as u32).collect());
+        }
+        let segments = batch.attention_segments(prefix);
         Forward { tape, sites, batch, mode, cache: None, segments }
+    }
+
+    /// The same forward over tokens whose positions are final.
+    pub(crate) fn over(&self, batch: FlatBatch) -> Self {
+        let prefix = if self.mode.adapters { self.sites.around().prefix_tokens() } else { 0 };
+        Forward { segments: batch.attention_segments(prefix), batch, ..self.clone() }
+    }
+
+    /// Whether sequence `i` begins in this forward.
+    pub(crate) fn begins(&self, i: usize) -> bool {
+        self.cache.as_ref().is_none_or(|c| c.borrow().seen(i) == 0)
+    }
+
+    /// This forward with virtual tokens before its segments, where an adapter makes some; `h` are the
+    /// embedded tokens.
+    pub fn longer(&self, h: &Value) -> Result<Option<Longer>> {
+        Longer::of(self, h)
     }
 
     /// The same forward, reading and extending a cache.
@@ -119,6 +142,24 @@ impl Forward {
         self.sites.linear(path)?.forward(self, x)
     }
 
+    /// The output of the module of this path, which `f` computes, with what is attached to the module.
+    /// The input lives on beyond `f` only where something is.
+    pub fn module(&self, path: &str, x: Value, f: impl FnOnce(Value) -> Result<Value>) -> Result<Value> {
+        let site = self.sites.module(path).with_context(|| format!("the model has no module `{path}`"))?;
+        if !self.mode.adapters || site.adapter_count() == 0 {
+            return f(x);
+        }
+        let y = f(x.clone())?;
+        site.adapt(self, Some(&x), y)
+    }
+
+    /// As [`Forward::module`] for a module whose input are the batch's ids.
+    pub fn module_of_ids(&self, path: &str, f: impl FnOnce() -> Result<Value>) -> Result<Value> {
+        let site = self.sites.module(path).with_context(|| format!("the model has no module `{path}`"))?;
+        let y = f()?;
+        if self.mode.adapters { site.adapt(self, None, y) } else { Ok(y) }
+    }
+
     /// A parameter by its tensor name.
     pub fn param(&self, name: &str) -> Result<Value> {
         self.sites.param(name)?.value(self)
@@ -137,9 +178,12 @@ impl Forward {
         spec: ops::AttentionSpec,
     ) -> Result<Value> {
         let positions = &self.batch.positions;
+        let prefix = self.sites.around().prefix().filter(|_| self.mode.adapters);
+        let prefix = prefix.map(|p| p.prefix(self, layer)).transpose()?;
         if let Some(cache) = &self.cache {
             let (q, k, v) = (q.into_array(), k.into_array(), v.into_array());
-            let (segments, prefix) = (&self.batch.segments[..], None);
+            let prefix = prefix.map(|(k, v)| KvPrefix { k: k.into_array(), v: v.into_array() });
+            let segments = &self.batch.segments[..];
             let step = Attend { q, k, v, positions, inv_freq, prefix, segments, spec };
             return cache.borrow_mut().attend(layer, step).map(Value::constant);
         }
@@ -147,7 +191,12 @@ impl Forward {
             Some(inv_freq) => ops::rotary(&self.tape, &x, heads, positions, inv_freq),
             None => Ok(x),
         };
-        let (q, k) = (turn(q, spec.heads)?, turn(k, spec.kv_heads)?);
+        let (q, mut k, mut v) = (turn(q, spec.heads)?, turn(k, spec.kv_heads)?, v);
+        if let Some((before_k, before_v)) = prefix {
+            let pieces = pieces(&self.batch.segments);
+            k = ops::prepend(&self.tape, &before_k, &k, &pieces)?;
+            v = ops::prepend(&self.tape, &before_v, &v, &pieces)?;
+        }
         ops::attention(&self.tape, &q, &ops::KeyValue { k: &k, v: &v }, &self.segments, spec)
     }
 

@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | `model` | [`ModelFamily`], [`Model`] | architecture from `config.json` |
 //! | `quantizer` | [`Quantizer`] | how a frozen weight is stored |
-//! | `adapter` | [`Adapter`], [`LinearAdapter`] | extra parameters at sites |
+//! | `adapter` | [`Adapter`], [`LinearAdapter`], [`ModuleAdapter`], [`AttentionAdapter`], [`RowAdapter`], [`NetworkAdapter`] | extra parameters at sites |
 //! | `selection` | [`Selection`] | which entries of the base train, and when |
 //! | `estimator` | [`Estimator`] | how a gradient is obtained |
 //! | `gradient` | [`GradientTransform`] | gradient to gradient |
@@ -22,6 +22,7 @@
 //! | `hook` | [`Hook`] | reacts to events of training |
 
 mod adapter;
+mod around;
 mod decode;
 mod estimator;
 mod forward;
@@ -30,6 +31,7 @@ mod kv;
 mod loader;
 mod model;
 mod model_ref;
+mod module;
 mod objective;
 mod part;
 mod placement;
@@ -40,14 +42,16 @@ mod sites;
 mod training;
 
 pub use adapter::{Adapter, AdapterFile, AttachContext, Below, LinearAdapter};
+pub use around::{Around, AttentionAdapter, Longer, NetworkAdapter, RowAdapter, check_virtual_tokens};
 pub use decode::{Decoder, Draft, Line, LogitRows, Logits, Other, Session, Stepper, Words};
 pub use estimator::{Estimator, Problem};
 pub use forward::{FlatBatch, Forward, Mode};
 pub use hook::{Event, Flow, Hook, HookContext};
 pub use kv::{Attend, KvCache, KvPolicy, KvPrefix, KvShape};
 pub use loader::{LoadOptions, Loader, RandomSource, ShapeSource, WeightInfo, WeightSource};
-pub use model::{Model, ModelFacts, ModelFamily};
+pub use model::{Model, ModelFacts, ModelFamily, no_bias};
 pub use model_ref::ModelRef;
+pub use module::{Affine, ModuleAdapter, ModuleSite, NormInfo};
 pub use objective::{
     Figure, Head, Labelled, Loss, Objective, ObjectiveAttach, ObjectiveContext, ObjectiveFile, OnEmbedding,
     Rows, Runner, States, labelled_tokens,

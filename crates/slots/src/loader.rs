@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use anyhow::{Result, bail};
 use ramekin_core::{Array, Category, DType, Ledger, Param, Rng, UserError, suggest};
 
-use crate::{LinearBase, LinearSite, Placement, Quantizer, Sites, block_of};
+use crate::{LinearBase, LinearSite, ModuleSite, NormInfo, Placement, Quantizer, Sites, block_of};
 
 /// Shape and stored type of a tensor in a source.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -178,6 +178,25 @@ impl<'a> Loader<'a> {
     pub fn vector(&mut self, name: &str, len: usize) -> Result<()> {
         let array = self.read(name, &[len])?.to_dtype(DType::F32, Category::Workspace)?;
         self.add(name, array)
+    }
+
+    /// A norm with its weight `PATH.weight` and, perhaps, `PATH.bias`. `readers` are the linears that have
+    /// its output as their only input, none where something else reads it too.
+    pub fn norm(&mut self, path: &str, len: usize, bias: bool, readers: &[&str]) -> Result<()> {
+        let weight = format!("{path}.weight");
+        self.vector(&weight, len)?;
+        let bias = bias.then(|| format!("{path}.bias"));
+        if let Some(bias) = &bias {
+            self.vector(bias, len)?;
+        }
+        let readers = readers.iter().map(|r| (*r).to_owned()).collect();
+        self.sites.add_module(ModuleSite::new(path, len, Some(NormInfo { weight, bias, readers })));
+        Ok(())
+    }
+
+    /// A module whose output has rows of this width: what [`crate::Forward::module`] runs.
+    pub fn module(&mut self, path: &str, width: usize) {
+        self.sites.add_module(ModuleSite::new(path, width, None));
     }
 
     /// A table `[rows, width]`, such as an embedding, held in the options' type.

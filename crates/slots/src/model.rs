@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use anyhow::Result;
+use ramekin_core::UserError;
 use ramekin_tape::Value;
 use serde_json::Value as Json;
 
@@ -23,6 +24,8 @@ pub struct ModelFacts {
     /// Positions that the model was trained on.
     pub max_position_embeddings: usize,
     pub tie_word_embeddings: bool,
+    /// Whether a token sees only what came before it, and predicts the next.
+    pub causal: bool,
     /// Sliding window of each block's attention, in tokens; `None` where it sees all.
     pub windows: Vec<Option<usize>>,
 }
@@ -50,4 +53,22 @@ pub trait ModelFamily {
     fn facts(&self, config: &Json) -> Result<ModelFacts>;
     /// Loads every tensor through the loader.
     fn build(&self, config: &Json, loader: &mut Loader<'_>) -> Result<Rc<dyn Model>>;
+    /// Changes the config so that these linears have biases. Returns every linear that has one then.
+    ///
+    /// # Errors
+    /// If this architecture has no place for one of them.
+    fn add_biases(&self, config: &mut Json, linears: &[String]) -> Result<Vec<String>> {
+        let _ = config;
+        let first = linears.first().map_or("a linear", String::as_str);
+        Err(no_bias(first))
+    }
+}
+
+/// The refusal of a bias.
+pub fn no_bias(path: &str) -> anyhow::Error {
+    UserError::new(format!(
+        "folding in what is attached gives `{path}` a bias, for which this architecture has no place"
+    ))
+    .help("leave that module out, or serve the adapter unmerged")
+    .into()
 }

@@ -11,7 +11,7 @@ use ramekin_core::pattern::Candidate;
 use ramekin_core::{Array, Category, DType, Param, UserError, suggest};
 use ramekin_tape::{Value, ops};
 
-use crate::{Forward, LinearAdapter, PackedWeight, Placement, block_of};
+use crate::{Around, Forward, LinearAdapter, ModuleSite, PackedWeight, Placement, block_of};
 
 /// A parameter with, perhaps, a trainable stand-in (`modules_to_save`).
 pub struct ParamSite {
@@ -184,17 +184,27 @@ impl LinearSite {
         Ok(w)
     }
 
-    /// The bias with every adapter folded in, f32 `[O]`; `None` where there is none.
+    /// Whether an adapter adds a constant to the output.
+    pub fn makes_bias(&self) -> bool {
+        self.adapters.borrow().iter().any(|a| a.makes_bias(self))
+    }
+
+    /// The bias with every adapter folded in, f32 `[O]`; `None` where there is none and no adapter makes one.
     ///
     /// # Errors
     /// If an adapter cannot be folded in.
     pub fn merged_bias(&self, sites: &Sites) -> Result<Option<Array>> {
-        let Some(name) = &self.bias else { return Ok(None) };
-        let value = sites.param(name)?.active(true).value();
-        let mut bias = if value.is_shape_only() {
-            Array::shape_only(value.dims(), DType::F32, Category::Workspace)?
-        } else {
-            Array::from_vec(value.to_f32()?, value.dims(), Category::Workspace)?
+        let mut bias = match &self.bias {
+            None if self.makes_bias() => Array::zeros(&[self.shape.0], DType::F32, Category::Workspace)?,
+            None => return Ok(None),
+            Some(name) => {
+                let value = sites.param(name)?.active(true).value();
+                if value.is_shape_only() {
+                    Array::shape_only(value.dims(), DType::F32, Category::Workspace)?
+                } else {
+                    Array::from_vec(value.to_f32()?, value.dims(), Category::Workspace)?
+                }
+            }
         };
         for adapter in self.adapters.borrow().iter() {
             bias = adapter.fold_bias(self, bias)?;
@@ -208,9 +218,12 @@ impl LinearSite {
 pub struct Sites {
     linears: Vec<LinearSite>,
     by_path: HashMap<String, usize>,
+    modules: Vec<ModuleSite>,
+    module_by_path: HashMap<String, usize>,
     params: HashMap<String, ParamSite>,
     param_order: Vec<String>,
     placement: Option<Rc<dyn Placement>>,
+    around: Around,
 }
 
 impl Sites {
@@ -242,6 +255,12 @@ impl Sites {
         self.linears.push(site);
     }
 
+    /// Adds a module that is no linear.
+    pub fn add_module(&mut self, site: ModuleSite) {
+        self.module_by_path.insert(site.path.clone(), self.modules.len());
+        self.modules.push(site);
+    }
+
     /// Adds a parameter under its tensor name.
     pub fn add_param(&mut self, param: Arc<Param>) {
         self.param_order.push(param.name().to_owned());
@@ -254,6 +273,27 @@ impl Sites {
             .get(path)
             .map(|i| &self.linears[*i])
             .with_context(|| format!("the model has no linear `{path}`"))
+    }
+
+    /// What is attached around the blocks.
+    pub fn around(&self) -> &Around {
+        &self.around
+    }
+
+    /// The module of a path, if there is one; linears are apart.
+    pub fn module(&self, path: &str) -> Option<&ModuleSite> {
+        self.module_by_path.get(path).map(|i| &self.modules[*i])
+    }
+
+    /// Every module that is no linear, in order.
+    pub fn modules(&self) -> &[ModuleSite] {
+        &self.modules
+    }
+
+    /// All modules, linears too, as candidates for `target_modules`.
+    pub fn module_candidates(&self) -> Vec<Candidate<'_>> {
+        let modules = self.modules.iter().map(|m| Candidate { path: &m.path, is_head: false });
+        modules.chain(self.candidates()).collect()
     }
 
     /// The parameter of a tensor name.

@@ -58,11 +58,14 @@ pub fn names(metrics: &[Metric]) -> Vec<&'static str> {
             Metric::Perplexity => "perplexity",
             Metric::ExactMatch => "exact_match",
             Metric::Accuracy => "accuracy",
+            Metric::Number => "number",
+            Metric::Letter => "letter",
+            Metric::Choice => "choice",
         })
         .collect()
 }
 
-/// Exact match compares answers with expected ones, and other metrics want something of the objective.
+/// Some metrics compare answers with expected ones, and others want something of the objective.
 ///
 /// # Errors
 /// If one is asked for that rows or objective do not give.
@@ -76,6 +79,9 @@ pub fn ensure_measurable(
     for (metric, name, fine) in [
         (Metric::Perplexity, "perplexity", tokens),
         (Metric::ExactMatch, "exact_match", tokens),
+        (Metric::Number, "number", tokens),
+        (Metric::Letter, "letter", tokens),
+        (Metric::Choice, "choice", tokens),
         (Metric::Accuracy, "accuracy", objective.accuracy().is_some()),
     ] {
         if metrics.contains(&metric) && !fine {
@@ -83,8 +89,13 @@ pub fn ensure_measurable(
             return Err(blame::at(place, message, "`loss` is the objective's own".to_owned(), None));
         }
     }
-    if metrics.contains(&Metric::ExactMatch) && data.examples.iter().all(|x| x.reference.is_none()) {
-        let message = "`exact_match` needs rows with a prompt and a completion".to_owned();
+    let of_answers = metrics
+        .iter()
+        .position(|m| matches!(m, Metric::ExactMatch | Metric::Number | Metric::Letter | Metric::Choice));
+    if let Some(i) = of_answers
+        && data.examples.iter().all(|x| x.reference.is_none())
+    {
+        let message = format!("`{}` needs rows with a prompt and a completion", names(metrics)[i]);
         return Err(blame::at(place, message, format!("`{}` has none", data.name), None));
     }
     Ok(())

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use anyhow::{Result, bail};
-use ramekin_core::{Array, Category, DType, Draws, Rng};
+use ramekin_core::{Array, Category, DType, Draws, Rng, UserError};
 use ramekin_plan::Bill;
 use ramekin_recipe::{Dtype, MergeStage, Model};
 use ramekin_slots::{FlatBatch, Forward, Mode, ObjectiveFile};
@@ -31,6 +31,7 @@ fn tolerance(dtype: DType) -> f64 {
 pub fn bill(name: &str, s: &MergeStage, plan: &Blueprint) -> Result<Bill> {
     let dtype = Cell::new(None);
     let writing = bill::inference(name, plan, PROBE, &|assembly| {
+        check(assembly)?;
         dtype.set(Some(written_as(s, assembly)));
         bill::forward(assembly, PROBE)?;
         let largest = assembly.sites.linears().iter().max_by_key(|l| l.shape.0 * l.shape.1);
@@ -45,6 +46,16 @@ pub fn bill(name: &str, s: &MergeStage, plan: &Blueprint) -> Result<Bill> {
     } else {
         writing
     })
+}
+
+/// Refuses adapters that cannot be folded in.
+fn check(assembly: &Assembly) -> Result<()> {
+    for attached in &assembly.adapters {
+        if let Some(why) = attached.adapter.unmergeable() {
+            return Err(UserError::new(format!("`{}` cannot be merged: {why}", attached.owner)).into());
+        }
+    }
+    Ok(())
 }
 
 /// The recipe's choice, else the model's own type.

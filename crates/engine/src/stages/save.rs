@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use candle_core::DType;
-use ramekin_core::Array;
+use ramekin_core::{Array, Category};
 use ramekin_slots::{LinearBase, LinearSite, ObjectiveFile};
 use ramekin_store::{AtomicDir, Data, Spec, write_safetensors, write_sharded};
 use serde_json::{Map, Value as Json, json};
@@ -108,7 +108,8 @@ pub fn model(
     max_shard: u64,
 ) -> Result<()> {
     let stored = ramekin_store::write::to_stored(dtype).context("no such type in files")?;
-    let tensors = tensors(assembly, beside)?;
+    let mut settings = config(assembly, beside, dtype);
+    let tensors = tensors(assembly, beside, &mut settings)?;
     let specs: Vec<Spec> = tensors
         .iter()
         .map(|(name, shape, _)| Spec { name: name.clone(), dtype: stored, shape: shape.clone() })
@@ -119,13 +120,19 @@ pub fn model(
         let (_, _, from) = tensors.iter().find(|(n, _, _)| n == name).context("a tensor nobody listed")?;
         let array = match from {
             From::Linear(site) => site.merged(sites)?,
-            From::Bias(site) => site.merged_bias(sites)?.context("a linear without its bias")?,
-            From::Param(name) => sites.param(name)?.active(true).value(),
+            From::Bias(site) => match sites.folded_bias(site)? {
+                Some(bias) => bias,
+                None => Array::zeros(&[site.shape.0], DType::F32, Category::Workspace)?,
+            },
+            From::Param(name) => match sites.folded_norm(name)? {
+                Some(folded) => folded,
+                None => sites.param(name)?.active(true).value(),
+            },
             From::Head(array) => array.clone(),
         };
         Ok(Data::Tensor(array.tensor().to_dtype(dtype)?))
     })?;
-    dir.write("config.json", &pretty(&config(assembly, beside, dtype))?)?;
+    dir.write("config.json", &pretty(&settings)?)?;
     for name in COMPANIONS {
         if let Some(bytes) = assembly.origin.file(name) {
             dir.write(name, &bytes)?;
@@ -188,11 +195,17 @@ fn untied(assembly: &Assembly) -> bool {
     facts.tie_word_embeddings && assembly.sites.linears().iter().any(|l| l.is_head && l.adapter_count() > 0)
 }
 
+/// Every tensor; where folding gives a linear a bias that it had not, the config says so.
 fn tensors<'a>(
     assembly: &'a Assembly,
     beside: &ObjectiveFile,
+    settings: &mut Json,
 ) -> Result<Vec<(String, Vec<usize>, From<'a>)>> {
     let sites = &assembly.sites;
+    let mut biased = sites.new_biases()?;
+    if !biased.is_empty() {
+        biased = crate::assembly::family(settings)?.add_biases(settings, &biased)?;
+    }
     let mut all = Vec::new();
     for site in sites.linears() {
         let name = format!("{}.weight", site.path);
@@ -201,8 +214,9 @@ fn tensors<'a>(
             continue;
         }
         all.push((name, vec![site.shape.0, site.shape.1], From::Linear(site)));
-        if let Some(bias) = &site.bias {
-            all.push((bias.clone(), vec![site.shape.0], From::Bias(site)));
+        if site.bias.is_some() || biased.contains(&site.path) {
+            let name = site.bias.clone().unwrap_or_else(|| format!("{}.bias", site.path));
+            all.push((name, vec![site.shape.0], From::Bias(site)));
         }
     }
     for name in sites.param_names() {

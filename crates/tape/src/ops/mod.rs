@@ -4,39 +4,53 @@
 //! head size, I inputs, O outputs, V vocabulary. Arrays are row-major; leading
 //! dimensions count as rows.
 
+mod activation;
 mod attention;
 mod broadcast;
 mod divergence;
 mod elementwise;
 mod embedding;
+mod layer_norm;
 mod linear;
 mod log_probs;
 mod loss;
 mod low_rank;
 mod norm;
+mod prepend;
+mod relu_attention;
 mod rotary;
+mod scale_shift;
+mod segment_mean;
 mod shape;
 mod slope;
+mod softmax_mix;
 mod swiglu;
 
 use anyhow::{Result, ensure};
 use ramekin_core::{Array, Category, DType, Element};
 use ramekin_kernels::elementwise as kernel;
 
+pub use activation::{Activation, activation};
 pub use attention::{AttentionSpec, KeyValue, attention};
 pub use broadcast::{mul_column, mul_row};
 pub use divergence::{Divergence, divergence};
 pub use elementwise::{add, add_row, dropout, mul, scale};
 pub use embedding::{embedding, select_rows};
+pub use layer_norm::layer_norm;
 pub use linear::{Apart, PackedWeight, Rebuild, linear, linear_onto, linear_packed};
 pub use log_probs::{log_probs, segment_sums, weighted_sums};
 pub use loss::{CrossEntropy, cross_entropy};
 pub use low_rank::{HeldWeight, column_products, row_norms, row_products};
 pub use norm::rms_norm;
+pub use prepend::{Pieces, prepend};
 pub use ramekin_kernels::attention::Segment;
+pub use relu_attention::relu_attention;
 pub use rotary::rotary;
+pub use scale_shift::{Channels, scale_shift};
+pub use segment_mean::segment_mean;
 pub use shape::{reshape, swap_last};
 pub use slope::known_slope;
+pub use softmax_mix::softmax_mix;
 pub use swiglu::swiglu;
 
 use crate::dispatch;
@@ -101,6 +115,14 @@ pub(crate) fn write_rows(whole: &Array, offset: usize, part: &Array) -> Result<(
         let part = part.view::<T>()?;
         whole.update(|w: &mut [T]| w[offset..offset + part.len()].copy_from_slice(&part))
     })
+}
+
+/// A gradient of `like`'s shape: these numbers, or none in a plan.
+fn flow<T: Element>(like: &Array, numbers: Vec<T>, real: bool) -> Result<Option<Array>> {
+    Ok(Some(match real {
+        true => Array::from_vec(numbers, like.dims(), Category::Workspace)?,
+        false => Array::shape_only(like.dims(), T::DTYPE, Category::Workspace)?,
+    }))
 }
 
 /// An operation's result in the workspace: shape-only if any input is.

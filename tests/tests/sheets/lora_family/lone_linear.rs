@@ -54,6 +54,7 @@ impl Lone {
             head_dim: 2,
             max_position_embeddings: 1,
             tie_word_embeddings: false,
+            causal: true,
             windows: vec![None],
         };
         let mut cx = AttachContext {
