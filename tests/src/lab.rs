@@ -96,6 +96,7 @@ pub fn trainer(lr: f64) -> Trainer {
         total_steps: 1000,
         rng: Rng::new(5),
         masks: Masks::default(),
+        draw: None,
     }
 }
 

@@ -6,10 +6,13 @@
 
 pub mod compare;
 pub mod decoding;
+pub mod domains;
 pub mod kitchen;
 pub mod lab;
 pub mod recall;
+pub mod selecting;
 pub mod toy;
+pub mod toy_model;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -18,6 +18,8 @@ use ramekin_decode_search as _;
 use ramekin_estimate_backprop as _;
 use ramekin_estimate_zo as _;
 use ramekin_gradient_clip as _;
+use ramekin_hook_layers as _;
+use ramekin_hook_watch as _;
 use ramekin_kv_dense as _;
 use ramekin_kv_evict as _;
 use ramekin_kv_quant as _;
@@ -31,6 +33,10 @@ use ramekin_placement_stream as _;
 use ramekin_quant_block as _;
 use ramekin_schedule_curves as _;
 use ramekin_search_space as _;
+use ramekin_select_half as _;
+use ramekin_select_slice as _;
+use ramekin_select_sparse as _;
+use ramekin_select_whole as _;
 
 /// How many parts are linked; calling it keeps them so.
 pub fn link() -> usize {

@@ -96,6 +96,11 @@ impl Param {
         self.value().recategorise(category);
     }
 
+    /// Notes that it has trained before, as a run does that goes on from a checkpoint.
+    pub fn touch(&self) {
+        self.touched.store(true, Ordering::Relaxed);
+    }
+
     /// Whether it has been trainable at some time of this run: then a checkpoint holds it.
     pub fn is_touched(&self) -> bool {
         self.touched.load(Ordering::Relaxed)

@@ -39,6 +39,8 @@ pub struct Blueprint {
     pub base_dir: PathBuf,
     /// The run's seed.
     pub seed: u64,
+    /// Number of the stage in its recipe.
+    pub stage: usize,
     /// Everything trains: dense parameters are held in f32.
     pub full_training: bool,
     /// The model's tokenizer, once it has been read or learnt.
@@ -55,6 +57,17 @@ pub struct Attached {
     pub sites: Vec<String>,
 }
 
+/// A selection's place in the recipe.
+#[derive(Clone, Debug)]
+pub struct Seat {
+    /// By which it owns its parameters.
+    pub owner: String,
+    /// Number of the stage.
+    pub stage: usize,
+    /// The run's randomness.
+    pub rng: Rng,
+}
+
 /// A model, ready to run.
 pub struct Assembly {
     /// The blocks.
@@ -67,6 +80,8 @@ pub struct Assembly {
     pub adapters: Vec<Attached>,
     /// What chooses among the base's weights, in place.
     pub selection: RefCell<Option<Box<dyn Selection>>>,
+    /// Where that stands in the recipe.
+    pub seat: Seat,
     /// Its tokenizer, where the source has one.
     pub tokenizer: Option<Arc<Tokenizer>>,
     /// `config.json`.
@@ -98,6 +113,7 @@ impl Blueprint {
             placement: None,
             base_dir: PathBuf::from("."),
             seed: 0,
+            stage: 0,
             full_training: false,
             tokenizer: OnceCell::new(),
         }
@@ -168,6 +184,7 @@ impl Blueprint {
             ledger: RefCell::new(ledger),
             adapters: Vec::new(),
             selection: RefCell::new(None),
+            seat: self.seat(),
             tokenizer,
             config,
             dtype,
@@ -182,12 +199,18 @@ impl Blueprint {
             assembly.attach(self, index, choice, shape_only)?;
         }
         if let Some(part) = &self.selection {
-            assembly.select(self, part, shape_only)?;
+            assembly.select(part, shape_only)?;
         } else if self.full_training {
             assembly.train_everything()?;
         }
         assembly.check_network()?;
         Ok(assembly)
+    }
+
+    fn seat(&self) -> Seat {
+        let path = self.selection.as_ref().map_or("", |part| &part.path);
+        let owner = if path.is_empty() { "selection" } else { path };
+        Seat { owner: owner.to_owned(), stage: self.stage, rng: Rng::new(self.seed) }
     }
 
     fn tokenizer(&self, origin: &Origin) -> Result<Option<Arc<Tokenizer>>> {
@@ -319,6 +342,7 @@ impl Assembly {
             rng: Rng::new(plan.seed),
             owner: owner.clone(),
             index,
+            stage: plan.stage,
             shape_only,
         };
         let attached = adapter.attach(&mut cx);
@@ -362,19 +386,9 @@ impl Assembly {
     }
 
     /// Lets a selection choose what trains.
-    fn select(&self, plan: &Blueprint, part: &Part, shape_only: bool) -> Result<()> {
+    fn select(&self, part: &Part, shape_only: bool) -> Result<()> {
         let mut selection = parts::selection(part)?;
-        let mut ledger = self.ledger.borrow_mut();
-        let mut cx = AttachContext {
-            sites: self.sites.clone(),
-            ledger: &mut ledger,
-            facts: self.model.facts(),
-            rng: Rng::new(plan.seed),
-            owner: if part.path.is_empty() { "selection".to_owned() } else { part.path.clone() },
-            index: self.adapters.len(),
-            shape_only,
-        };
-        parts::placed(part, selection.attach(&mut cx))?;
+        parts::placed(part, self.seated(shape_only, |cx| selection.attach(cx)))?;
         *self.selection.borrow_mut() = Some(selection);
         Ok(())
     }
@@ -391,6 +405,20 @@ impl Assembly {
             }
             _ => Ok(None),
         }
+    }
+
+    /// What a selection is given while it attaches.
+    pub fn seated<R>(&self, shape_only: bool, f: impl FnOnce(&mut AttachContext<'_>) -> R) -> R {
+        f(&mut AttachContext {
+            sites: self.sites.clone(),
+            ledger: &mut self.ledger.borrow_mut(),
+            facts: self.model.facts(),
+            rng: self.seat.rng,
+            owner: self.seat.owner.clone(),
+            index: self.adapters.len(),
+            stage: self.seat.stage,
+            shape_only,
+        })
     }
 
     /// Makes every dense parameter of the base trainable.

@@ -1,5 +1,6 @@
 //! The plan: a stage's own code on shape-only arrays, under a meter of its own.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -34,6 +35,11 @@ impl StepShape {
         LabelledBatch::of(flat, labels)
     }
 
+    /// Rows of one length in which every token has a target.
+    fn full(rows: usize, length: usize) -> Self {
+        StepShape { segments: vec![length; rows], active: rows * length, micro_batches: 1, exact: false }
+    }
+
     fn tokens(&self) -> usize {
         self.segments.iter().sum()
     }
@@ -61,13 +67,16 @@ pub fn train(
     let load_peak = meter.peak();
     trainer.groups.clear();
     let batches = vec![shape.batch(); shape.micro_batches.clamp(1, 2)];
+    let longest = shape.segments.iter().copied().max().unwrap_or(1);
+    trainer.draw = Some(Rc::new(move |_, _, rows| StepShape::full(rows, longest).batch()));
+    trainer.calibrate(&assembly)?;
     // The second step is the larger one: optimizer state exists from its start.
     trainer.step(&assembly, &batches, 0)?;
     meter.reset_peak();
     trainer.step(&assembly, &batches, 1)?;
     beside(&assembly, &*trainer.objective)?;
-    let state: u64 = trainer.optimizer.state().iter().map(|s| s.array.bytes()).sum();
-    let kept: u64 = assembly.trainable().iter().map(|p| p.value().bytes()).sum();
+    let state: u64 = trainer.state(&assembly)?.iter().map(|s| s.array.bytes()).sum();
+    let kept: u64 = assembly.ledger.borrow().touched().iter().map(|p| p.value().bytes()).sum();
     let bill = finish(stage, &meter, &assembly, load_peak);
     // Forward 2 and backward to the inputs 2 operations a parameter and token; 2 more for what trains.
     let operations = 4.0 * bill.parameters as f64 + 2.0 * bill.trainable as f64;

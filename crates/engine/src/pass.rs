@@ -3,9 +3,11 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use ramekin_core::{Param, Rng};
-use ramekin_slots::{ActivationPolicy, Figure, Forward, Loss, Mode, Objective, ParamView, Problem, Rows};
+use ramekin_slots::{
+    ActivationPolicy, Figure, Forward, Loss, Mode, Objective, ParamView, Probe, Problem, Rows,
+};
 use ramekin_tape::{GradSink, Tape, ops};
 
 use crate::assembly::Assembly;
@@ -51,6 +53,42 @@ impl Pass<'_> {
         mode: Mode,
     ) -> Result<Loss> {
         objective::loss(self.objective, assembly, Some(self.activation), batch, totals, tape, mode)
+    }
+}
+
+/// From the name of an order of the training rows, the number of a batch and how many rows it has to
+/// the batch.
+pub type Draw = Rc<dyn Fn(&str, u64, usize) -> LabelledBatch>;
+
+/// The training rows for looks beside the steps.
+pub struct Look<'a> {
+    /// How a batch runs.
+    pub pass: Pass<'a>,
+    /// The model.
+    pub assembly: &'a Assembly,
+    /// Where rows come from.
+    pub draw: Option<&'a Draw>,
+}
+
+impl Look<'_> {
+    fn batch(&self, stream: &str, index: u64, rows: usize) -> Result<LabelledBatch> {
+        let draw = self.draw.context("there are no training rows to look at")?;
+        Ok(draw(stream, index, rows))
+    }
+}
+
+impl Probe for Look<'_> {
+    fn loss(&mut self, stream: &str, index: u64, rows: usize) -> Result<f64> {
+        let batch = self.batch(stream, index, rows)?;
+        let mode = Mode { rng: self.pass.rng, ..Mode::inference() };
+        let totals = objective::totals(self.pass.objective, std::slice::from_ref(&batch));
+        self.pass.loss(self.assembly, &batch, &totals, &Tape::off(), mode)?.value.array().scalar()
+    }
+
+    fn backward(&mut self, stream: &str, index: u64, rows: usize, sink: &mut dyn GradSink) -> Result<f64> {
+        let batch = self.batch(stream, index, rows)?;
+        let totals = objective::totals(self.pass.objective, std::slice::from_ref(&batch));
+        Ok(self.pass.micro_batch(self.assembly, &batch, &totals, 0, false, sink)?.0)
     }
 }
 

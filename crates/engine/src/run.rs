@@ -121,7 +121,8 @@ impl StageContext<'_> {
 
     /// What this stage stands on: its own choices, else what the stage before it left.
     pub fn blueprint(&self, stage: &Stage, quantizer: Option<&Part>) -> Result<Blueprint> {
-        blueprint(self.recipe, stage, quantizer, &self.carry, &self.options.base_dir)
+        let plan = blueprint(self.recipe, stage, quantizer, &self.carry, &self.options.base_dir)?;
+        Ok(Blueprint { stage: self.index, ..plan })
     }
 }
 
@@ -181,6 +182,7 @@ pub fn plan(recipe: &Recipe, base_dir: &Path) -> Result<Vec<Bill>> {
         }
         let quantizer = stage.quantizer();
         let plan = blueprint(recipe, stage, quantizer, &carry, base_dir)?;
+        let plan = Blueprint { stage: index, ..plan };
         bills.push(stages::bill(&name, index, recipe, stage, &plan)?);
         if matches!(stage, Stage::Train(_)) && !plan.trains_base() {
             // The adapter does not exist yet; the next stage is billed on the bare base it will sit on.

@@ -18,7 +18,7 @@ use crate::assembly::{Assembly, Blueprint};
 use crate::cache::check_positions;
 use crate::masks::{Masking, Masks, masked, put_back};
 use crate::objective::{self, Figures};
-use crate::pass::{Batches, Pass};
+use crate::pass::{Batches, Draw, Look, Pass};
 
 /// Tokens with their targets.
 #[derive(Clone)]
@@ -141,6 +141,8 @@ pub struct Trainer {
     pub rng: Rng,
     /// The masks under which the optimizer's state stands.
     pub masks: Masks,
+    /// Where parts that look at rows beside the steps get them.
+    pub draw: Option<Draw>,
 }
 
 /// What a step left to report.
@@ -192,6 +194,18 @@ impl Trainer {
         Ok(self.pass().micro_batch(assembly, batch, totals, micro, training, grads)?.0)
     }
 
+    /// Lets the selection go on with its choice after a look at rows, once before everything else.
+    ///
+    /// # Errors
+    /// If it finds nothing to choose, or there are no rows to look at.
+    pub fn calibrate(&mut self, assembly: &Assembly) -> Result<()> {
+        let Some(mut selection) = assembly.selection.borrow_mut().take() else { return Ok(()) };
+        let mut look = Look { pass: self.pass(), assembly, draw: self.draw.as_ref() };
+        let done = assembly.seated(assembly.is_shape_only(), |cx| selection.calibrate(cx, &mut look));
+        *assembly.selection.borrow_mut() = Some(selection);
+        done
+    }
+
     /// Lets the selection choose what update number `step` (from 0) trains. Idempotent.
     pub fn choose(&mut self, assembly: &Assembly, step: u64) -> Result<()> {
         if let Some(selection) = assembly.selection.borrow_mut().as_mut() {
@@ -200,9 +214,8 @@ impl Trainer {
         self.masks.follow(&assembly.trainable(), &mut *self.optimizer)
     }
 
-    /// Lets the selection end its work after the last update.
-    pub fn finish(&mut self, assembly: &Assembly) -> Result<()> {
-        let step = self.total_steps;
+    /// Lets the selection end its work after the last update, which was number `step − 1`.
+    pub fn finish(&mut self, assembly: &Assembly, step: u64) -> Result<()> {
         match assembly.selection.borrow_mut().as_mut() {
             None => Ok(()),
             Some(selection) => selection.finish(&mut self.round(assembly, &assembly.ledger.borrow(), step)),
@@ -231,12 +244,15 @@ impl Trainer {
         figures: &Map<String, Json>,
     ) -> Result<Flow> {
         let mut flow = Flow::Go;
+        let pass = Pass { objective: &*self.objective, activation: &*self.activation, rng: self.rng };
+        let mut look = Look { pass, assembly, draw: self.draw.as_ref() };
         for hook in &mut self.hooks {
             let mut cx = HookContext {
                 sites: assembly.sites.clone(),
                 ledger: &assembly.ledger.borrow(),
                 facts: assembly.model.facts(),
                 optimizer: &mut *self.optimizer,
+                probe: &mut look,
                 rng: self.rng,
                 step,
                 total: self.total_steps,
@@ -263,7 +279,11 @@ impl Trainer {
         self.choose(assembly, step)?;
         let none = Map::new();
         self.event(Event::StepBegin, assembly, step, f64::NAN, &none)?;
-        let lr = self.optimizer.lr() * self.schedule.factor(step, self.total_steps);
+        let (at, of) = match assembly.selection.borrow().as_ref() {
+            Some(selection) => selection.clock(step, self.total_steps),
+            None => (step, self.total_steps),
+        };
+        let lr = self.optimizer.lr() * self.schedule.factor(at, of);
         let params = assembly.trainable();
         let pass = Pass { objective: &*self.objective, activation: &*self.activation, rng: self.rng };
         let mut problem = Batches {
@@ -278,9 +298,14 @@ impl Trainer {
             figures: Figures::default(),
         };
         let mut store = GradStore::new();
-        let loss = self.estimator.estimate(&mut problem, &mut Masking(&mut store))?;
+        let mut loss = self.estimator.estimate(&mut problem, &mut Masking(&mut store))?;
         let figures = problem.figures;
         let mut grads = store.take();
+        if let Some(selection) = assembly.selection.borrow_mut().as_mut() {
+            for (param, grad) in &grads {
+                loss += selection.gradient(param, grad)?;
+            }
+        }
         let grad_norm = global_norm(&grads)?;
         if !(loss.is_finite() && grad_norm.is_finite()) {
             bail!(
@@ -291,11 +316,14 @@ impl Trainer {
         for transform in &mut self.gradient {
             transform.apply(&mut grads, grad_norm)?;
         }
-        let info = StepInfo { step: step + 1, lr };
+        let info = StepInfo { step: at + 1, lr };
         for (param, grad) in grads {
             let group = self.groups.iter().find(|(id, _)| *id == param.id());
             self.optimizer.step(&param, &grad, info, group.map_or_else(ParamGroup::default, |g| g.1))?;
             put_back(&params, &param)?;
+        }
+        if let Some(selection) = assembly.selection.borrow_mut().as_mut() {
+            selection.after_step(&mut self.round(assembly, &assembly.ledger.borrow(), step + 1))?;
         }
         let flow = self.event(Event::AfterUpdate, assembly, step + 1, loss, &none)?;
         let tokens = batches.iter().map(|b| b.flat.len()).sum();
@@ -304,23 +332,26 @@ impl Trainer {
     }
 
     /// What a checkpoint holds besides parameters, by the place of the part that keeps it.
-    pub fn state(&self, assembly: &Assembly) -> Vec<StateTensor> {
+    ///
+    /// # Errors
+    /// If a part cannot tell.
+    pub fn state(&self, assembly: &Assembly) -> Result<Vec<StateTensor>> {
         let mut all = self.optimizer.state();
         let mut add = |place: &str, part: Vec<StateTensor>| {
             let named = part.into_iter().map(|t| StateTensor { name: format!("{place}/{}", t.name), ..t });
             all.extend(named);
         };
-        add("estimator", self.estimator.state());
+        add("estimator", self.estimator.state()?);
         for (i, g) in self.gradient.iter().enumerate() {
-            add(&format!("gradient.{i}"), g.state());
+            add(&format!("gradient.{i}"), g.state()?);
         }
         if let Some(s) = assembly.selection.borrow().as_ref() {
-            add("selection", s.state());
+            add("selection", s.state()?);
         }
         for (i, h) in self.hooks.iter().enumerate() {
-            add(&format!("hook.{i}"), h.state());
+            add(&format!("hook.{i}"), h.state()?);
         }
-        all
+        Ok(all)
     }
 
     /// Puts back what [`Trainer::state`] gave, after `step` updates.
@@ -348,7 +379,8 @@ impl Trainer {
         }
         // The state was saved under the choice of the last update that was done.
         self.choose(assembly, step.saturating_sub(1))?;
-        let params = assembly.trainable();
+        // What is frozen in this round may keep its state for a later one.
+        let params = assembly.ledger.borrow().touched();
         let parts = params.iter().map(masked).collect::<Result<Vec<_>>>()?;
         self.optimizer.restore(&parts, get)
     }

@@ -212,20 +212,17 @@ fn macro_f1(found: &[(i64, i64)]) -> f64 {
 }
 
 impl Stateful for Mezo {
-    fn state(&self) -> Vec<StateTensor> {
-        let tensor = |name: &str, array: Result<Array>| {
-            array.ok().map(|array| StateTensor { name: name.to_owned(), array })
-        };
+    fn state(&self) -> Result<Vec<StateTensor>> {
+        let tensor = |name: &str, array: Array| StateTensor { name: name.to_owned(), array };
         let steps: Vec<u32> = self.log.iter().map(|s| s.len() as u32).collect();
         let flat: Vec<(u64, f64)> = self.log.iter().flatten().copied().collect();
         let seeds: Vec<u32> = flat.iter().map(|(s, _)| *s as u32).collect();
         let c: Vec<f64> = flat.iter().map(|(_, c)| *c).collect();
-        let parts = [
-            tensor("directions", Array::from_vec(steps, &[self.log.len()], Category::Optimizer)),
-            tensor("seed", Array::from_vec(seeds, &[flat.len()], Category::Optimizer)),
-            tensor("projected_grad", Array::from_vec(c, &[flat.len()], Category::Optimizer)),
-        ];
-        parts.into_iter().flatten().collect()
+        Ok(vec![
+            tensor("directions", Array::from_vec(steps, &[self.log.len()], Category::Optimizer)?),
+            tensor("seed", Array::from_vec(seeds, &[flat.len()], Category::Optimizer)?),
+            tensor("projected_grad", Array::from_vec(c, &[flat.len()], Category::Optimizer)?),
+        ])
     }
 
     fn restore(&mut self, get: &mut dyn FnMut(&str) -> Option<Array>) -> Result<()> {

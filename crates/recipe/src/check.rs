@@ -118,7 +118,8 @@ impl Check<'_> {
             (Some(_), Some(_)) => {
                 errors.push(self.rivals("epochs", "steps", "a stage ends by steps or by epochs, not both"))
             }
-            (None, None) => {
+            // A selection may set the length; whether it does shows only when it is made.
+            (None, None) if s.selection.is_none() => {
                 let title = "a `train` stage needs `steps` or `epochs`";
                 errors.push(self.doc.error_at(&self.path("kind"), title, "add `steps = …` or `epochs = …`"));
             }

@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use anyhow::Result;
-use ramekin_core::{Array, Ledger, Param, ParamId, Rng};
+use ramekin_core::{Array, Category, DType, Ledger, Param, ParamId, Rng};
 use ramekin_tape::Value;
 use serde_json::Value as Json;
 
@@ -24,8 +24,27 @@ pub struct AttachContext<'a> {
     pub owner: String,
     /// Number of the adapter among those attached, so that names stay apart.
     pub index: usize,
+    /// Number of the stage in its recipe, from 0.
+    pub stage: usize,
     /// Parameters get shapes only.
     pub shape_only: bool,
+}
+
+impl AttachContext<'_> {
+    /// Claims a tensor of the base, which is held in f32 from now on, and makes it trainable.
+    ///
+    /// # Errors
+    /// If another part has it, or it is packed.
+    pub fn train(&mut self, name: &str) -> Result<Arc<Param>> {
+        self.ledger.claim(name, &self.owner)?;
+        let param = self.sites.param(name)?.base().clone();
+        let value = param.value();
+        if value.dtype() != DType::F32 {
+            param.set(value.to_dtype(DType::F32, Category::Workspace)?);
+        }
+        param.set_trainable(true);
+        Ok(param)
+    }
 }
 
 /// An adapter as files: PEFT's config and tensors by their names in the file.

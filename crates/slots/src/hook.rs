@@ -6,7 +6,7 @@ use anyhow::Result;
 use ramekin_core::{Ledger, Rng};
 use serde_json::{Map, Value as Json};
 
-use crate::{ModelFacts, Optimizer, Sites, Stateful};
+use crate::{ModelFacts, Optimizer, Probe, Sites, Stateful};
 
 /// When a hook is called.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -17,11 +17,11 @@ pub enum Event {
     StepBegin,
     /// After the update; parameters and state may be edited.
     AfterUpdate,
-    /// Before held rows are measured or the result is saved.
+    /// Between two steps, before held rows are measured or samples are written.
     BeforeEval,
-    /// After held rows were measured.
+    /// After that; without held rows there are no figures.
     AfterEval,
-    /// After the last update, before the result is saved.
+    /// After the last update, before the result is measured and saved.
     End,
 }
 
@@ -35,6 +35,8 @@ pub struct HookContext<'a> {
     pub facts: &'a ModelFacts,
     /// The optimizer with its state.
     pub optimizer: &'a mut dyn Optimizer,
+    /// The stage's training rows.
+    pub probe: &'a mut dyn Probe,
     /// The run's randomness.
     pub rng: Rng,
     /// Updates done so far.
@@ -59,5 +61,11 @@ pub enum Flow {
 /// Reacts to events.
 pub trait Hook: Stateful {
     /// Called at every event, in the order of the recipe.
+    ///
+    /// [`Event::Begin`] is missing in plans, which make two steps on shapes.
     fn on(&mut self, event: Event, cx: &mut HookContext<'_>) -> Result<Flow>;
+    /// Whether it does nothing in a stage that measures nothing between its steps.
+    fn needs_eval(&self) -> bool {
+        false
+    }
 }

@@ -35,7 +35,9 @@ mod module;
 mod objective;
 mod part;
 mod placement;
+mod probe;
 mod quantizer;
+mod saved;
 mod search;
 mod selection;
 mod sites;
@@ -58,11 +60,13 @@ pub use objective::{
 };
 pub use part::{AnyPart, Part, PartEntry, Slot, Trait};
 pub use placement::{Placement, block_of};
+pub use probe::Probe;
 pub use quantizer::Quantizer;
 pub use ramekin_tape::ParamView;
 pub use ramekin_tape::ops::{Apart, PackedWeight, Rebuild};
+pub use saved::{read_text, text};
 pub use search::{Axis, Search, Space, Trial};
-pub use selection::{RoundContext, Selection};
+pub use selection::{Differences, RoundContext, Selection, SelectionFile};
 pub use sites::{LinearBase, LinearSite, ParamSite, Sites};
 pub use training::{
     ActivationPolicy, Block, GradientTransform, Optimizer, ParamGroup, Schedule, StateTensor, Stateful,

@@ -1,7 +1,7 @@
 //! Sites: every linear and every other parameter of a model, by Hugging Face
 //! name, with what parts attached to it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -75,6 +75,7 @@ pub struct LinearSite {
     pub bias: Option<String>,
     base: RefCell<LinearBase>,
     adapters: RefCell<Vec<Box<dyn LinearAdapter>>>,
+    strength: Cell<f64>,
 }
 
 impl LinearSite {
@@ -93,6 +94,7 @@ impl LinearSite {
             bias,
             base: RefCell::new(base),
             adapters: RefCell::default(),
+            strength: Cell::new(1.0),
         }
     }
 
@@ -116,6 +118,21 @@ impl LinearSite {
         self.adapters.borrow_mut().push(adapter);
     }
 
+    /// How much of what each adapter changes counts: y + s·(y with it − y).
+    pub fn strength(&self) -> f64 {
+        self.strength.get()
+    }
+
+    /// Damps the adapters (0 leaves them out), or puts them back to full strength, 1.
+    pub fn set_strength(&self, strength: f64) {
+        self.strength.set(strength);
+    }
+
+    /// Removes the adapter attached last.
+    pub fn detach_last(&self) {
+        self.adapters.borrow_mut().pop();
+    }
+
     /// Removes every adapter.
     pub fn detach_all(&self) {
         self.adapters.borrow_mut().clear();
@@ -129,14 +146,19 @@ impl LinearSite {
     /// The base product plus bias within each adapter in turn, the last one outermost.
     pub fn forward(&self, fx: &Forward, x: &Value) -> Result<Value> {
         let adapters = self.adapters.borrow();
-        self.through(fx, if fx.mode.adapters { &adapters } else { &[] }, x)
+        let on = fx.mode.adapters && self.strength.get() != 0.0;
+        self.through(fx, if on { &adapters } else { &[] }, x)
     }
 
     fn through(&self, fx: &Forward, adapters: &[Box<dyn LinearAdapter>], x: &Value) -> Result<Value> {
-        match adapters.split_last() {
-            Some((last, below)) => last.forward(fx, self, x, &|x| self.through(fx, below, x)),
-            None => self.base_product(fx, x),
+        let Some((last, below)) = adapters.split_last() else { return self.base_product(fx, x) };
+        let whole = last.forward(fx, self, x, &|x| self.through(fx, below, x))?;
+        let s = self.strength.get();
+        if s == 1.0 {
+            return Ok(whole);
         }
+        let rest = ops::scale(&fx.tape, &self.through(fx, below, x)?, 1.0 - s)?;
+        ops::add(&fx.tape, &rest, &ops::scale(&fx.tape, &whole, s)?)
     }
 
     fn base_product(&self, fx: &Forward, x: &Value) -> Result<Value> {

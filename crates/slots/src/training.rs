@@ -44,8 +44,8 @@ pub struct StateTensor {
 /// What a part keeps from step to step, saved with every checkpoint. Nothing, by default.
 pub trait Stateful {
     /// All state, in a fixed order.
-    fn state(&self) -> Vec<StateTensor> {
-        Vec::new()
+    fn state(&self) -> Result<Vec<StateTensor>> {
+        Ok(Vec::new())
     }
     /// Puts saved state back; `get` finds a tensor by name.
     ///

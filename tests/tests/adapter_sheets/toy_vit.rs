@@ -109,6 +109,7 @@ impl Vit {
         if let Some((kind, settings)) = adapter {
             let mut adapter = parts::adapter(&part(kind, settings)).expect("an adapter");
             ok(adapter.attach(&mut AttachContext {
+                stage: 0,
                 sites: vit.sites.clone(),
                 ledger: &mut vit.ledger,
                 facts: &facts(D, 2),

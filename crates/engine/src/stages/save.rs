@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use candle_core::DType;
 use ramekin_core::{Array, Category};
-use ramekin_slots::{LinearBase, LinearSite, ObjectiveFile};
+use ramekin_slots::{Differences, LinearBase, LinearSite, ObjectiveFile, SelectionFile};
 use ramekin_store::{AtomicDir, Data, Spec, write_safetensors, write_sharded};
 use serde_json::{Map, Value as Json, json};
 
-use crate::assembly::{Assembly, Attached};
+use crate::assembly::{Assembly, Attached, Blueprint};
 
 /// Files that travel with every copy of a model.
 const COMPANIONS: [&str; 9] = [
@@ -58,6 +58,44 @@ pub fn adapter(
     dir.write("README.md", card(&assembly.label, &file.config).as_bytes())?;
     dir.commit()?;
     Ok(())
+}
+
+/// Writes what a selection leaves besides the model: `selection.json` and, where there is any,
+/// `delta.safetensors`: slices, or places and values of sparse differences with `whole.safetensors` beside.
+pub fn selection(plan: &Blueprint, file: &SelectionFile, target: &Path) -> Result<()> {
+    let mut dir = AtomicDir::begin(target)?;
+    let mut config = file.config.clone();
+    config["base"] = plan.model.source.clone().into();
+    dir.write("selection.json", &pretty(&config)?)?;
+    let write = |name: &str, tensors: &[(String, Array)]| -> Result<()> {
+        if tensors.is_empty() {
+            return Ok(());
+        }
+        let tensors: Vec<(String, Data)> = tensors.iter().map(|(n, a)| (n.clone(), Data::from(a))).collect();
+        write_safetensors(dir.path().join(name), &tensors, &[("format", "pt")])
+    };
+    if file.differences.is_empty() {
+        write("delta.safetensors", &file.tensors)?;
+    } else {
+        write("delta.safetensors", &sparse(&file.differences)?)?;
+        write("whole.safetensors", &file.tensors)?;
+    }
+    dir.commit()?;
+    Ok(())
+}
+
+/// Two tensors of each: `NAME.indices`, places in the flattened tensor, and `NAME.values`, what is added there.
+fn sparse(differences: &[Differences]) -> Result<Vec<(String, Array)>> {
+    let mut all = Vec::new();
+    for d in differences {
+        let (places, values): (Vec<u32>, Vec<f32>) = d.entries.iter().copied().unzip();
+        let count = places.len();
+        let places = Array::from_vec(places, &[count], Category::Workspace)?;
+        all.push((format!("{}.indices", d.name), places));
+        let values = Array::from_vec(values, &[count], Category::Workspace)?;
+        all.push((format!("{}.values", d.name), values));
+    }
+    Ok(all)
 }
 
 /// All adapters of an assembly; the first in `dir` itself, further ones in folders of their number.
@@ -192,7 +230,8 @@ fn labels(count: usize) -> Map<String, Json> {
 /// Whether a head that shared the embedding's table has gone its own way.
 fn untied(assembly: &Assembly) -> bool {
     let facts = assembly.model.facts();
-    facts.tie_word_embeddings && assembly.sites.linears().iter().any(|l| l.is_head && l.adapter_count() > 0)
+    let own = |l: &LinearSite| l.adapter_count() > 0 || matches!(l.base(), LinearBase::Packed(_));
+    facts.tie_word_embeddings && assembly.sites.linears().iter().any(|l| l.is_head && own(l))
 }
 
 /// Every tensor; where folding gives a linear a bias that it had not, the config says so.

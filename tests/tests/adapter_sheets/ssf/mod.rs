@@ -59,6 +59,7 @@ fn check_3() {
         let before = ledger.counts().1;
         let mut adapter = parts::adapter(&part("ssf", settings)).expect("ssf");
         let mut cx = AttachContext {
+            stage: 0,
             sites: sites.clone(),
             ledger,
             facts: &facts(768, 12),

@@ -121,6 +121,7 @@ fn check_2() {
     let settings = serde_json::from_value(causal(json!({}))).expect("settings");
     let mut unipt = ok(Unipt::new(settings));
     ok(unipt.attach(&mut AttachContext {
+        stage: 0,
         sites: Rc::new(Sites::default()),
         ledger: &mut cached.ledger.borrow_mut(),
         facts: cached.model.facts(),
@@ -154,6 +155,7 @@ fn alone(width: usize, blocks: usize, settings: Json) -> (Rc<Side>, Ledger, Unip
     let mut unipt = ok(Unipt::new(settings));
     let mut ledger = Ledger::default();
     ok(unipt.attach(&mut AttachContext {
+        stage: 0,
         sites: Rc::new(Sites::default()),
         ledger: &mut ledger,
         facts: &facts(width, blocks),

@@ -64,6 +64,7 @@ impl Lone {
             rng: Rng::new(5),
             owner: "adapter.0".to_owned(),
             index: 0,
+            stage: 0,
             shape_only: false,
         };
         adapter.attach(&mut cx).expect("it attaches");

@@ -3,12 +3,14 @@
 mod beside;
 mod prepare;
 
+use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use ramekin_core::{Interrupted, Rng, UserError, meter, units};
-use ramekin_data::Sampler;
+use ramekin_data::{Dataset, Sampler};
 use ramekin_plan::Bill;
 use ramekin_recipe::{Dtype, Part, Recipe, TrainStage};
 use ramekin_slots::{Event, Flow, ObjectiveFile};
@@ -16,11 +18,12 @@ use ramekin_store::write_atomic;
 use serde_json::{Map, Value as Json, json};
 
 use self::beside::{Beside, Start, Texts};
-use self::prepare::{Prepared, total_steps};
+use self::prepare::{Prepared, set_length, total_steps};
 use super::save;
 use crate::assembly::{Assembly, Blueprint};
 use crate::journal::Journal;
 use crate::masks::Masks;
+use crate::pass::Draw;
 use crate::run::StageContext;
 use crate::step::{LabelledBatch, Trainer};
 use crate::{audit, checkpoint, parts};
@@ -45,6 +48,7 @@ pub fn trainer(s: &TrainStage, seed: u64, total_steps: u64) -> Result<Trainer> {
         total_steps,
         rng: Rng::new(seed),
         masks: Masks::default(),
+        draw: None,
     })
 }
 
@@ -68,7 +72,7 @@ pub fn run(cx: &mut StageContext<'_>, s: &TrainStage, plan: &Blueprint) -> Resul
     }
     write_atomic(cx.dir.join("plan.json"), &serde_json::to_vec_pretty(&bill)?)?;
     let sampler = prepared.sampler(&way)?;
-    let total = total_steps(s, &sampler);
+    let total = total_steps(cx.index, s, &sampler)?;
     let beside = Beside::new(s, Some(prepared.rows()?), &way)?;
     drop(prepared);
 
@@ -78,6 +82,9 @@ pub fn run(cx: &mut StageContext<'_>, s: &TrainStage, plan: &Blueprint) -> Resul
     let mut trainer = trainer(&way.stage, cx.recipe.seed, total)?;
     parts::placed(&s.objective, trainer.join(&mut assembly, plan))?;
     trainer.groups = assembly.adapters.iter().flat_map(|a| a.adapter.groups()).collect();
+    trainer.draw = Some(draw(sampler.data().clone(), cx.recipe.seed));
+    trainer.calibrate(&assembly)?;
+    set_length(&assembly, &sampler)?;
 
     let checkpoints = checkpoint::open(&cx.dir, s.checkpoint.keep as usize)?;
     let (mut step, mut ended) = (0, None);
@@ -117,16 +124,21 @@ pub fn run(cx: &mut StageContext<'_>, s: &TrainStage, plan: &Blueprint) -> Resul
         journal.step(step, &report, begun)?;
         let mut flow = report.flow;
         if step < total {
-            if let Some(e) = beside.eval.as_ref().filter(|e| step.is_multiple_of(e.every)) {
+            let eval = beside.eval.as_ref().filter(|e| step.is_multiple_of(e.every));
+            let writer = beside.samples.as_ref().filter(|w| step.is_multiple_of(w.every));
+            if eval.is_some() || writer.is_some() {
                 trainer.event(Event::BeforeEval, &assembly, step, report.loss, &Map::new())?;
-                let figures = e.run(&assembly, &*trainer.objective)?.0;
-                journal.eval(step, &figures)?;
+                let mut figures = Map::new();
+                if let Some(e) = eval {
+                    figures = e.run(&assembly, &*trainer.objective)?.0;
+                    journal.eval(step, &figures)?;
+                }
+                if let Some(w) = writer {
+                    texts.add(step, w.run(&assembly)?)?;
+                    journal.observe();
+                }
                 let wish = trainer.event(Event::AfterEval, &assembly, step, report.loss, &figures)?;
                 flow = if flow == Flow::Go { wish } else { flow };
-            }
-            if let Some(w) = beside.samples.as_ref().filter(|w| step.is_multiple_of(w.every)) {
-                texts.add(step, w.run(&assembly)?)?;
-                journal.observe();
             }
         }
         if let Flow::Stop(why) = flow {
@@ -149,7 +161,7 @@ pub fn run(cx: &mut StageContext<'_>, s: &TrainStage, plan: &Blueprint) -> Resul
         ramekin_core::say!("  ended after step {step} of {total}: {why}");
     }
     let total = step;
-    trainer.finish(&assembly)?;
+    trainer.finish(&assembly, step)?;
     trainer.event(Event::End, &assembly, step, journal.last_loss().unwrap_or(f64::NAN), &Map::new())?;
     let mut figures = Map::new();
     if let Some(e) = &beside.eval {
@@ -192,6 +204,14 @@ pub fn run(cx: &mut StageContext<'_>, s: &TrainStage, plan: &Blueprint) -> Resul
     });
     figures.extend(more.as_object().cloned().unwrap_or_default());
     Ok(Json::Object(figures))
+}
+
+/// Rows for looks beside the steps: each stream has an order of its own.
+fn draw(data: Arc<Dataset>, seed: u64) -> Draw {
+    Rc::new(move |stream, index, rows| {
+        let own = Rng::new(seed).named("probe", stream).u64_at(0);
+        LabelledBatch::new(Sampler::new(data.clone(), own, rows, 1).batch(index as usize, 0))
+    })
 }
 
 /// Samples in the summary and on the report page.
@@ -237,7 +257,13 @@ fn leave(
         let folder = cx.dir.join("model");
         let dtype = save::dtype(plan.model.dtype.unwrap_or(Dtype::F32));
         save::model(assembly, beside, &folder, dtype, 5_000_000_000)?;
-        cx.publish(std::slice::from_ref(&folder))?;
+        let mut made = vec![folder.clone()];
+        if let Some(file) = assembly.selection.borrow().as_ref().map(|s| s.file()).transpose()?.flatten() {
+            let delta = cx.dir.join("delta");
+            save::selection(plan, &file, &delta)?;
+            made.push(delta);
+        }
+        cx.publish(&made)?;
         cx.carry.leave_model(&folder.canonicalize()?);
         return Ok(());
     }

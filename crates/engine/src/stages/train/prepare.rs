@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use ramekin_core::{Meter, meter};
+use ramekin_core::{BadRecipe, Meter, meter};
 use ramekin_data::{DataSettings, Dataset, Sampler};
 use ramekin_plan::Bill;
 use ramekin_recipe::{Recipe, TrainStage};
@@ -29,6 +29,7 @@ pub struct Rows {
 
 /// A stage that knows its shapes and rows but has no weights yet.
 pub struct Prepared<'a> {
+    index: usize,
     recipe: &'a Recipe,
     stage: &'a TrainStage,
     plan: &'a Blueprint,
@@ -48,6 +49,7 @@ impl<'a> Prepared<'a> {
         plan: &'a Blueprint,
         whole: bool,
     ) -> Result<Self> {
+        check_hooks(index, stage)?;
         let _scope = meter::scope(Meter::new());
         let mut assembly = plan.assemble(true)?;
         let mut objective = parts::objective(&stage.objective)?;
@@ -58,7 +60,7 @@ impl<'a> Prepared<'a> {
         let settings = parts::data_settings(&stage.data)?;
         let wanted = whole || data::is_small(&settings, &plan.base_dir);
         let rows = if wanted { Some(read(index, stage, plan, &assembly, &*objective)?) } else { None };
-        Ok(Prepared { recipe, stage, plan, rows, kind: objective.rows() })
+        Ok(Prepared { index, recipe, stage, plan, rows, kind: objective.rows() })
     }
 
     /// The rows.
@@ -86,7 +88,7 @@ impl<'a> Prepared<'a> {
         let shape = match &self.rows {
             Some(_) => {
                 let sampler = self.sampler(way)?;
-                shape_of(&sampler, total_steps(self.stage, &sampler))
+                shape_of(&sampler, total_steps(self.index, self.stage, &sampler)?)
             }
             None => self.bound(way)?,
         };
@@ -158,9 +160,64 @@ fn batch_sizes(s: &TrainStage, data: Option<&Dataset>) -> Result<(usize, usize)>
     Ok((rows.max(1), micros.max(1)))
 }
 
-/// Updates of the stage.
-pub fn total_steps(s: &TrainStage, sampler: &Sampler) -> u64 {
-    s.steps.unwrap_or_else(|| sampler.steps_for(s.epochs.unwrap_or(3.0)) as u64).max(1)
+/// Updates of the stage: what it says, or what its selection makes of the rows.
+///
+/// # Errors
+/// If neither says, or both do.
+pub fn total_steps(index: usize, s: &TrainStage, sampler: &Sampler) -> Result<u64> {
+    let own = match &s.selection {
+        Some(part) => {
+            let epoch = sampler.steps_for(1.0) as f64;
+            parts::placed(part, parts::selection(part)?.updates(epoch))?.map(|n| (n, part))
+        }
+        None => None,
+    };
+    let place = |key: &str| format!("stage.{index}.{key}");
+    let said = match (s.steps, s.epochs) {
+        (Some(steps), _) => Some(("steps", steps)),
+        (None, Some(epochs)) => Some(("epochs", sampler.steps_for(epochs) as u64)),
+        (None, None) => None,
+    };
+    match (own, said) {
+        (None, Some((_, steps))) => Ok(steps.max(1)),
+        (Some((steps, _)), None) => Ok(steps.max(1)),
+        (Some((_, part)), Some((key, _))) => {
+            let message = format!("`{}` sets the length of its stage by its own phases", part.kind);
+            Err(BadRecipe::new(message)
+                .at(place(key), "says another")
+                .help(format!("leave `{key}` out"))
+                .into())
+        }
+        (None, None) => {
+            let message = "a `train` stage needs `steps` or `epochs`";
+            Err(BadRecipe::new(message).at(place("kind"), "add `steps = …` or `epochs = …`").into())
+        }
+    }
+}
+
+/// Tells the selection how long its phases are.
+pub fn set_length(assembly: &Assembly, sampler: &Sampler) -> Result<()> {
+    match assembly.selection.borrow_mut().as_mut() {
+        Some(selection) => selection.updates(sampler.steps_for(1.0) as f64).map(drop),
+        None => Ok(()),
+    }
+}
+
+/// Hooks that act on evaluations need some.
+fn check_hooks(index: usize, s: &TrainStage) -> Result<()> {
+    if s.eval.as_ref().is_some_and(|e| e.every.is_some()) {
+        return Ok(());
+    }
+    for part in &s.hook {
+        if parts::hook(part)?.needs_eval() {
+            let message =
+                format!("`{}` goes by measurements between the steps, and there are none", part.kind);
+            let place = if part.path.is_empty() { format!("stage.{index}.hook") } else { part.path.clone() };
+            let help = "add `eval = { every = …, metrics = [\"loss\"], … }` to the stage";
+            return Err(BadRecipe::new(message).at(place, "").help(help).into());
+        }
+    }
+    Ok(())
 }
 
 fn shape_of(sampler: &Sampler, steps: u64) -> StepShape {
