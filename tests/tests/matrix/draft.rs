@@ -20,8 +20,8 @@ pub struct Draft {
     behind: Vec<(String, Vec<(String, String)>)>,
 }
 
-/// A llama of 2 layers and width 32 over 61 tokens.
-const MODEL: &str = r#"model = { source = "init", config = { architectures = ["LlamaForCausalLM"], model_type = "llama", hidden_size = 32, intermediate_size = 64, num_hidden_layers = 2, num_attention_heads = 4, num_key_value_heads = 2, max_position_embeddings = 64, rms_norm_eps = 1e-5, initializer_range = 0.1, vocab_size = 61, eos_token_id = 2 } }"#;
+/// A llama of 2 layers and width 32 over characters.
+const MODEL: &str = r#"model = { source = "init", config = { architectures = ["LlamaForCausalLM"], model_type = "llama", hidden_size = 32, intermediate_size = 64, num_hidden_layers = 2, num_attention_heads = 4, num_key_value_heads = 2, max_position_embeddings = 64, rms_norm_eps = 1e-5, initializer_range = 0.1, vocab_size = 128, eos_token_id = 2 }, tokenizer = { kind = "char", data = "chars.txt" } }"#;
 
 impl Draft {
     /// Puts the first of what several parts want of a key.

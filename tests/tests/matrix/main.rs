@@ -41,6 +41,7 @@ fn data() -> tempfile::TempDir {
     write("rows.json", format!("[{}]", lines.join(",")));
     let csv: Vec<String> = pairs.iter().map(|(p, c)| format!("\"{p}\",\"{c}\"")).collect();
     write("rows.csv", format!("prompt,completion\n{}", csv.join("\n")));
+    write("chars.txt", (' '..='~').chain(['\n']).collect());
     write("rows.txt", "The cat has 4 red apples. The dog has 2 blue stamps.\n".repeat(40));
     folder
 }

@@ -52,14 +52,6 @@ impl Entry {
     }
 }
 
-fn text(draft: &mut Draft) {
-    draft.model("model = { source = \"builtin:tiny\" }");
-    draft.key(
-        "eval",
-        "{ data = { kind = \"builtin\", name = \"records\", rows = 8, seed = 9, max_length = 64 } }",
-    );
-}
-
 fn no_clipping(draft: &mut Draft) {
     draft.key("max_grad_norm", "0");
 }
@@ -70,7 +62,7 @@ macro_rules! model {
             "model = { source = \"init\", config = { architectures = [\"", $class, "\"], model_type = \"", $kind,
             "\", hidden_size = 32, intermediate_size = 64, num_hidden_layers = 2, num_attention_heads = 4, ",
             "num_key_value_heads = 2, max_position_embeddings = 64, rms_norm_eps = 1e-5, initializer_range = 0.1, ",
-            "vocab_size = 61, eos_token_id = 2", $more, " } }"
+            "vocab_size = 128, eos_token_id = 2", $more, " }, tokenizer = { kind = \"char\", data = \"chars.txt\" } }"
         )
     };
 }
@@ -102,11 +94,11 @@ pub const TABLE: &[Entry] = &[
     part(Slot::Schedule, "cosine", ""),
     part(Slot::Schedule, "wsd", ""),
     part(Slot::Objective, "sft", ""),
-    with(Slot::Data, "builtin", "name = \"records\", rows = 16, max_length = 64", text),
-    with(Slot::Data, "csv", "path = \"rows.csv\", max_length = 64", text),
-    with(Slot::Data, "json", "path = \"rows.json\", max_length = 64", text),
-    with(Slot::Data, "jsonl", "path = \"rows.jsonl\", max_length = 64", text),
-    with(Slot::Data, "text", "path = \"rows.txt\", max_length = 32", text),
+    with(Slot::Data, "builtin", "name = \"records\", rows = 16, max_length = 96", |d| d.key("eval", "{ data = { kind = \"builtin\", name = \"records\", rows = 16, max_length = 96 } }")),
+    with(Slot::Data, "csv", "path = \"rows.csv\", max_length = 64", |d| d.key("eval", "{ data = { kind = \"csv\", path = \"rows.csv\", max_length = 64 } }")),
+    with(Slot::Data, "json", "path = \"rows.json\", max_length = 64", |d| d.key("eval", "{ data = { kind = \"json\", path = \"rows.json\", max_length = 64 } }")),
+    with(Slot::Data, "jsonl", "path = \"rows.jsonl\", max_length = 64", |d| d.key("eval", "{ data = { kind = \"jsonl\", path = \"rows.jsonl\", max_length = 64 } }")),
+    with(Slot::Data, "text", "path = \"rows.txt\", max_length = 32", |d| d.key("eval", "{ data = { kind = \"text\", path = \"rows.txt\", max_length = 32 } }")),
     part(Slot::Data, "tokens", "path = \"train.safetensors\""),
     part(Slot::Activation, "keep", ""),
     part(Slot::Activation, "checkpoint", ""),
