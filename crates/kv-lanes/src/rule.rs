@@ -167,8 +167,9 @@ pub fn refuse_narrow_windows(facts: &ModelFacts, kind: &str, reach: usize) -> Re
     Err(BadSetting::new(
         "kind",
         format!(
-            "is \"{kind}\", which drops entries by itself; {which} of this model see a sliding window of \
-             {window} tokens and the text may reach {reach}: take \"full\""
+            "is \"{kind}\", which drops entries by itself; {which} of this model (`{}`) see a sliding window of \
+             {window} tokens and the text may reach {reach}: take \"full\"",
+            facts.model_type
         ),
     )
     .into())
