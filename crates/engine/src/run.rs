@@ -159,6 +159,7 @@ fn blueprint(
         quantizer,
         adapters,
         selection,
+        placement: stage.placement().cloned(),
         base_dir,
         seed: recipe.seed,
         full_training,

@@ -18,6 +18,7 @@ pub struct Draft {
     keys: Vec<(String, String)>,
     lists: Vec<(String, Vec<String>)>,
     behind: Vec<(String, Vec<(String, String)>)>,
+    adapted: bool,
 }
 
 /// A llama of 2 layers and width 32 over characters.
@@ -44,6 +45,11 @@ impl Draft {
         self.model.get_or_insert_with(|| model.to_owned());
     }
 
+    /// Some adapter, where no other part brings one.
+    pub fn adapted(&mut self) {
+        self.adapted = true;
+    }
+
     /// A key of a stage behind the train stage.
     pub fn behind(&mut self, kind: &str, key: &str, value: &str) {
         let keys = match self.behind.iter().position(|(k, _)| k == kind) {
@@ -66,7 +72,7 @@ impl Draft {
         let trains = ["selection", "method"].iter().any(|k| draft.keys.iter().any(|(key, _)| key == k));
         let packed =
             draft.keys.iter().any(|(k, v)| k == "quantizer" || k == "placement" && v.contains("disk"));
-        if packed && !adapted && !trains {
+        if (packed && !trains || draft.adapted) && !adapted {
             draft.entry("adapter", r#"{ kind = "lora", r = 4, target_modules = "all-linear" }"#.to_owned());
         }
         draft.key("optimizer", r#"{ kind = "adamw", lr = 5e-3 }"#);
@@ -74,7 +80,6 @@ impl Draft {
         draft.key("eval", r#"{ data = { kind = "tokens", path = "held.safetensors", repeat = false } }"#);
         draft.key("batch", "{ micro_batch_size = 4 }");
         draft.key("steps", "3");
-        draft.key("seed", "1");
         draft
     }
 
@@ -82,7 +87,7 @@ impl Draft {
         let mut text = String::from("name = \"matrix\"\nseed = 1\n");
         text += self.model.as_deref().unwrap_or(MODEL);
         text += "\n\n[[stage]]\nkind = \"train\"\n";
-        for (k, v) in self.keys.iter().filter(|(k, _)| k != "seed") {
+        for (k, v) in self.keys.iter().filter(|(_, v)| !v.is_empty()) {
             text += &format!("{k} = {v}\n");
         }
         for (k, all) in &self.lists {
@@ -112,13 +117,28 @@ pub enum End {
 /// Cooks a draft in a folder of its own beside the shared data.
 pub fn cook(draft: &Draft, data: &Path) -> (End, String) {
     let _scope = meter::scope(Meter::new());
-    let text = draft.toml();
+    let text = draft.toml().replace("TEACHER", &data.join("teacher").display().to_string());
     let folder = tempfile::tempdir().expect("a folder");
     for file in std::fs::read_dir(data).expect("the data") {
         let file = file.expect("a file");
+        if file.path().is_dir() {
+            continue;
+        }
         std::fs::copy(file.path(), folder.path().join(file.file_name())).expect("a copy");
     }
     (end(&text, folder.path()), text)
+}
+
+/// A model like the others, in `teacher`.
+pub fn teacher(data: &Path) {
+    let mut draft = Draft::default();
+    draft.key("data", r#"{ kind = "tokens", path = "train.safetensors" }"#);
+    draft.key("steps", "1");
+    let text = draft.toml();
+    let end = end(&text, data);
+    assert!(data.join("out/model").is_dir(), "{end:?}");
+    std::fs::rename(data.join("out/model"), data.join("teacher")).expect("a renamed folder");
+    std::fs::remove_dir_all(data.join("out")).expect("a removed folder");
 }
 
 fn end(text: &str, folder: &Path) -> End {

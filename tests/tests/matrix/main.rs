@@ -43,6 +43,7 @@ fn data() -> tempfile::TempDir {
     write("rows.csv", format!("prompt,completion\n{}", csv.join("\n")));
     write("chars.txt", (' '..='~').chain(['\n']).collect());
     write("rows.txt", "The cat has 4 red apples. The dog has 2 blue stamps.\n".repeat(40));
+    draft::teacher(folder.path());
     folder
 }
 

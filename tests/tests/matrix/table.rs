@@ -52,6 +52,16 @@ impl Entry {
     }
 }
 
+const COLOURS: &str =
+    "{ kind = \"builtin\", name = \"colours\", rows = 16, max_length = 96, format = \"classification\" }";
+const PREFERENCES: &str = "{ kind = \"builtin\", name = \"preferences\", rows = 16, max_length = 96 }";
+
+/// These rows to train on, and to measure the loss of.
+fn rows(draft: &mut Draft, data: &str) {
+    draft.key("data", data);
+    draft.key("eval", &format!("{{ data = {data} }}"));
+}
+
 fn no_clipping(draft: &mut Draft) {
     draft.key("max_grad_norm", "0");
 }
@@ -85,6 +95,29 @@ pub const TABLE: &[Entry] = &[
     part(Slot::Adapter, "loha", "r = 4, target_modules = [\"q_proj\", \"v_proj\"]"),
     part(Slot::Adapter, "lokr", "r = 4, target_modules = [\"q_proj\", \"v_proj\"]"),
     part(Slot::Adapter, "vera", "r = 8, target_modules = [\"q_proj\"]"),
+    part(Slot::Adapter, "ln", ""),
+    part(Slot::Adapter, "parallel", "bottleneck_size = 8, target_modules = [\"mlp\"]"),
+    part(Slot::Adapter, "prefix", "num_virtual_tokens = 3"),
+    part(Slot::Adapter, "prompt", "num_virtual_tokens = 3"),
+    part(Slot::Adapter, "series", "bottleneck_size = 8, target_modules = [\"down_proj\"]"),
+    part(Slot::Adapter, "ssf", "train_head = false"),
+    part(
+        Slot::Adapter,
+        "unipt",
+        "reduction = 2, output = \"residual\", causal = true, pool = \"prefix_mean\"",
+    ),
+    with(Slot::Selection, "bias", "norms = true", |_| {}),
+    part(Slot::Selection, "full", ""),
+    part(Slot::Selection, "hft", ""),
+    with(
+        Slot::Selection,
+        "lt-sft",
+        "ft_params_proportion = 0.2, full_ft_max_steps = 2, sparse_ft_max_steps = 2",
+        |d| {
+            d.key("steps", "");
+        },
+    ),
+    part(Slot::Selection, "s2ft", "o_ratio = 0.5, d_ratio = 0.25"),
     part(Slot::Estimator, "backprop", ""),
     with(Slot::Estimator, "mezo", "zo_eps = 1e-3, n_directions = 4", no_clipping),
     part(Slot::Gradient, "clip", "max_norm = 0.5"),
@@ -94,11 +127,27 @@ pub const TABLE: &[Entry] = &[
     part(Slot::Schedule, "cosine", ""),
     part(Slot::Schedule, "wsd", ""),
     part(Slot::Objective, "sft", ""),
-    with(Slot::Data, "builtin", "name = \"records\", rows = 16, max_length = 96", |d| d.key("eval", "{ data = { kind = \"builtin\", name = \"records\", rows = 16, max_length = 96 } }")),
-    with(Slot::Data, "csv", "path = \"rows.csv\", max_length = 64", |d| d.key("eval", "{ data = { kind = \"csv\", path = \"rows.csv\", max_length = 64 } }")),
-    with(Slot::Data, "json", "path = \"rows.json\", max_length = 64", |d| d.key("eval", "{ data = { kind = \"json\", path = \"rows.json\", max_length = 64 } }")),
-    with(Slot::Data, "jsonl", "path = \"rows.jsonl\", max_length = 64", |d| d.key("eval", "{ data = { kind = \"jsonl\", path = \"rows.jsonl\", max_length = 64 } }")),
-    with(Slot::Data, "text", "path = \"rows.txt\", max_length = 32", |d| d.key("eval", "{ data = { kind = \"text\", path = \"rows.txt\", max_length = 32 } }")),
+    with(Slot::Objective, "classification", "num_labels = 10", |d| rows(d, COLOURS)),
+    part(Slot::Objective, "distil", "teacher = { source = \"TEACHER\" }"),
+    with(Slot::Objective, "dpo", "", |d| rows(d, PREFERENCES)),
+    part(Slot::Objective, "gkd", "teacher = { source = \"TEACHER\" }"),
+    with(Slot::Objective, "regression", "", |d| rows(d, COLOURS)),
+    with(Slot::Objective, "reward", "", |d| rows(d, PREFERENCES)),
+    with(Slot::Data, "builtin", "name = \"records\", rows = 16, max_length = 96", |d| {
+        d.key("eval", "{ data = { kind = \"builtin\", name = \"records\", rows = 16, max_length = 96 } }")
+    }),
+    with(Slot::Data, "csv", "path = \"rows.csv\", max_length = 64", |d| {
+        d.key("eval", "{ data = { kind = \"csv\", path = \"rows.csv\", max_length = 64 } }")
+    }),
+    with(Slot::Data, "json", "path = \"rows.json\", max_length = 64", |d| {
+        d.key("eval", "{ data = { kind = \"json\", path = \"rows.json\", max_length = 64 } }")
+    }),
+    with(Slot::Data, "jsonl", "path = \"rows.jsonl\", max_length = 64", |d| {
+        d.key("eval", "{ data = { kind = \"jsonl\", path = \"rows.jsonl\", max_length = 64 } }")
+    }),
+    with(Slot::Data, "text", "path = \"rows.txt\", max_length = 32", |d| {
+        d.key("eval", "{ data = { kind = \"text\", path = \"rows.txt\", max_length = 32 } }")
+    }),
     part(Slot::Data, "tokens", "path = \"train.safetensors\""),
     part(Slot::Activation, "keep", ""),
     part(Slot::Activation, "checkpoint", ""),
@@ -115,6 +164,16 @@ pub const TABLE: &[Entry] = &[
     part(Slot::Kv, "snapkv", ""),
     part(Slot::Kv, "streaming", "start_size = 2, recent_size = 8"),
     part(Slot::Kv, "tova", "cache_size = 10"),
+    part(Slot::Decode, "beam", "num_beams = 2"),
+    part(
+        Slot::Decode,
+        "emulated-tuning",
+        "tuned = [{ source = \"TEACHER\" }], tuned_base = { source = \"TEACHER\" }, weights = [1.0]",
+    ),
     part(Slot::Decode, "greedy", ""),
     part(Slot::Decode, "sample", ""),
+    part(Slot::Decode, "speculative", "assistant_model = { source = \"TEACHER\" }"),
+    part(Slot::Hook, "early-stop", ""),
+    part(Slot::Hook, "ema", "decay = 0.5"),
+    with(Slot::Hook, "ist", "active_fraction = 0.5", |d| d.adapted()),
 ];
