@@ -66,7 +66,7 @@ pub fn train(
     meter.reset_peak();
     trainer.step(&assembly, &batches, 1)?;
     beside(&assembly, &*trainer.objective)?;
-    let state: u64 = trainer.optimizer.state().iter().map(|s| s.array.bytes()).sum();
+    let state: u64 = trainer.state(&assembly)?.iter().map(|s| s.array.bytes()).sum();
     let kept: u64 = assembly.trainable().iter().map(|p| p.value().bytes()).sum();
     let bill = finish(stage, &meter, &assembly, load_peak);
     // Forward 2 and backward to the inputs 2 operations a parameter and token; 2 more for what trains.

@@ -45,7 +45,7 @@ pub fn save(
     let weights: Vec<(String, Data)> =
         touched(assembly).iter().map(|p| (p.name().to_owned(), Data::from(&p.value()))).collect();
     let state: Vec<(String, Data)> =
-        trainer.state(assembly).iter().map(|t| (t.name.clone(), Data::from(&t.array))).collect();
+        trainer.state(assembly)?.iter().map(|t| (t.name.clone(), Data::from(&t.array))).collect();
     let mut more = json!({ "max_steps": trainer.total_steps });
     if let Some(why) = ended {
         more["ended"] = why.into();

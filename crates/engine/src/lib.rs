@@ -8,6 +8,7 @@
 //! | [`pass`] | micro-batches forward and back, as estimators ask for them |
 //! | [`objective`] | an objective in its place, and the models beside the one in work |
 //! | [`masks`] | what an optimizer sees of a parameter that trains in part |
+//! | [`update`] | from a finished gradient to a changed parameter |
 //! | [`bill`] | the same step on shapes: the plan |
 //! | `fit` | what may change so that a stage fits the budget |
 //! | `compat` | what cannot go together |
@@ -43,5 +44,6 @@ pub mod run;
 pub mod source;
 pub mod stages;
 pub mod step;
+pub mod update;
 
 pub use run::{Options, RunOutcome, run};

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use ramekin_core::{Array, Ledger, Param, ParamId, Rng};
 use ramekin_kernels::elementwise;
 use ramekin_slots::{
@@ -18,6 +18,7 @@ use crate::assembly::{Assembly, Blueprint};
 use crate::masks::{Masking, Masks, masked, put_back};
 use crate::objective::{self, Figures};
 use crate::pass::{Batches, Pass};
+use crate::update::{self, InBackward};
 
 /// Tokens with their targets.
 #[derive(Clone)]
@@ -93,6 +94,8 @@ pub struct Trainer {
     pub optimizer: Box<dyn Optimizer>,
     /// The rate.
     pub schedule: Box<dyn Schedule>,
+    /// Whether each parameter is updated inside backward, as soon as its gradient is complete.
+    pub fused: bool,
     /// Applied in order between backward and update.
     pub gradient: Vec<Box<dyn GradientTransform>>,
     /// What reacts to events, in order.
@@ -241,26 +244,36 @@ impl Trainer {
             lr,
             figures: Figures::default(),
         };
-        let mut store = GradStore::new();
-        let loss = self.estimator.estimate(&mut problem, &mut Masking(&mut store))?;
-        let figures = problem.figures;
-        let mut grads = store.take();
-        let grad_norm = global_norm(&grads)?;
-        if !(loss.is_finite() && grad_norm.is_finite()) {
-            bail!(
-                "the loss at step {} is {loss} and the gradient's norm {grad_norm}: training has diverged",
-                step + 1
-            );
-        }
-        for transform in &mut self.gradient {
-            transform.apply(&mut grads, grad_norm)?;
-        }
         let info = StepInfo { step: step + 1, lr };
-        for (param, grad) in grads {
-            let group = self.groups.iter().find(|(id, _)| *id == param.id());
-            self.optimizer.step(&param, &grad, info, group.map_or_else(ParamGroup::default, |g| g.1))?;
-            put_back(&params, &param)?;
-        }
+        let (loss, grad_norm) = if self.fused {
+            ensure!(batches.len() == 1, "{} micro-batches in a step that updates in backward", batches.len());
+            let (optimizer, transforms) = (&mut *self.optimizer, &mut self.gradient[..]);
+            let (groups, params) = (&self.groups[..], &params[..]);
+            let mut sink = InBackward { optimizer, transforms, groups, info, params, squares: 0.0 };
+            let loss = self.estimator.estimate(&mut problem, &mut Masking(&mut sink))?;
+            (loss, sink.squares.sqrt())
+        } else {
+            let mut store = GradStore::new();
+            let loss = self.estimator.estimate(&mut problem, &mut Masking(&mut store))?;
+            let mut grads = store.take();
+            let norm = global_norm(&grads)?;
+            if !(loss.is_finite() && norm.is_finite()) {
+                bail!(
+                    "the loss at step {} is {loss} and the gradient's norm {norm}: training has diverged",
+                    step + 1
+                );
+            }
+            for transform in &mut self.gradient {
+                transform.whole(&mut grads, norm)?;
+            }
+            for (param, grad) in grads {
+                let group = update::group(&self.groups, param.id());
+                update::apply(&mut *self.optimizer, &mut self.gradient, &param, grad, info, group)?;
+                put_back(&params, &param)?;
+            }
+            (loss, norm)
+        };
+        let figures = problem.figures;
         let flow = self.event(Event::AfterUpdate, assembly, step + 1, loss, &none)?;
         let tokens = batches.iter().map(|b| b.flat.len()).sum();
         let figures = figures.means();
@@ -268,15 +281,15 @@ impl Trainer {
     }
 
     /// What a checkpoint holds besides parameters, by the place of the part that keeps it.
-    pub fn state(&self, assembly: &Assembly) -> Vec<StateTensor> {
-        let mut all = self.optimizer.state();
+    pub fn state(&self, assembly: &Assembly) -> Result<Vec<StateTensor>> {
+        let mut all = self.optimizer.state()?;
         let mut add = |place: &str, part: Vec<StateTensor>| {
             let named = part.into_iter().map(|t| StateTensor { name: format!("{place}/{}", t.name), ..t });
             all.extend(named);
         };
         add("estimator", self.estimator.state());
         for (i, g) in self.gradient.iter().enumerate() {
-            add(&format!("gradient.{i}"), g.state());
+            add(&format!("gradient.{i}"), g.state()?);
         }
         if let Some(s) = assembly.selection.borrow().as_ref() {
             add("selection", s.state());
@@ -284,7 +297,7 @@ impl Trainer {
         for (i, h) in self.hooks.iter().enumerate() {
             add(&format!("hook.{i}"), h.state());
         }
-        all
+        Ok(all)
     }
 
     /// Puts back what [`Trainer::state`] gave, after `step` updates.
@@ -304,11 +317,13 @@ impl Trainer {
             placed("selection", s.as_mut())?;
         }
         placed("estimator", self.estimator.as_mut())?;
-        for (i, g) in self.gradient.iter_mut().enumerate() {
-            placed(&format!("gradient.{i}"), g.as_mut())?;
-        }
         for (i, h) in self.hooks.iter_mut().enumerate() {
             placed(&format!("hook.{i}"), h.as_mut())?;
+        }
+        let all: Vec<Arc<Param>> =
+            assembly.ledger.borrow().entries().iter().filter_map(|e| e.param.clone()).collect();
+        for (i, g) in self.gradient.iter_mut().enumerate() {
+            g.restore(&all, &mut |name| get(&format!("gradient.{i}/{name}")))?;
         }
         // The state was saved under the choice of the last update that was done.
         self.choose(assembly, step.saturating_sub(1))?;

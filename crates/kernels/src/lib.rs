@@ -15,16 +15,20 @@
 //! Inner loops are plain Rust that the compiler vectorises; they are compiled for AVX-512, AVX2 and the
 //! baseline, and the widest one that the machine offers is taken at run time.
 
+pub mod adafactor;
 pub mod adamw;
+pub mod adamw8bit;
 pub mod attention;
 pub mod broadcast;
 pub mod cross_entropy;
 pub mod divergence;
 mod dot;
+pub mod dynamic_code;
 pub mod elementwise;
 pub mod embedding;
 pub mod khatri_rao;
 pub mod linear;
+pub mod lion;
 pub mod matmul;
 pub mod packed;
 pub mod perturb;
@@ -34,6 +38,7 @@ pub mod rms_norm;
 pub mod rope;
 pub mod row_norm;
 pub mod sampling;
+pub mod sgd;
 mod split;
 pub mod swiglu;
 #[cfg(test)]

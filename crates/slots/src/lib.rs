@@ -25,12 +25,14 @@ mod adapter;
 mod decode;
 mod estimator;
 mod forward;
+mod gradient;
 mod hook;
 mod kv;
 mod loader;
 mod model;
 mod model_ref;
 mod objective;
+mod optimizer;
 mod part;
 mod placement;
 mod quantizer;
@@ -43,6 +45,7 @@ pub use adapter::{Adapter, AdapterFile, AttachContext, Below, LinearAdapter};
 pub use decode::{Decoder, Draft, Line, LogitRows, Logits, Other, Session, Stepper, Words};
 pub use estimator::{Estimator, Problem};
 pub use forward::{FlatBatch, Forward, Mode};
+pub use gradient::GradientTransform;
 pub use hook::{Event, Flow, Hook, HookContext};
 pub use kv::{Attend, KvCache, KvPolicy, KvPrefix, KvShape};
 pub use loader::{LoadOptions, Loader, RandomSource, ShapeSource, WeightInfo, WeightSource};
@@ -52,6 +55,9 @@ pub use objective::{
     Figure, Head, Labelled, Loss, Objective, ObjectiveAttach, ObjectiveContext, ObjectiveFile, OnEmbedding,
     Rows, Runner, States, labelled_tokens,
 };
+pub use optimizer::{
+    Optimizer, ParamGroup, ParamState, StateSpec, StateTable, StateTensor, StepInfo, Update, carried,
+};
 pub use part::{AnyPart, Part, PartEntry, Slot, Trait};
 pub use placement::{Placement, block_of};
 pub use quantizer::Quantizer;
@@ -60,7 +66,4 @@ pub use ramekin_tape::ops::{Apart, PackedWeight, Rebuild};
 pub use search::{Axis, Search, Space, Trial};
 pub use selection::{RoundContext, Selection};
 pub use sites::{LinearBase, LinearSite, ParamSite, Sites};
-pub use training::{
-    ActivationPolicy, Block, GradientTransform, Optimizer, ParamGroup, Schedule, StateTensor, Stateful,
-    StepInfo,
-};
+pub use training::{ActivationPolicy, Block, Schedule, Stateful};

@@ -39,6 +39,7 @@ pub fn trainer(s: &TrainStage, seed: u64, total_steps: u64) -> Result<Trainer> {
         estimator: parts::estimator(&s.estimator)?,
         optimizer: parts::optimizer(&s.optimizer)?,
         schedule: parts::schedule(&s.schedule)?,
+        fused: s.fused_optimizer || gradient.iter().any(|g| g.updates_in_backward()),
         gradient,
         hooks: s.hook.iter().map(parts::hook).collect::<Result<Vec<_>>>()?,
         groups: Vec::new(),
