@@ -90,6 +90,7 @@ pub fn trainer(lr: f64) -> Trainer {
         estimator: parts::estimator(&Part::of("backprop")).expect("backprop"),
         optimizer: parts::optimizer(&part("adamw", json!({ "lr": lr, "weight_decay": 0.0 }))).expect("adamw"),
         schedule: parts::schedule(&Part::of("constant")).expect("constant"),
+        fused: false,
         gradient: Vec::new(),
         hooks: Vec::new(),
         groups: Vec::new(),

@@ -109,6 +109,20 @@ impl BadSetting {
         BadSetting { part: None, setting: setting.into(), message: message.into() }
     }
 
+    /// Refuses `setting` unless `holds`: "`lr` is -1; it must be a number of at least 0".
+    pub fn unless(
+        holds: bool,
+        setting: &str,
+        value: impl fmt::Display,
+        allowed: &str,
+    ) -> Result<(), BadSetting> {
+        if holds {
+            Ok(())
+        } else {
+            Err(BadSetting::new(setting, format!("is {value}; it must be {allowed}")))
+        }
+    }
+
     /// The same refusal, of the part at this path of the recipe.
     #[must_use]
     pub fn of(mut self, part: impl Into<String>) -> Self {

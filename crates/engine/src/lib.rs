@@ -9,6 +9,7 @@
 //! | [`objective`] | an objective in its place, and the models beside the one in work |
 //! | [`cache`](mod@cache) | a cache with room for what adapters put before the sequences |
 //! | [`masks`] | what an optimizer sees of a parameter that trains in part |
+//! | [`update`] | from a finished gradient to a changed parameter |
 //! | [`bill`] | the same step on shapes: the plan |
 //! | `fit` | what may change so that a stage fits the budget |
 //! | `compat` | what cannot go together |
@@ -45,5 +46,6 @@ pub mod run;
 pub mod source;
 pub mod stages;
 pub mod step;
+pub mod update;
 
 pub use run::{Options, RunOutcome, run};

@@ -3,13 +3,13 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use ramekin_core::{Array, Ledger, Param, ParamId, Rng};
 use ramekin_kernels::elementwise;
 use ramekin_slots::{
     ActivationPolicy, Block, Estimator, Event, FlatBatch, Flow, Forward, GradientTransform, Hook,
     HookContext, Model, NetworkAdapter, Objective, OnEmbedding, Optimizer, ParamGroup, RoundContext,
-    Schedule, StateTensor, Stateful, StepInfo,
+    Schedule, Selection, StateTensor, Stateful, StepInfo,
 };
 use ramekin_tape::{GradSink, GradStore, Tape, Value};
 use serde_json::{Map, Value as Json};
@@ -19,6 +19,7 @@ use crate::cache::check_positions;
 use crate::masks::{Masking, Masks, masked, put_back};
 use crate::objective::{self, Figures};
 use crate::pass::{Batches, Draw, Look, Pass};
+use crate::update::{self, InBackward};
 
 /// Tokens with their targets.
 #[derive(Clone)]
@@ -129,6 +130,8 @@ pub struct Trainer {
     pub optimizer: Box<dyn Optimizer>,
     /// The rate.
     pub schedule: Box<dyn Schedule>,
+    /// Whether each parameter is updated inside backward, as soon as its gradient is complete.
+    pub fused: bool,
     /// Applied in order between backward and update.
     pub gradient: Vec<Box<dyn GradientTransform>>,
     /// What reacts to events, in order.
@@ -297,31 +300,43 @@ impl Trainer {
             lr,
             figures: Figures::default(),
         };
-        let mut store = GradStore::new();
-        let mut loss = self.estimator.estimate(&mut problem, &mut Masking(&mut store))?;
-        let figures = problem.figures;
-        let mut grads = store.take();
-        if let Some(selection) = assembly.selection.borrow_mut().as_mut() {
-            for (param, grad) in &grads {
-                loss += selection.gradient(param, grad)?;
-            }
-        }
-        let grad_norm = global_norm(&grads)?;
-        if !(loss.is_finite() && grad_norm.is_finite()) {
-            bail!(
-                "the loss at step {} is {loss} and the gradient's norm {grad_norm}: training has diverged",
-                step + 1
-            );
-        }
-        for transform in &mut self.gradient {
-            transform.apply(&mut grads, grad_norm)?;
-        }
         let info = StepInfo { step: at + 1, lr };
-        for (param, grad) in grads {
-            let group = self.groups.iter().find(|(id, _)| *id == param.id());
-            self.optimizer.step(&param, &grad, info, group.map_or_else(ParamGroup::default, |g| g.1))?;
-            put_back(&params, &param)?;
-        }
+        let (loss, grad_norm) = if self.fused {
+            let whole = self.estimator.needs_backward() && batches.len() != 1;
+            ensure!(!whole, "{} micro-batches in a step that updates in backward", batches.len());
+            let (optimizer, transforms) = (&mut *self.optimizer, &mut self.gradient[..]);
+            let (groups, params) = (&self.groups[..], &params[..]);
+            let mut sink = InBackward { optimizer, transforms, groups, info, params, squares: 0.0 };
+            let mut selecting = Selecting { selection: &assembly.selection, sink: &mut sink, loss: 0.0 };
+            let loss = self.estimator.estimate(&mut problem, &mut Masking(&mut selecting))?;
+            (loss + selecting.loss, sink.squares.sqrt())
+        } else {
+            let mut store = GradStore::new();
+            let mut loss = self.estimator.estimate(&mut problem, &mut Masking(&mut store))?;
+            let mut grads = store.take();
+            if let Some(selection) = assembly.selection.borrow_mut().as_mut() {
+                for (param, grad) in &grads {
+                    loss += selection.gradient(param, grad)?;
+                }
+            }
+            let norm = global_norm(&grads)?;
+            if !(loss.is_finite() && norm.is_finite()) {
+                bail!(
+                    "the loss at step {} is {loss} and the gradient's norm {norm}: training has diverged",
+                    step + 1
+                );
+            }
+            for transform in &mut self.gradient {
+                transform.whole(&mut grads, norm)?;
+            }
+            for (param, grad) in grads {
+                let group = update::group(&self.groups, param.id());
+                update::apply(&mut *self.optimizer, &mut self.gradient, &param, grad, info, group)?;
+                put_back(&params, &param)?;
+            }
+            (loss, norm)
+        };
+        let figures = problem.figures;
         if let Some(selection) = assembly.selection.borrow_mut().as_mut() {
             selection.after_step(&mut self.round(assembly, &assembly.ledger.borrow(), step + 1))?;
         }
@@ -336,7 +351,7 @@ impl Trainer {
     /// # Errors
     /// If a part cannot tell.
     pub fn state(&self, assembly: &Assembly) -> Result<Vec<StateTensor>> {
-        let mut all = self.optimizer.state();
+        let mut all = self.optimizer.state()?;
         let mut add = |place: &str, part: Vec<StateTensor>| {
             let named = part.into_iter().map(|t| StateTensor { name: format!("{place}/{}", t.name), ..t });
             all.extend(named);
@@ -371,11 +386,13 @@ impl Trainer {
             placed("selection", s.as_mut())?;
         }
         placed("estimator", self.estimator.as_mut())?;
-        for (i, g) in self.gradient.iter_mut().enumerate() {
-            placed(&format!("gradient.{i}"), g.as_mut())?;
-        }
         for (i, h) in self.hooks.iter_mut().enumerate() {
             placed(&format!("hook.{i}"), h.as_mut())?;
+        }
+        let all: Vec<Arc<Param>> =
+            assembly.ledger.borrow().entries().iter().filter_map(|e| e.param.clone()).collect();
+        for (i, g) in self.gradient.iter_mut().enumerate() {
+            g.restore(&all, &mut |name| get(&format!("gradient.{i}/{name}")))?;
         }
         // The state was saved under the choice of the last update that was done.
         self.choose(assembly, step.saturating_sub(1))?;
@@ -383,6 +400,22 @@ impl Trainer {
         let params = assembly.ledger.borrow().touched();
         let parts = params.iter().map(masked).collect::<Result<Vec<_>>>()?;
         self.optimizer.restore(&parts, get)
+    }
+}
+
+/// Lets the selection add its own term to each gradient before it is used up.
+struct Selecting<'a> {
+    selection: &'a std::cell::RefCell<Option<Box<dyn Selection>>>,
+    sink: &'a mut dyn GradSink,
+    loss: f64,
+}
+
+impl GradSink for Selecting<'_> {
+    fn ready(&mut self, param: &Arc<Param>, grad: Array) -> Result<()> {
+        if let Some(selection) = self.selection.borrow_mut().as_mut() {
+            self.loss += selection.gradient(param, &grad)?;
+        }
+        self.sink.ready(param, grad)
     }
 }
 

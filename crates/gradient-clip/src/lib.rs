@@ -9,7 +9,7 @@ use anyhow::Result;
 use ramekin_core::{Array, BadSetting, Param};
 use ramekin_kernels::elementwise;
 use ramekin_registry::{Part, part};
-use ramekin_slots::{GradientTransform, Stateful};
+use ramekin_slots::GradientTransform;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -48,10 +48,8 @@ impl Part for Clip {
     }
 }
 
-impl Stateful for Clip {}
-
 impl GradientTransform for Clip {
-    fn apply(&mut self, grads: &mut [(Arc<Param>, Array)], norm: f64) -> Result<()> {
+    fn whole(&mut self, grads: &mut [(Arc<Param>, Array)], norm: f64) -> Result<()> {
         let factor = self.max_norm / (norm + 1e-6);
         if factor >= 1.0 {
             return Ok(());

@@ -16,17 +16,21 @@
 //! baseline, and the widest one that the machine offers is taken at run time.
 
 pub mod activation;
+pub mod adafactor;
 pub mod adamw;
+pub mod adamw8bit;
 pub mod attention;
 pub mod broadcast;
 pub mod cross_entropy;
 pub mod divergence;
 mod dot;
+pub mod dynamic_code;
 pub mod elementwise;
 pub mod embedding;
 pub mod khatri_rao;
 pub mod layer_norm;
 pub mod linear;
+pub mod lion;
 pub mod matmul;
 pub mod packed;
 pub mod perturb;
@@ -39,6 +43,7 @@ pub mod row_norm;
 pub mod sampling;
 pub mod scale_shift;
 pub mod segment_mean;
+pub mod sgd;
 pub mod softmax_mix;
 mod split;
 pub mod swiglu;

@@ -3,15 +3,18 @@
 //! p ← p·(1 − lr·λ);  m ← β₁m + (1−β₁)g;  v ← β₂v + (1−β₂)g²
 //! p ← p − lr · (m / (1−β₁ᵗ)) / (√(v / (1−β₂ᵗ)) + ε)
 //!
+//! t counts a parameter's own updates. On a projected gradient ε is added to √v itself, as GaLore's
+//! code (and transformers' old AdamW) has it: direction m / (√v + ε), rate lr · √(1−β₂ᵗ) / (1−β₁ᵗ).
+//!
 //! Source: Loshchilov & Hutter 2019, arXiv:1711.05101; torch.optim.AdamW.
 
 use std::sync::Arc;
 
-use anyhow::{Result, ensure};
-use ramekin_core::{Array, BadSetting, Category, Param, ParamId};
+use anyhow::Result;
+use ramekin_core::{Array, BadSetting, Category, Param};
 use ramekin_kernels::adamw as kernel;
 use ramekin_registry::{Part, part};
-use ramekin_slots::{Optimizer, ParamGroup, StateTensor, StepInfo};
+use ramekin_slots::{Optimizer, ParamGroup, ParamState, StateSpec, StateTable, StepInfo, Update};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -40,50 +43,75 @@ impl Default for AdamWSettings {
     }
 }
 
-struct Moments {
-    param: ParamId,
-    name: String,
-    m: Array,
-    v: Array,
+impl AdamWSettings {
+    /// Refuses values outside their ranges.
+    pub(crate) fn check(&self) -> Result<(), BadSetting> {
+        let natural = |x: f64| x.is_finite() && x >= 0.0;
+        let number = "a number of at least 0";
+        BadSetting::unless(natural(self.lr), "lr", self.lr, number)?;
+        if let Some(b) = self.betas.iter().find(|b| !(0.0..1.0).contains(*b)) {
+            return Err(BadSetting::new("betas", format!("holds {b}; both must be in [0, 1)")));
+        }
+        BadSetting::unless(natural(self.eps), "eps", self.eps, number)?;
+        BadSetting::unless(natural(self.weight_decay), "weight_decay", self.weight_decay, number)
+    }
+
+    /// The scalars of a parameter's update number `step`.
+    pub(crate) fn rule(&self, step: u64, info: StepInfo, group: ParamGroup) -> kernel::AdamW {
+        kernel::AdamW {
+            lr: info.lr * group.lr_scale,
+            beta1: self.betas[0],
+            beta2: self.betas[1],
+            eps: self.eps,
+            weight_decay: if group.decay { self.weight_decay } else { 0.0 },
+            step,
+        }
+    }
 }
 
 /// The optimizer.
 pub struct AdamW {
     settings: AdamWSettings,
-    moments: Vec<Moments>,
+    table: StateTable,
 }
 
 impl Part for AdamW {
     type Settings = AdamWSettings;
 
     fn new(settings: AdamWSettings) -> Result<Self> {
-        let s = &settings;
-        if !(s.lr.is_finite() && s.lr >= 0.0) {
-            return Err(
-                BadSetting::new("lr", format!("is {}; it must be a number of at least 0", s.lr)).into()
-            );
-        }
-        if let Some(b) = s.betas.iter().find(|b| !(0.0..1.0).contains(*b)) {
-            return Err(BadSetting::new("betas", format!("holds {b}; both must be in [0, 1)")).into());
-        }
-        if !(s.eps.is_finite() && s.eps >= 0.0) {
-            return Err(
-                BadSetting::new("eps", format!("is {}; it must be a number of at least 0", s.eps)).into()
-            );
-        }
-        if !(s.weight_decay.is_finite() && s.weight_decay >= 0.0) {
-            let why = format!("is {}; it must be a number of at least 0", s.weight_decay);
-            return Err(BadSetting::new("weight_decay", why).into());
-        }
-        Ok(AdamW { settings, moments: Vec::new() })
+        settings.check()?;
+        Ok(AdamW { settings, table: StateTable::new(&["exp_avg", "exp_avg_sq"]) })
     }
 }
 
-fn zeros_like(x: &Array) -> Result<Array> {
-    if x.is_shape_only() {
-        return Array::shape_only(x.dims(), x.dtype(), Category::Optimizer);
-    }
-    Array::zeros(x.dims(), x.dtype(), Category::Optimizer)
+/// f32 moments of this shape.
+pub(crate) fn moments(dims: &[usize]) -> [StateSpec; 2] {
+    [StateSpec::f32("exp_avg", dims), StateSpec::f32("exp_avg_sq", dims)]
+}
+
+/// Changes `p` and a parameter's f32 moments.
+pub(crate) fn run(rule: &kernel::AdamW, p: &mut [f32], grad: &Array, state: &ParamState) -> Result<()> {
+    let g = grad.view::<f32>()?;
+    let (m, v) = (state.array(0), state.array(1));
+    m.update(|m: &mut [f32]| v.update(|v: &mut [f32]| kernel::step(rule, p, &g, m, v)))?
+}
+
+/// The direction m / (√v + ε) of a projected gradient and its rate: the rule's own arithmetic on zeros,
+/// at the rate and ε that turn the one form into the other.
+pub(crate) fn small(rule: kernel::AdamW, grad: &Array, state: &ParamState) -> Result<Update> {
+    let (c1, c2) = corrections(&rule);
+    let on_zeros = kernel::AdamW { lr: -c1 / c2, eps: rule.eps / c2, weight_decay: 0.0, ..rule };
+    let direction =
+        Array::build(grad.dims(), grad.is_shape_only(), Category::Workspace, |p: &mut [f32]| {
+            run(&on_zeros, p, grad, state)
+        })?;
+    Ok(Update { direction, rate: rule.lr * c2 / c1, decay: rule.lr * rule.weight_decay })
+}
+
+/// 1 − β₁ᵗ and √(1 − β₂ᵗ).
+pub(crate) fn corrections(rule: &kernel::AdamW) -> (f64, f64) {
+    let t = rule.step as f64;
+    (1.0 - rule.beta1.powf(t), (1.0 - rule.beta2.powf(t)).sqrt())
 }
 
 impl Optimizer for AdamW {
@@ -93,83 +121,30 @@ impl Optimizer for AdamW {
 
     fn step(&mut self, param: &Arc<Param>, grad: &Array, info: StepInfo, group: ParamGroup) -> Result<()> {
         let value = param.value();
-        let known = self.moments.iter().position(|m| m.param == param.id());
-        let index = match known {
-            Some(i) => i,
-            None => {
-                let (m, v) = (zeros_like(&value)?, zeros_like(&value)?);
-                self.moments.push(Moments { param: param.id(), name: param.name().to_owned(), m, v });
-                self.moments.len() - 1
-            }
-        };
+        let state = self.table.advance(param, &moments(value.dims()), value.is_shape_only())?;
         if value.is_shape_only() {
             return Ok(());
         }
-        let Moments { m, v, .. } = &self.moments[index];
-        let rule = kernel::AdamW {
-            lr: info.lr * group.lr_scale,
-            beta1: self.settings.betas[0],
-            beta2: self.settings.betas[1],
-            eps: self.settings.eps,
-            weight_decay: if group.decay { self.settings.weight_decay } else { 0.0 },
-            step: info.step,
-        };
-        let g = grad.view::<f32>()?;
-        value.update(|p: &mut [f32]| {
-            m.update(|m: &mut [f32]| v.update(|v: &mut [f32]| kernel::step(&rule, p, &g, m, v)))
-        })???;
-        Ok(())
+        let rule = self.settings.rule(state.steps(), info, group);
+        value.update(|p: &mut [f32]| run(&rule, p, grad, state))?
     }
 
-    fn state(&self) -> Vec<StateTensor> {
-        let mut all = Vec::with_capacity(2 * self.moments.len());
-        for m in &self.moments {
-            all.push(StateTensor { name: format!("exp_avg.{}", m.name), array: m.m.clone() });
-            all.push(StateTensor { name: format!("exp_avg_sq.{}", m.name), array: m.v.clone() });
-        }
-        all
+    fn update(
+        &mut self,
+        param: &Arc<Param>,
+        grad: &Array,
+        info: StepInfo,
+        group: ParamGroup,
+    ) -> Result<Update> {
+        let state = self.table.advance(param, &moments(grad.dims()), grad.is_shape_only())?;
+        small(self.settings.rule(state.steps(), info, group), grad, state)
     }
 
-    fn restore(&mut self, params: &[Arc<Param>], get: &mut dyn FnMut(&str) -> Option<Array>) -> Result<()> {
-        self.moments.clear();
-        for param in params {
-            let name = param.name();
-            let (Some(m), Some(v)) = (get(&format!("exp_avg.{name}")), get(&format!("exp_avg_sq.{name}")))
-            else {
-                continue;
-            };
-            let dims = param.value().dims().to_vec();
-            ensure!(
-                m.dims() == dims && v.dims() == dims,
-                "saved state of `{name}` has another shape than {dims:?}"
-            );
-            m.recategorise(Category::Optimizer);
-            v.recategorise(Category::Optimizer);
-            self.moments.push(Moments { param: param.id(), name: name.to_owned(), m, v });
-        }
-        Ok(())
+    fn table(&self) -> &StateTable {
+        &self.table
     }
 
-    fn forget(&mut self, param: ParamId) {
-        self.moments.retain(|m| m.param != param);
+    fn table_mut(&mut self) -> &mut StateTable {
+        &mut self.table
     }
-
-    fn remap(&mut self, param: ParamId, from: &[Option<usize>]) -> Result<()> {
-        if let Some(moments) = self.moments.iter_mut().find(|m| m.param == param) {
-            moments.m = carried(&moments.m, from)?;
-            moments.v = carried(&moments.v, from)?;
-        }
-        Ok(())
-    }
-}
-
-/// The entries that stay, in their new order; new ones begin at zero.
-fn carried(state: &Array, from: &[Option<usize>]) -> Result<Array> {
-    Array::build::<f32>(&[from.len()], state.is_shape_only(), Category::Optimizer, |out| {
-        let old = state.view::<f32>()?;
-        for (o, place) in out.iter_mut().zip(from) {
-            *o = place.map_or(0.0, |i| old[i]);
-        }
-        Ok(())
-    })
 }

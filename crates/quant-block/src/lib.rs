@@ -9,10 +9,11 @@
 //! `quant-family` asks of them is tested in the workspace's `tests`.
 
 pub mod codec;
-pub mod dynamic_code;
 pub mod nf4;
 pub mod nf4_codec;
 mod nf4_file;
 mod packed;
 pub mod rtn;
 pub mod rtn_codec;
+
+pub use ramekin_kernels::dynamic_code;

@@ -184,6 +184,10 @@ pub struct TrainStage {
     #[serde(default = "max_grad_norm")]
     #[schemars(range(min = 0))]
     pub max_grad_norm: f64,
+    /// Whether each tensor is updated, and its gradient freed, as soon as backward has completed it: the same
+    /// numbers with one gradient alive at a time. Needs one micro-batch a step and `max_grad_norm = 0`. Default: false.
+    #[serde(default)]
+    pub fused_optimizer: bool,
     /// Measuring on held data while training. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eval: Option<TrainEval>,

@@ -26,6 +26,7 @@ mod around;
 mod decode;
 mod estimator;
 mod forward;
+mod gradient;
 mod hook;
 mod kv;
 mod loader;
@@ -33,6 +34,7 @@ mod model;
 mod model_ref;
 mod module;
 mod objective;
+mod optimizer;
 mod part;
 mod placement;
 mod probe;
@@ -48,6 +50,7 @@ pub use around::{Around, AttentionAdapter, Longer, NetworkAdapter, RowAdapter, c
 pub use decode::{Decoder, Draft, Line, LogitRows, Logits, Other, Session, Stepper, Words};
 pub use estimator::{Estimator, Problem};
 pub use forward::{FlatBatch, Forward, Mode};
+pub use gradient::GradientTransform;
 pub use hook::{Event, Flow, Hook, HookContext};
 pub use kv::{Attend, KvCache, KvPolicy, KvPrefix, KvShape};
 pub use loader::{LoadOptions, Loader, RandomSource, ShapeSource, WeightInfo, WeightSource};
@@ -57,6 +60,9 @@ pub use module::{Affine, ModuleAdapter, ModuleSite, NormInfo};
 pub use objective::{
     Figure, Head, Labelled, Loss, Objective, ObjectiveAttach, ObjectiveContext, ObjectiveFile, OnEmbedding,
     Rows, Runner, States, labelled_tokens,
+};
+pub use optimizer::{
+    Optimizer, ParamGroup, ParamState, StateSpec, StateTable, StateTensor, StepInfo, Update, carried,
 };
 pub use part::{AnyPart, Part, PartEntry, Slot, Trait};
 pub use placement::{Placement, block_of};
@@ -68,7 +74,4 @@ pub use saved::{read_text, text};
 pub use search::{Axis, Search, Space, Trial};
 pub use selection::{Differences, RoundContext, Selection, SelectionFile};
 pub use sites::{LinearBase, LinearSite, ParamSite, Sites};
-pub use training::{
-    ActivationPolicy, Block, GradientTransform, Optimizer, ParamGroup, Schedule, StateTensor, Stateful,
-    StepInfo,
-};
+pub use training::{ActivationPolicy, Block, Schedule, Stateful};

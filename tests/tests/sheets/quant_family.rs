@@ -1,6 +1,6 @@
 //! Sheet `quant-family`, for `nf4` and `rtn`.
 //!
-//! Left out until their parts exist: 3 (GPTQ), 4 (AWQ), 5 (HQQ), 6 (LLM.int8() and 8-bit Adam), and
+//! Left out until their parts exist: 3 (GPTQ), 4 (AWQ), 5 (HQQ), 6 (LLM.int8(); 8-bit Adam is in `optim_sheets`), and
 //! of check 1 the fixtures of AutoGPTQ, AutoAWQ, hqq and gguf-py. No public package has `rtn`'s file
 //! layout, so its files are held against themselves.
 

@@ -36,12 +36,15 @@ pub fn trainer(s: &TrainStage, seed: u64, total_steps: u64) -> Result<Trainer> {
         clip.settings.insert("max_norm".to_owned(), json!(s.max_grad_norm));
         gradient.push(parts::gradient(&clip)?);
     }
+    let estimator = parts::estimator(&s.estimator)?;
+    let one_by_one = gradient.iter().any(|g| g.updates_in_backward()) || !estimator.needs_backward();
     Ok(Trainer {
         objective: parts::objective(&s.objective)?,
         activation: parts::activation(&s.activation)?,
-        estimator: parts::estimator(&s.estimator)?,
+        estimator,
         optimizer: parts::optimizer(&s.optimizer)?,
         schedule: parts::schedule(&s.schedule)?,
+        fused: s.fused_optimizer || one_by_one,
         gradient,
         hooks: s.hook.iter().map(parts::hook).collect::<Result<Vec<_>>>()?,
         groups: Vec::new(),

@@ -17,6 +17,7 @@ use crate::compat;
 use crate::fit::{self, Way};
 use crate::stages::data;
 use crate::stages::eval::ensure_measurable;
+use crate::update::check_in_backward;
 use crate::{objective, parts};
 
 /// A stage's rows.
@@ -84,13 +85,14 @@ impl<'a> Prepared<'a> {
     }
 
     fn bill(&self, name: &str, way: &Way) -> Result<Bill> {
+        check_in_backward(self.index, &way.stage, way.micros)?;
         let mut trainer = trainer(&way.stage, self.recipe.seed, 100)?;
         let shape = match &self.rows {
             Some(_) => {
                 let sampler = self.sampler(way)?;
                 shape_of(&sampler, total_steps(self.index, self.stage, &sampler)?)
             }
-            None => self.bound(way)?,
+            None => self.bound(way, if trainer.fused { 1 } else { 2 })?,
         };
         let beside = Beside::new(self.stage, self.rows.as_ref(), way)?;
         bill::train(name, &way.plan, &mut trainer, &shape, &|assembly, objective| {
@@ -99,14 +101,14 @@ impl<'a> Prepared<'a> {
     }
 
     /// What no micro-batch can exceed, from the settings alone.
-    fn bound(&self, way: &Way) -> Result<StepShape> {
+    fn bound(&self, way: &Way, least_micros: usize) -> Result<StepShape> {
         let settings = parts::data_settings(&self.stage.data)?;
         let length = settings.preparation().map_or(1024, |p| p.max_length).max(2);
         let each = if self.kind == RowKind::Pairs { 2 } else { 1 };
         Ok(StepShape {
             segments: vec![length; each * way.rows],
             active: each * length * way.rows,
-            micro_batches: way.micros.max(2),
+            micro_batches: way.micros.max(least_micros),
             exact: false,
         })
     }

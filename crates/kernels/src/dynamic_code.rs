@@ -19,6 +19,35 @@ pub fn unsigned() -> &'static Arc<[f32; 256]> {
     &CODE
 }
 
+/// Index of 0 in the signed code.
+pub const ZERO: u8 = 127;
+
+/// The values halfway between neighbours of the signed code, for [`nearest_between`].
+pub fn signed_midpoints() -> &'static [f32; 255] {
+    static MIDPOINTS: LazyLock<[f32; 255]> = LazyLock::new(|| midpoints(signed()));
+    &MIDPOINTS
+}
+
+/// The values halfway between neighbours of the code without signs.
+pub fn unsigned_midpoints() -> &'static [f32; 255] {
+    static MIDPOINTS: LazyLock<[f32; 255]> = LazyLock::new(|| midpoints(unsigned()));
+    &MIDPOINTS
+}
+
+fn midpoints(code: &[f32; 256]) -> [f32; 255] {
+    std::array::from_fn(|i| (code[i] + code[i + 1]) / 2.0)
+}
+
+/// [`nearest`] by the table of values halfway, without branches: for inner loops. 0 for NaN.
+#[inline(always)]
+pub fn nearest_between(midpoints: &[f32; 255], x: f32) -> u8 {
+    let mut i = 0usize;
+    for step in [128, 64, 32, 16, 8, 4, 2, 1] {
+        i += if x > midpoints[i + step - 1] { step } else { 0 };
+    }
+    i as u8
+}
+
 /// Index of the nearest code of an ascending table; a value halfway goes to the lower one.
 pub fn nearest(code: &[f32; 256], x: f32) -> u8 {
     let (mut low, mut high) = (0, 255); // the answer lies in low..=high
@@ -73,7 +102,12 @@ mod tests {
 
     #[test]
     fn nearest_is_nearest_and_halves_go_down() {
-        for code in [signed(), unsigned()] {
+        for (code, mids) in [(signed(), signed_midpoints()), (unsigned(), unsigned_midpoints())] {
+            let nearest = |code: &[f32; 256], x: f32| {
+                let index = nearest(code, x);
+                assert_eq!(nearest_between(mids, x), index, "{x}");
+                index
+            };
             for (i, c) in code.iter().enumerate() {
                 assert_eq!(nearest(code, *c) as usize, i);
             }

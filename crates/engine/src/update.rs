@@ -1,0 +1,155 @@
+//! From a finished gradient to a changed parameter.
+
+use std::sync::Arc;
+
+use anyhow::{Result, bail};
+use ramekin_core::{Array, BadRecipe, Category, Param, ParamId};
+use ramekin_kernels::elementwise;
+use ramekin_recipe::TrainStage;
+use ramekin_registry::{Slot, Trait, find};
+use ramekin_slots::{GradientTransform, Optimizer, ParamGroup, StepInfo, Update};
+use ramekin_tape::GradSink;
+
+use crate::masks::put_back;
+use crate::parts;
+
+/// Updates one parameter and frees its gradient.
+///
+/// The gradient goes through the transforms in order. Where none of them projects it, the optimizer
+/// steps in place. Else it computes a small update, which goes back through the transforms in reverse
+/// and is applied with the decay after it.
+pub fn apply(
+    optimizer: &mut dyn Optimizer,
+    transforms: &mut [Box<dyn GradientTransform>],
+    param: &Arc<Param>,
+    grad: Array,
+    info: StepInfo,
+    group: ParamGroup,
+) -> Result<()> {
+    let mut grad = grad;
+    let mut projected_by = Vec::new(); // the transform with the gradient that it was given
+    for (i, transform) in transforms.iter_mut().enumerate() {
+        if let Some(small) = transform.project(param, &grad)? {
+            projected_by.push((i, std::mem::replace(&mut grad, small)));
+        }
+    }
+    if projected_by.is_empty() {
+        return optimizer.step(param, &grad, info, group);
+    }
+    let Update { mut direction, rate, decay } = optimizer.update(param, &grad, info, group)?;
+    for (i, given) in projected_by.into_iter().rev() {
+        direction = transforms[i].back(param, &given, &grad, direction)?;
+        grad = given;
+    }
+    drop(grad);
+    let value = param.value();
+    if value.is_shape_only() {
+        return Ok(());
+    }
+    let d = direction.view::<f32>()?;
+    value.update(|p: &mut [f32]| {
+        elementwise::add_scaled(p, -rate as f32, &d);
+        if decay != 0.0 {
+            elementwise::scale_assign(p, (1.0 - decay) as f32);
+        }
+    })
+}
+
+/// How a parameter's update differs from the optimizer's settings.
+pub fn group(groups: &[(ParamId, ParamGroup)], id: ParamId) -> ParamGroup {
+    groups.iter().find(|(other, _)| *other == id).map_or_else(ParamGroup::default, |g| g.1)
+}
+
+/// Updates each parameter as soon as backward has completed its gradient, which is then freed.
+///
+/// A parameter's gradient is complete only when every operation that read the parameter has been walked
+/// back, so nothing in the same backward sees the new value.
+pub struct InBackward<'a> {
+    /// The rule.
+    pub optimizer: &'a mut dyn Optimizer,
+    /// Transforms of single tensors, in order.
+    pub transforms: &'a mut [Box<dyn GradientTransform>],
+    /// Groups of parameters that differ from the optimizer's settings.
+    pub groups: &'a [(ParamId, ParamGroup)],
+    /// Where the update stands.
+    pub info: StepInfo,
+    /// What trains, whole.
+    pub params: &'a [Arc<Param>],
+    /// ‖g‖² of the gradients so far.
+    pub squares: f64,
+}
+
+impl GradSink for InBackward<'_> {
+    fn ready(&mut self, param: &Arc<Param>, grad: Array) -> Result<()> {
+        grad.recategorise(Category::Gradients);
+        if !grad.is_shape_only() {
+            let squares = elementwise::sum_of_squares(&grad.view::<f32>()?);
+            if !squares.is_finite() {
+                let (step, name) = (self.info.step, param.name());
+                bail!("the gradient of `{name}` at step {step} is not finite: training has diverged");
+            }
+            self.squares += squares;
+        }
+        let group = group(self.groups, param.id());
+        apply(self.optimizer, self.transforms, param, grad, self.info, group)?;
+        put_back(self.params, param)
+    }
+}
+
+/// Whether a stage updates inside the backward pass, and who wants it: the place in the recipe.
+///
+/// # Errors
+/// If a gradient part's settings are wrong.
+pub fn in_backward(index: usize, s: &TrainStage) -> Result<Option<String>> {
+    if s.fused_optimizer {
+        return Ok(Some(format!("stage.{index}.fused_optimizer")));
+    }
+    for part in &s.gradient {
+        if parts::gradient(part)?.updates_in_backward() {
+            return Ok(Some(format!("{}.per_layer_update", part.path)));
+        }
+    }
+    // An estimator that walks nothing back has its gradients one after the other, too.
+    let forwards_alone = !parts::estimator(&s.estimator)?.needs_backward();
+    Ok(forwards_alone.then(|| s.estimator.path.clone()))
+}
+
+/// Refuses what needs all gradients of a step at once in a stage that updates inside the backward pass.
+///
+/// # Errors
+/// [`BadRecipe`] with both places.
+pub fn check_in_backward(index: usize, s: &TrainStage, micro_batches: usize) -> Result<()> {
+    let Some(place) = in_backward(index, s)? else { return Ok(()) };
+    let estimated = place == s.estimator.path;
+    let key = match place.rsplit('.').next() {
+        _ if estimated => format!("estimator/{}", s.estimator.kind),
+        key => key.unwrap_or_default().to_owned(),
+    };
+    let refuse = |what: &str, other: String, label: String, help: &str| {
+        let frees = "frees each gradient before the next one exists";
+        let error = BadRecipe::new(format!("`{key}` cannot go with {what}")).at(&place, frees);
+        Err(error.at(other, label).help(help).into())
+    };
+    let clipping = "clipping by the global norm";
+    if s.max_grad_norm > 0.0 {
+        let label = format!("`max_grad_norm` is {:?} here and needs all gradients at once", s.max_grad_norm);
+        return refuse(clipping, format!("stage.{index}.max_grad_norm"), label, "set `max_grad_norm = 0`");
+    }
+    for part in &s.gradient {
+        if find(Slot::Gradient, &part.kind)?.traits.contains(&Trait::NeedsGlobalGradNorm) {
+            let label = format!("`{}` needs all gradients at once", part.kind);
+            return refuse(clipping, part.path.clone(), label, "leave one of them out");
+        }
+    }
+    if micro_batches > 1 && !estimated {
+        let key = match (s.batch.gradient_accumulation_steps, s.batch.tokens) {
+            (Some(_), _) => "batch.gradient_accumulation_steps",
+            (None, Some(_)) => "batch.tokens",
+            (None, None) => "batch",
+        };
+        let label = format!("sums gradients over {micro_batches} micro-batches");
+        let help = "use one micro-batch a step: a larger `micro_batch_size`, or fewer `tokens`";
+        return refuse("gradient accumulation", format!("stage.{index}.{key}"), label, help);
+    }
+    Ok(())
+}
