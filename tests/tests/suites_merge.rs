@@ -265,7 +265,6 @@ method = { kind = "compeft", density = 0.1 }
 models = [{ stage = 0 }]
 [[stage]]
 kind = "merge"
-base = "builtin:tiny"
 method = { kind = "task-arithmetic" }
 models = [{ source = "out/stages/1-merge/compressed/task-0.safetensors" }]
 "#;

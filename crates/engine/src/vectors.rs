@@ -268,7 +268,12 @@ impl WeightSource for CandidateSource<'_> {
 ///
 /// # Errors
 /// [`UserError`] with the names that one side lacks, or the first shape that differs.
-pub fn same_tensors(tensors: &[MergedTensor], model: &Reader, unused: &HashSet<String>) -> Result<()> {
+pub fn same_tensors(
+    tensors: &[MergedTensor],
+    model: &Reader,
+    unused: &HashSet<String>,
+    label: &str,
+) -> Result<()> {
     let names: HashSet<String> = model.names().into_iter().filter(|n| !unused.contains(n)).collect();
     let wanted: HashSet<&str> = tensors.iter().map(|t| t.name.as_str()).collect();
     let mut missing: Vec<&str> = wanted.iter().copied().filter(|n| !names.contains(*n)).collect();
@@ -278,7 +283,7 @@ pub fn same_tensors(tensors: &[MergedTensor], model: &Reader, unused: &HashSet<S
     let wrong = |what: String| UserError::new(what).in_file(model.label());
     if !(missing.is_empty() && more.is_empty()) {
         return Err(wrong(format!(
-            "is no model of this base: {}{}",
+            "`{label}` is no model of this base: it {}{}",
             listed("lacks", &missing),
             listed(if missing.is_empty() { "has besides" } else { "; has besides" }, &more)
         ))

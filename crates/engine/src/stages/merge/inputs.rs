@@ -138,7 +138,7 @@ impl BaseModel {
                 self.alike(&origin, &label)?;
                 self.tuned_from_this(&digest::beside(&origin), &label)?;
                 let reader = Reader::open(&origin)?;
-                same_tensors(&self.tensors, &reader, &self.unused)?;
+                same_tensors(&self.tensors, &reader, &self.unused, &label)?;
                 TaskSource::Model(reader)
             }
             Kind::Delta(file) => {
