@@ -146,7 +146,7 @@ fn calibration_rows(
     plan: &Blueprint,
     assembly: &Assembly,
 ) -> Result<Vec<Sample>> {
-    let data = data::load(assembly, &s.data, &plan.base_dir)?;
+    let data = data::load(assembly, &s.data, &plan.base_dir, ramekin_data::Rows::Tokens)?;
     let ids = |row: &Row| Batch::of_rows(&data, std::slice::from_ref(row)).ids;
     let rows: Vec<Vec<u32>> = data.rows.iter().map(ids).collect();
     let (count, length) = (s.nsamples as usize, s.seqlen as usize);
@@ -171,7 +171,7 @@ fn loss(assembly: &Assembly, ids: &[Sample]) -> Result<f64> {
         max_new_tokens: 1,
         rows: (TOKENS / length).max(1),
     };
-    let (found, _) = evaluate(assembly, &data, &e)?;
+    let (found, _) = evaluate(assembly, &data, &e, &*parts::objective(&Part::of("sft"))?)?;
     found.get("loss").and_then(Json::as_f64).context("no loss")
 }
 

@@ -7,7 +7,7 @@ use ramekin_recipe::{MergeStage, Metric, Part};
 use ramekin_slots::{Candidate, Held, Judge, WeightSource};
 
 use super::super::data;
-use super::super::eval::{Evaluation, ensure_references, evaluate};
+use super::super::eval::{Evaluation, ensure_measurable, evaluate};
 use crate::assembly::{Assembly, Blueprint};
 use crate::parts;
 use crate::vectors::Vectors;
@@ -28,7 +28,7 @@ impl Rows {
     /// # Errors
     /// What is wrong with the data.
     pub fn load(s: &MergeStage, plan: &Blueprint, shapes: &Assembly, index: usize) -> Result<Self> {
-        let load = |part: &Part| data::load(shapes, part, &plan.base_dir);
+        let load = |part: &Part| data::load(shapes, part, &plan.base_dir, ramekin_data::Rows::Tokens);
         let tasks = s.models.iter().map(|m| m.data.as_ref().map(load).transpose()).collect::<Result<_>>()?;
         let controls = s.control.iter().map(load).collect::<Result<_>>()?;
         Ok(Rows { tasks, controls, index })
@@ -101,11 +101,12 @@ impl Judge for Bench<'_> {
             self.used.push(held);
         }
         let data = data.context("held rows that are not there")?;
+        let objective = parts::objective(&Part::of("sft"))?;
         if metric == "exact_match" {
-            ensure_references(data, &[Metric::ExactMatch], &self.rows.place(held))?;
+            ensure_measurable(data, &*objective, &[Metric::ExactMatch], &self.rows.place(held))?;
         }
         let assembly = (self.build)(&mut self.vectors.candidate(candidate))?;
-        let (found, _) = evaluate(&assembly, data, &evaluation(metric)?)?;
+        let (found, _) = evaluate(&assembly, data, &evaluation(metric)?, &*objective)?;
         let figure = found.get(metric).and_then(serde_json::Value::as_f64).context("no figure")?;
         Ok(if metric == "loss" { (-figure).exp() } else { figure })
     }

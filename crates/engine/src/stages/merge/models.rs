@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use candle_core::DType;
 use ramekin_core::{Array, Category, Lease};
 use ramekin_plan::Bill;
-use ramekin_recipe::{Dtype, MergeInput, MergeStage, Model};
+use ramekin_recipe::{Dtype, MergeInput, MergeStage, Model, Part};
 use ramekin_slots::{FlatBatch, MergedTensor, Merger, Stored, TaskVectors};
 use ramekin_store::delta::{Base as DeltaBase, Codec, Delta, DeltaWriter};
 use ramekin_store::{AtomicDir, write_atomic};
@@ -36,7 +36,8 @@ pub fn bill(name: &str, s: &MergeStage, plan: &Blueprint) -> Result<Bill> {
         for part in s.models.iter().filter_map(|m| m.data.as_ref()).chain(&s.control) {
             let settings = parts::data_settings(part)?;
             if data::is_small(&settings, &plan.base_dir) {
-                evaluate(assembly, &data::load(assembly, part, &plan.base_dir)?, &evaluation("loss")?)?;
+                let rows = data::load(assembly, part, &plan.base_dir, ramekin_data::Rows::Tokens)?;
+                evaluate(assembly, &rows, &evaluation("loss")?, &*parts::objective(&Part::of("sft"))?)?;
             } else {
                 bill::forward(assembly, 16 * settings.preparation().map_or(1024, |p| p.max_length))?;
             }
