@@ -118,6 +118,11 @@ cases! {
     character_unknown
     chat_without_template
     columns_misspelt
+    compress_block_size
+    compress_nothing
+    compress_ratio
+    compress_too_short
+    compress_with_adapter
     config_heads
     config_inline
     config_kv_heads
@@ -141,6 +146,21 @@ cases! {
     jsonl_lacks_column
     jsonl_line_1003
     labels_masked
+    merge_base_unread
+    merge_density
+    merge_later_stage
+    merge_lora_with_models
+    merge_method_misspelt
+    merge_model_missing
+    merge_nan
+    merge_no_delta
+    merge_other_base
+    merge_other_shape
+    merge_other_tensors
+    merge_other_tokenizer
+    merge_search_without_rows
+    merge_with_adapter
+    merge_without_models
     metric_unknown
     model_beside_model
     model_builtin_unknown

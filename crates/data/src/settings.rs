@@ -330,7 +330,7 @@ settings! {
 settings! {
     /// Settings of `data = { kind = "builtin", … }`: text and tasks that the project writes itself.
     BuiltinSettings {
-        /// Which text or task: `tiny-text`, `records`, `preferences` or `colours`.
+        /// Which text or task: `tiny-text`, `records`, `counts`, `preferences` or `colours`.
         name: String,
         /// Seed of what is written; the same seed writes the same rows.
         #[serde(default)]

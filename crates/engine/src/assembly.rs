@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use ramekin_core::{Array, Category, DType, Ledger, Param, Rng, UserError};
+use ramekin_core::{Array, Category, DType, Ledger, Meter, Param, Rng, UserError, meter};
 use ramekin_data::Tokenizer;
 use ramekin_recipe::{Adapter as AdapterChoice, Dtype, Model as ModelChoice, Part};
 use ramekin_registry::{AnyPart, Slot, load_adapter};
@@ -20,7 +20,7 @@ use serde_json::Value as Json;
 
 use crate::inputs::{self, Origin};
 use crate::source::{FileSource, MemorySource};
-use crate::{blame, parts};
+use crate::{blame, parts, sparse};
 
 /// What a stage wants to stand on.
 #[derive(Clone)]
@@ -45,6 +45,18 @@ pub struct Blueprint {
     pub full_training: bool,
     /// The model's tokenizer, once it has been read or learnt.
     pub tokenizer: OnceCell<Option<Arc<Tokenizer>>>,
+}
+
+/// What is read of a blueprint's files.
+pub enum Loading<'a> {
+    /// Everything.
+    Whole,
+    /// Configs and headers: for plans.
+    Shapes,
+    /// The adapters, and of the base configs and headers.
+    AdaptersAlone,
+    /// Everything, the base's tensors from here.
+    From(&'a mut dyn WeightSource),
 }
 
 /// An adapter in place.
@@ -137,6 +149,15 @@ impl Blueprint {
     /// # Errors
     /// What is missing or wrong in the model's files, the quantizer's or the adapters' settings.
     pub fn assemble(&self, shape_only: bool) -> Result<Assembly> {
+        self.load(if shape_only { Loading::Shapes } else { Loading::Whole })
+    }
+
+    /// Loads as much as is asked for, or the base from another source.
+    ///
+    /// # Errors
+    /// As [`Blueprint::assemble`].
+    pub fn load(&self, loading: Loading<'_>) -> Result<Assembly> {
+        let shape_only = matches!(loading, Loading::Shapes);
         let (origin, mut config) = self.config()?;
         let tokenizer = self.tokenizer(&origin)?;
         if let Origin::Init = origin
@@ -153,11 +174,15 @@ impl Blueprint {
         let mut source = self.source(&origin, &config)?;
         let read = source.bytes;
         let mut shapes;
-        let source: &mut dyn WeightSource = if shape_only {
-            shapes = ShapeSource(Some(&*source.weights));
-            &mut shapes
-        } else {
-            &mut *source.weights
+        // A base of shapes that adapters are only looked at on is held by nobody.
+        let aside = matches!(loading, Loading::AdaptersAlone).then(|| meter::scope(Meter::new()));
+        let source: &mut dyn WeightSource = match loading {
+            Loading::Shapes | Loading::AdaptersAlone => {
+                shapes = ShapeSource(Some(&*source.weights));
+                &mut shapes
+            }
+            Loading::Whole => &mut *source.weights,
+            Loading::From(other) => other,
         };
         let quantizer = self.quantizer.as_ref().map(parts::quantizer).transpose()?;
         let dtype = self.dtype(source)?;
@@ -195,6 +220,7 @@ impl Blueprint {
             companions: BTreeMap::new(),
             heads: BTreeMap::new(),
         };
+        drop(aside);
         for (index, choice) in self.adapters.iter().enumerate() {
             assembly.attach(self, index, choice, shape_only)?;
         }
@@ -234,6 +260,11 @@ impl Blueprint {
                 stored.filter(|d| matches!(d, DType::BF16 | DType::F16)).unwrap_or(DType::F32)
             }
         })
+    }
+
+    /// The base's tensors.
+    pub fn weights(&self, origin: &Origin, config: &Json) -> Result<Box<dyn WeightSource>> {
+        Ok(self.source(origin, config)?.weights)
     }
 
     fn source(&self, origin: &Origin, config: &Json) -> Result<Opened> {
@@ -334,13 +365,19 @@ impl Assembly {
             }
         };
         let owner = if owner.is_empty() { format!("adapter.{index}") } else { owner };
+        // A compressed adapter may count from its own start, which is drawn as it was the first time.
+        let sparse = saved.as_deref().map(sparse::Sparse::find).transpose()?.flatten();
+        let (seed, drawn_as) = match sparse.as_ref().and_then(sparse::Sparse::start) {
+            Some((seed, owner)) => (seed, owner),
+            None => (plan.seed, owner.clone()),
+        };
         let mut ledger = self.ledger.borrow_mut();
         let mut cx = AttachContext {
             sites: self.sites.clone(),
             ledger: &mut ledger,
             facts: self.model.facts(),
-            rng: Rng::new(plan.seed),
-            owner: owner.clone(),
+            rng: Rng::new(seed),
+            owner: drawn_as,
             index,
             stage: plan.stage,
             shape_only,
@@ -353,7 +390,12 @@ impl Assembly {
             }
         };
         drop(ledger);
-        if let Some(folder) = saved {
+        if let Some(sparse) = sparse {
+            if !shape_only {
+                sparse.check_base(plan)?;
+                adapter.load(&mut sparse.source(&*adapter)?)?;
+            }
+        } else if let Some(folder) = saved {
             let mut file = Headless(FileSource::open(folder.join("adapter_model.safetensors"))?);
             self.heads.extend(file.heads(shape_only)?);
             if !shape_only {
@@ -419,6 +461,27 @@ impl Assembly {
             stage: self.seat.stage,
             shape_only,
         })
+    }
+
+    /// A saved adapter as it was before its training, drawn again: attached to this model, not kept.
+    ///
+    /// # Errors
+    /// As attaching it.
+    pub fn draw(&self, folder: &Path, seed: u64, owner: &str) -> Result<Box<dyn Adapter>> {
+        let mut adapter = saved_adapter(folder)?;
+        let mut ledger = self.ledger.borrow_mut();
+        let mut cx = AttachContext {
+            sites: self.sites.clone(),
+            ledger: &mut ledger,
+            facts: self.model.facts(),
+            rng: Rng::new(seed),
+            owner: owner.to_owned(),
+            index: self.adapters.len(),
+            stage: self.seat.stage,
+            shape_only: false,
+        };
+        adapter.attach(&mut cx).with_context(|| format!("the adapter in `{}`", folder.display()))?;
+        Ok(adapter)
     }
 
     /// Makes every dense parameter of the base trainable.

@@ -10,6 +10,10 @@ use ramekin_recipe::{Config, Model, Tokenizer as TokenizerChoice, TokenizerKind}
 use serde_json::Value as Json;
 
 use crate::builtin::{self, Builtin};
+use crate::digest;
+
+/// Fields of a model's config that public files have no place for: they lie in `ramekin.json` beside it.
+pub const OWN_FIELDS: [&str; 1] = ["intermediate_sizes"];
 
 /// The place of a model's files.
 #[derive(Clone)]
@@ -90,8 +94,12 @@ impl Origin {
                 None => return Err(UserError::new("`source = \"init\"` needs `config`").into()),
             },
         };
-        serde_json::from_slice(&text)
-            .map_err(|e| UserError::new(format!("is no JSON: {e}")).at_line(label, e.line()).into())
+        let mut config: Json = serde_json::from_slice(&text)
+            .map_err(|e| UserError::new(format!("is no JSON: {e}")).at_line(label, e.line()))?;
+        if let (Some(map), Json::Object(beside)) = (config.as_object_mut(), digest::beside(self)) {
+            map.extend(beside.into_iter().filter(|(key, _)| OWN_FIELDS.contains(&key.as_str())));
+        }
+        Ok(config)
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Result;
-use ramekin_core::{Usage, meter};
+use ramekin_core::{Usage, meter, units};
 use ramekin_report::{
     Check, Console, EvalLine, EventWriter, Figure, Line, Mem, MetricsWriter, Outcome, Progress, ReportData,
     Sample, StageData, StepLine, read_metrics, write_report,
@@ -199,11 +199,27 @@ fn fill(part: &mut StageData, figures: &Json) {
             after_right: s["right"].as_bool(),
         })
         .collect();
+    part.notes.extend(compressed(figures));
     if let Some(relative) = figures["relative"].as_f64() {
+        let what = if figures["method"].is_string() { "the merge" } else { "base + adapter" };
         part.notes.push(format!(
-            "the merged model, reloaded from disk, equals base + adapter within {relative:.1e} of the largest logit"
+            "the merged model, reloaded from disk, equals {what} within {relative:.1e} of the largest logit"
         ));
     }
+}
+
+/// What a compress stage says of itself.
+fn compressed(figures: &Json) -> Option<String> {
+    let number = |key: &str| figures[key].as_f64();
+    Some(format!(
+        "loss on the calibration samples {:.4} → {:.4}; {} → {} parameters, {} → {} of weights",
+        number("loss_before")?,
+        number("loss_after")?,
+        units::count(figures["parameters_before"].as_u64()?),
+        units::count(figures["parameters_after"].as_u64()?),
+        units::bytes(figures["bytes_before"].as_u64()?),
+        units::bytes(figures["bytes_after"].as_u64()?),
+    ))
 }
 
 /// Metrics before and after, for the top of the page, which shows the held-out loss of a

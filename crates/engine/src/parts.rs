@@ -7,8 +7,8 @@ use ramekin_recipe::Part;
 use ramekin_registry::{AnyPart, Slot, build};
 pub use ramekin_slots::Decoder;
 use ramekin_slots::{
-    ActivationPolicy, Adapter, Estimator, GradientTransform, Hook, KvPolicy, Objective, Optimizer, Placement,
-    Quantizer, Schedule, Search, Selection,
+    ActivationPolicy, Adapter, Estimator, GradientTransform, Hook, KvPolicy, Merger, Objective, Optimizer,
+    Placement, Pruner, Quantizer, Schedule, Search, Selection,
 };
 use serde_json::Value as Json;
 
@@ -70,6 +70,10 @@ makers! {
     activation: Activation => ActivationPolicy;
     /// A cache policy.
     kv: Kv => KvPolicy;
+    /// A way to merge.
+    merger: Merge => Merger;
+    /// A pruner.
+    pruner: Prune => Pruner;
     /// A decoder, its settings not yet held against each other.
     any_decoder: Decode => Decoder;
 }

@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use ramekin_core::BadRecipe;
 use ramekin_data::DataSettings;
-use ramekin_recipe::{Adapter, Config, Model, Part, Recipe, Stage, Tokenizer};
+use ramekin_recipe::{Adapter, Config, MergeStage, Model, Part, Recipe, Stage, Tokenizer};
 use ramekin_slots::ModelRef;
 use serde_json::Value as Json;
 
@@ -64,7 +65,8 @@ impl Look<'_> {
             }
             Stage::Logits(s) => input(&s.input),
             Stage::Search(s) => self.file(&format!("stage.{index}.recipe"), Path::new(&s.recipe), "file"),
-            Stage::Merge(_) => Ok(()),
+            Stage::Compress(s) => self.data(&s.data),
+            Stage::Merge(s) => self.merge(index, s),
         }
     }
 
@@ -79,6 +81,49 @@ impl Look<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Methods either fold adapters or take models; what they take has to be there.
+    fn merge(&self, index: usize, s: &MergeStage) -> Result<()> {
+        let at = format!("stage.{index}");
+        let method = (format!("{at}.method"), &s.method.kind);
+        let folds = parts::merger(&s.method)?.folds_adapters();
+        if folds && !s.models.is_empty() {
+            let found = BadRecipe::new(format!("`{}` cannot go with `models`", method.1))
+                .at(format!("{at}.models"), "names models to put together")
+                .at(method.0, "folds attached adapters");
+            return Err(found.help("write `method = { kind = \"task-arithmetic\" }`").into());
+        }
+        if !folds && s.models.is_empty() {
+            let found = BadRecipe::new(format!("`{}` needs `models`", method.1))
+                .at(method.0, "puts models together, and none are named");
+            return Err(found.help("add `models = [{ source = \"FOLDER\" }, …]`").into());
+        }
+        if let (false, Some(adapter)) = (folds, s.adapter.first()) {
+            let place = match adapter {
+                Adapter::New(part) => &part.path,
+                Adapter::Saved { path, .. } => path,
+            };
+            let found = BadRecipe::new(format!("`{}` cannot go with `adapter`", method.1))
+                .at(place, "is attached to the model")
+                .at(method.0, "puts models together");
+            return Err(found.help("name the adapter in `models`: `{ source = \"FOLDER\" }`").into());
+        }
+        if let Some(base) = &s.base {
+            let model = Model { path: at.clone(), ..crate::run::plain_model(base) };
+            self.model(&model).map_err(|e| rename(e, &format!("{at}.source"), &format!("{at}.base")))?;
+        }
+        for (i, input) in s.models.iter().enumerate() {
+            let path = format!("{at}.models.{i}");
+            if let Some(source) = &input.source {
+                let file = self.base_dir.join(source);
+                if !file.is_file() && !file.join("adapter_config.json").exists() {
+                    self.model(&Model { path, ..crate::run::plain_model(source) })?;
+                }
+            }
+            input.data.iter().try_for_each(|data| self.data(data))?;
+        }
+        s.control.iter().try_for_each(|data| self.data(data))
     }
 
     fn model(&self, model: &Model) -> Result<()> {
@@ -119,5 +164,19 @@ impl Look<'_> {
     fn made_here(&self, written: &Path) -> bool {
         let path = std::path::absolute(self.base_dir.join(written));
         matches!((&self.out, path), (Some(out), Ok(path)) if path.starts_with(out))
+    }
+}
+
+/// The same mistake of a key under another name.
+fn rename(error: anyhow::Error, from: &str, to: &str) -> anyhow::Error {
+    match error.downcast::<BadRecipe>() {
+        Ok(mut bad) => {
+            bad.places
+                .iter_mut()
+                .filter(|(place, _)| place == from)
+                .for_each(|(place, _)| to.clone_into(place));
+            bad.into()
+        }
+        Err(e) => e,
     }
 }

@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use ramekin_core::{Interrupted, UserError, units};
 use ramekin_plan::Bill;
-use ramekin_recipe::{Adapter, Model, Part, Recipe, Stage};
+use ramekin_recipe::{Adapter, MergeStage, Model, Part, Recipe, Stage};
 use ramekin_report::Outcome;
 use ramekin_store::write_atomic;
 use serde::{Deserialize, Serialize};
@@ -65,6 +65,18 @@ impl Carry {
         self.model = Some(blueprint.model.clone());
         self.quantizer.clone_from(&blueprint.quantizer);
         self.adapters = folders;
+    }
+
+    /// The next stage stands on the same base, its frozen weights stored this way.
+    pub fn leave_base(&mut self, blueprint: &Blueprint, quantizer: Option<&Part>) {
+        self.leave_adapters(blueprint, Vec::new());
+        self.quantizer = quantizer.cloned();
+    }
+
+    /// The next stage stands on this model, its frozen weights stored this way.
+    pub fn leave_quantized(&mut self, folder: &Path, quantizer: Option<&Part>) {
+        self.leave_model(folder);
+        self.quantizer = quantizer.cloned();
     }
 
     /// Notes the hash of an artifact.
@@ -137,6 +149,11 @@ fn blueprint(
     carry: &Carry,
     base_dir: &Path,
 ) -> Result<Blueprint> {
+    if let Stage::Merge(s) = stage
+        && !s.models.is_empty()
+    {
+        return merged_from(recipe, s, base_dir);
+    }
     let own = stage.model();
     let model = own.or(carry.model.as_ref()).or(recipe.model.as_ref()).cloned().ok_or_else(|| {
         UserError::new("no model is named").help("set `[model] source`, for example to \"builtin:tiny\"")
@@ -167,6 +184,16 @@ fn blueprint(
     })
 }
 
+/// What several models were tuned from: what the stage says, else the recipe's own model.
+fn merged_from(recipe: &Recipe, s: &MergeStage, base_dir: &Path) -> Result<Blueprint> {
+    let named = s.base.as_ref().map(|base| plain_model(base));
+    let model = named.or_else(|| s.model.clone()).or_else(|| recipe.model.clone());
+    let Some(model) = model else {
+        return Err(UserError::new("no base is named").help("set `base` of the merge stage").into());
+    };
+    Ok(Blueprint { base_dir: base_dir.to_owned(), seed: recipe.seed, ..Blueprint::new(model) })
+}
+
 /// The bills of all stages, as far as they can be known before any has run.
 ///
 /// # Errors
@@ -188,6 +215,9 @@ pub fn plan(recipe: &Recipe, base_dir: &Path) -> Result<Vec<Bill>> {
         if matches!(stage, Stage::Train(_)) && !plan.trains_base() {
             // The adapter does not exist yet; the next stage is billed on the bare base it will sit on.
             carry.leave_adapters(&plan, Vec::new());
+        }
+        if let Stage::Compress(s) = stage {
+            carry.leave_base(&plan, s.quantizer.as_ref());
         }
     }
     Ok(bills)

@@ -24,16 +24,21 @@ impl FileSource {
     pub fn bytes(&self) -> u64 {
         self.index.total_bytes()
     }
+
+    /// What an index holds under a name.
+    pub fn info_of(index: &Index, name: &str) -> Option<WeightInfo> {
+        if !index.contains(name) {
+            return None;
+        }
+        let info = index.tensor_info(name).ok()?;
+        let dtype = candle_core::DType::try_from(info.dtype).ok()?;
+        Some(WeightInfo { dims: info.shape.clone(), dtype })
+    }
 }
 
 impl WeightSource for FileSource {
     fn info(&self, name: &str) -> Option<WeightInfo> {
-        if !self.index.contains(name) {
-            return None;
-        }
-        let info = self.index.tensor_info(name).ok()?;
-        let dtype = candle_core::DType::try_from(info.dtype).ok()?;
-        Some(WeightInfo { dims: info.shape.clone(), dtype })
+        Self::info_of(&self.index, name)
     }
 
     fn read(&mut self, name: &str, _dims: &[usize]) -> Result<Array> {
@@ -63,6 +68,14 @@ impl MemorySource {
         Ok(MemorySource { tensors: tensors.into_iter().collect(), label: label.to_owned() })
     }
 
+    /// A tensor.
+    ///
+    /// # Errors
+    /// If there is none of this name.
+    pub fn tensor(&self, name: &str) -> Result<&Tensor> {
+        self.tensors.get(name).with_context(|| format!("`{}` has no `{name}`", self.label))
+    }
+
     /// Bytes of all tensors.
     pub fn bytes(&self) -> u64 {
         self.tensors.values().map(|t| (t.elem_count() * t.dtype().size_in_bytes()) as u64).sum()
@@ -75,8 +88,7 @@ impl WeightSource for MemorySource {
     }
 
     fn read(&mut self, name: &str, _dims: &[usize]) -> Result<Array> {
-        let tensor = self.tensors.get(name).with_context(|| format!("`{}` has no `{name}`", self.label))?;
-        Array::from_tensor(tensor.copy()?, Category::Workspace)
+        Array::from_tensor(self.tensor(name)?.copy()?, Category::Workspace)
     }
 
     fn names(&self) -> Vec<String> {

@@ -15,6 +15,8 @@ pub struct LlamaConfig {
     pub vocab_size: usize,
     pub hidden_size: usize,
     pub intermediate_size: usize,
+    /// The MLP's width of each layer, where a pruned model has different ones.
+    pub intermediate_sizes: Vec<usize>,
     pub layers: usize,
     pub heads: usize,
     pub kv_heads: usize,
@@ -107,6 +109,7 @@ impl LlamaConfig {
         Ok(LlamaConfig {
             vocab_size: size(config, "vocab_size")?,
             intermediate_size: size(config, "intermediate_size")?,
+            intermediate_sizes: mlp_widths(config, layers)?,
             rope: RopeConfig::parse(config)?,
             max_position_embeddings: size_or(config, "max_position_embeddings", 2048)?,
             tie_word_embeddings: flag(config, "tie_word_embeddings", false)?,
@@ -164,6 +167,25 @@ pub(crate) fn add_biases(config: &mut Json, linears: &[String]) -> Result<Vec<St
         all.extend(paths);
     }
     Ok(all)
+}
+
+/// The MLP's width of each layer: a pruned model's list, which lies beside its `config.json`, else all alike.
+fn mlp_widths(config: &Json, layers: usize) -> Result<Vec<usize>> {
+    let Some(list) = config.get("intermediate_sizes") else {
+        return Ok(vec![size(config, "intermediate_size")?; layers]);
+    };
+    let widths: Option<Vec<usize>> = list.as_array().and_then(|l| {
+        l.iter().map(|n| n.as_u64().filter(|n| (1..=1 << 40).contains(n)).map(|n| n as usize)).collect()
+    });
+    match widths {
+        Some(widths) if widths.len() == layers => Ok(widths),
+        Some(widths) => {
+            Err(wrong("intermediate_sizes", format!("has {} widths for {layers} layers", widths.len())))
+        }
+        None => {
+            Err(wrong("intermediate_sizes", format!("is {list}; it must be a list of widths, one a layer")))
+        }
+    }
 }
 
 /// The sliding window of each layer: `layer_types` where given, else the

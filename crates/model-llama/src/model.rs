@@ -5,7 +5,7 @@
 use std::rc::Rc;
 
 use anyhow::Result;
-use ramekin_slots::{Forward, Loader, Model, ModelFacts};
+use ramekin_slots::{Forward, Loader, MlpSite, Model, ModelFacts};
 use ramekin_tape::Value;
 use ramekin_tape::ops::{self, AttentionSpec};
 
@@ -67,12 +67,13 @@ impl LlamaModel {
     /// Loads every tensor of the config's shape.
     pub fn load(config: LlamaConfig, loader: &mut Loader<'_>) -> Result<Self> {
         let c = &config;
-        let (d, f) = (c.hidden_size, c.intermediate_size);
+        let d = c.hidden_size;
         let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
         loader.table(EMBED, c.vocab_size, d)?;
         loader.module(EMBED_MODULE, d);
         let layers: Vec<LayerNames> = (0..c.layers).map(LayerNames::new).collect();
-        for names in &layers {
+        for (names, f) in layers.iter().zip(&c.intermediate_sizes) {
+            let f = *f;
             loader.module(&names.layer, d);
             loader.module(&names.attention, d);
             loader.module(&names.mlp, d);
@@ -167,6 +168,11 @@ impl Model for LlamaModel {
             let mixed = fx.module(&names.mlp, n, |n| self.mlp(index, fx, n))?;
             ops::add(&fx.tape, &h, &mixed)
         })
+    }
+
+    fn mlp(&self, block: usize) -> Option<MlpSite> {
+        let names = self.layers.get(block)?;
+        Some(MlpSite { up: names.up.clone(), gate: Some(names.gate.clone()), down: names.down.clone() })
     }
 
     fn final_norm(&self, fx: &Forward, x: &Value) -> Result<Value> {

@@ -101,7 +101,7 @@ impl Kept {
             for name in sites.params_of_module(entry)? {
                 let site = sites.param(name)?;
                 let base = site.base().value();
-                let copy = if cx.shape_only {
+                let copy = if cx.shape_only || base.is_shape_only() {
                     Array::shape_only(base.dims(), DType::F32, Category::Workspace)?
                 } else {
                     Array::from_vec(base.to_f32()?, base.dims(), Category::Workspace)?

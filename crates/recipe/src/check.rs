@@ -7,7 +7,7 @@ use crate::doc::Doc;
 use crate::part::{Adapter, Part};
 use crate::path::join;
 use crate::search::{SearchStage, Values};
-use crate::stage::{ALIASES, EvalStage, GenerateStage, Metric, Stage, TrainStage};
+use crate::stage::{ALIASES, CompressStage, EvalStage, GenerateStage, MergeStage, Metric, Stage, TrainStage};
 
 /// What the keys of a stage must be together.
 pub struct Check<'a> {
@@ -31,7 +31,7 @@ pub fn check_training(doc: &Doc, stages: &[Stage], errors: &mut Diagnostics) {
                 (!adapted && s.selection.is_none(), "kind")
             }
             Stage::Logits(s) => (!adapted && s.gradients, "gradients"),
-            Stage::Merge(_) => {
+            Stage::Merge(_) | Stage::Compress(_) => {
                 left = false;
                 continue;
             }
@@ -69,7 +69,9 @@ impl Check<'_> {
             Stage::Generate(s) => self.generate(s, errors),
             Stage::Eval(s) => self.eval(s, errors),
             Stage::Search(s) => self.search(s, errors),
-            Stage::Merge(_) | Stage::Logits(_) => {}
+            Stage::Merge(s) => self.merge(s, errors),
+            Stage::Compress(s) => self.compress(s, errors),
+            Stage::Logits(_) => {}
         }
         self.adapters(stage, errors);
     }
@@ -216,6 +218,81 @@ impl Check<'_> {
         self.metrics("metrics", &s.metrics, errors);
         self.positive("max_rows", s.max_rows, errors);
         self.positive("max_new_tokens", Some(s.max_new_tokens), errors);
+    }
+
+    fn merge(&self, s: &MergeStage, errors: &mut Diagnostics) {
+        for (i, input) in s.models.iter().enumerate() {
+            let at = join(&join(self.at, "models"), &i.to_string());
+            match (&input.source, input.stage) {
+                (Some(_), Some(_)) => {
+                    let (source, stage) = (join(&at, "source"), join(&at, "stage"));
+                    let title = "a model has one origin";
+                    let found = self.doc.conflict(title, (&stage, "names one"), (&source, "names another"));
+                    errors.push(found.help("keep one of them"));
+                }
+                (None, None) => {
+                    let label = "add `source = \"…\"`, or `stage = N` of an earlier stage";
+                    errors.push(self.doc.error_at(
+                        &at,
+                        "an entry of `models` needs `source` or `stage`",
+                        label,
+                    ));
+                }
+                (None, Some(n)) => self.earlier(&join(&at, "stage"), n, errors),
+                (Some(source), None) if source.is_empty() => {
+                    let label = "expected a folder, a file, `hf:ORG/NAME` or `builtin:NAME`";
+                    errors.push(self.doc.error_at(&join(&at, "source"), "`source` is empty", label));
+                }
+                (Some(_), None) => {}
+            }
+        }
+        if s.models.is_empty() {
+            for (key, written) in [("base", s.base.is_some()), ("control", !s.control.is_empty())] {
+                if written {
+                    let path = self.path(key);
+                    errors.push(self.doc.error_at_key(
+                        &path,
+                        format!("`{key}` is never read"),
+                        "add `models = […]`",
+                    ));
+                }
+            }
+        } else if s.base.is_some() && s.model.is_some() {
+            errors.push(self.rivals("base", "model", "`base` is the model to begin with, and so is `model`"));
+        }
+    }
+
+    /// A stage that runs before this one and leaves a model or an adapter.
+    fn earlier(&self, path: &str, n: u64, errors: &mut Diagnostics) {
+        let own: u64 = self.at.rsplit('.').next().and_then(|i| i.parse().ok()).unwrap_or(0);
+        let kind = self.doc.value(&format!("stage.{n}.kind")).and_then(Json::as_str);
+        let why = if n >= own {
+            format!("must be the number of a stage before this one, which is number {own}, counted from 0")
+        } else {
+            match kind {
+                Some("train" | "merge" | "compress") | None => return,
+                Some(other) => format!("is a stage `{other}`, which leaves no model"),
+            }
+        };
+        errors.push(self.doc.error_at(path, format!("`stage` cannot be `{n}`"), why));
+    }
+
+    fn compress(&self, s: &CompressStage, errors: &mut Diagnostics) {
+        if s.prune.is_none() && s.quantizer.is_none() {
+            let title = "a `compress` stage needs `prune` or `quantizer`";
+            errors.push(self.doc.error_at(&self.path("kind"), title, "add `prune = { kind = \"cfsp\" }`"));
+        }
+        self.positive("nsamples", Some(s.nsamples), errors);
+        if s.seqlen < 2 {
+            errors.push(self.refuse("seqlen", "must be at least 2: a token predicts the next"));
+        }
+        if s.pad && s.prune.is_none() {
+            errors.push(self.doc.error_at_key(
+                &self.path("pad"),
+                "`pad` is never read",
+                "add `prune = { … }`",
+            ));
+        }
     }
 
     /// A saved adapter has a folder.

@@ -41,7 +41,7 @@ pub use schema::schema;
 pub use search::{Goal, Range, SearchStage, Values};
 pub use source::{Source, Span};
 pub use stage::{
-    Batch, Checkpoint, EvalStage, GenerateStage, LogitsStage, MergeFormat, MergeStage, Metric, Samples,
-    Stage, TrainEval, TrainStage,
+    Batch, Checkpoint, CompressStage, EvalStage, GenerateStage, LogitsStage, MergeFormat, MergeInput,
+    MergeStage, Metric, Samples, Stage, TrainEval, TrainStage,
 };
 pub use wording::suggest;

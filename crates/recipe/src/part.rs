@@ -40,7 +40,7 @@ impl Part {
 }
 
 /// What a slot of a stage holds where nothing was written.
-pub const DEFAULTS: [(&str, &str); 8] = [
+pub const DEFAULTS: [(&str, &str); 9] = [
     ("placement", "resident"),
     ("estimator", "backprop"),
     ("optimizer", "adamw"),
@@ -49,6 +49,7 @@ pub const DEFAULTS: [(&str, &str); 8] = [
     ("activation", "keep"),
     ("decode", "greedy"),
     ("kv", "full"),
+    ("merge", "lora"),
 ];
 
 impl Serialize for Part {
@@ -162,6 +163,11 @@ pub fn one<const SLOT: usize>(_: &mut SchemaGenerator) -> Schema {
 pub fn many<const SLOT: usize>(_: &mut SchemaGenerator) -> Schema {
     let part = json_schema!({ "$ref": format!("#/$defs/{}", slot_definition(SLOTS[SLOT])) });
     json_schema!({ "anyOf": [{ "type": "array", "items": part }, part] })
+}
+
+/// Schema of a key that takes a list of parts.
+pub fn list<const SLOT: usize>(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "array", "items": { "$ref": format!("#/$defs/{}", slot_definition(SLOTS[SLOT])) } })
 }
 
 /// The part of a slot where nothing was written.

@@ -30,6 +30,10 @@ impl<'a> Places<'a> {
         self.0.extend(placed.map(|(i, part)| Placed { slot, key: format!("{slot}.{i}"), part }));
     }
 
+    fn at(&mut self, key: String, slot: &'static str, part: &'a mut Part) {
+        self.0.push(Placed { slot, key, part });
+    }
+
     fn inside(&mut self, table: &str, slot: &'static str, part: &'a mut Part) {
         self.0.push(Placed { slot, key: format!("{table}.{slot}"), part });
     }
@@ -78,7 +82,23 @@ impl Stage {
                 all.one("decode", &mut s.decode);
                 all.one("kv", &mut s.kv);
             }
-            Stage::Merge(s) => all.adapters(&mut s.adapter),
+            Stage::Merge(s) => {
+                all.adapters(&mut s.adapter);
+                all.at("method".to_owned(), "merge", &mut s.method);
+                for (i, input) in s.models.iter_mut().enumerate() {
+                    if let Some(data) = &mut input.data {
+                        all.at(format!("models.{i}.data"), "data", data);
+                    }
+                }
+                for (i, data) in s.control.iter_mut().enumerate() {
+                    all.at(format!("control.{i}"), "data", data);
+                }
+            }
+            Stage::Compress(s) => {
+                all.perhaps("prune", &mut s.prune);
+                all.perhaps("quantizer", &mut s.quantizer);
+                all.one("data", &mut s.data);
+            }
             Stage::Eval(s) => {
                 all.perhaps("quantizer", &mut s.quantizer);
                 all.one("placement", &mut s.placement);

@@ -205,6 +205,7 @@ fn read_stage(doc: &Doc, at: &str, value: &Json, errors: &mut Diagnostics) -> Op
         Some("eval") => Stage::Eval(decode(doc, at, "eval", table, errors)?),
         Some("logits") => Stage::Logits(decode(doc, at, "logits", table, errors)?),
         Some("search") => Stage::Search(decode(doc, at, "search", table, errors)?),
+        Some("compress") => Stage::Compress(decode(doc, at, "compress", table, errors)?),
         Some(other) => {
             let label = match suggest(other, Stage::KINDS) {
                 Some(near) => format!("did you mean `{near}`?   all: {}", list(Stage::KINDS)),

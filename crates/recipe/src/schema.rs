@@ -9,7 +9,9 @@ use serde_json::{Map, Value as Json, json};
 use crate::part::{SLOTS, slot_definition};
 use crate::recipe::Top;
 use crate::search::SearchStage;
-use crate::stage::{ALIASES, EvalStage, GenerateStage, LogitsStage, MergeStage, Stage, TrainStage};
+use crate::stage::{
+    ALIASES, CompressStage, EvalStage, GenerateStage, LogitsStage, MergeStage, Stage, TrainStage,
+};
 
 /// JSON Schema of the language with these parts, each a slot, a name and the schema of its settings.
 ///
@@ -148,7 +150,7 @@ impl JsonSchema for Stage {
 }
 
 /// Kind, struct and schema of every stage.
-fn stage_schemas(generator: &mut SchemaGenerator) -> [(&'static str, &'static str, Schema); 6] {
+fn stage_schemas(generator: &mut SchemaGenerator) -> [(&'static str, &'static str, Schema); 7] {
     [
         ("train", "TrainStage", TrainStage::json_schema(generator)),
         ("generate", "GenerateStage", GenerateStage::json_schema(generator)),
@@ -156,6 +158,7 @@ fn stage_schemas(generator: &mut SchemaGenerator) -> [(&'static str, &'static st
         ("eval", "EvalStage", EvalStage::json_schema(generator)),
         ("logits", "LogitsStage", LogitsStage::json_schema(generator)),
         ("search", "SearchStage", SearchStage::json_schema(generator)),
+        ("compress", "CompressStage", CompressStage::json_schema(generator)),
     ]
 }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value as Json;
 
 use crate::bytes::Bytes;
-use crate::part::{Adapter, Part, by_default, many, one, one_or_many, slot};
+use crate::part::{Adapter, Part, by_default, list, many, one, one_or_many, slot};
 use crate::recipe::{Dtype, Model};
 use crate::search::SearchStage;
 
@@ -27,11 +27,13 @@ pub enum Stage {
     Logits(LogitsStage),
     /// Tries a recipe with other values of some of its keys.
     Search(SearchStage),
+    /// Makes the model smaller.
+    Compress(CompressStage),
 }
 
 impl Stage {
     /// The names of all kinds.
-    pub const KINDS: [&str; 6] = ["train", "generate", "merge", "eval", "logits", "search"];
+    pub const KINDS: [&str; 7] = ["train", "generate", "merge", "eval", "logits", "search", "compress"];
 
     /// The `kind` as a recipe writes it.
     pub fn kind(&self) -> &'static str {
@@ -42,6 +44,7 @@ impl Stage {
             Stage::Eval(_) => "eval",
             Stage::Logits(_) => "logits",
             Stage::Search(_) => "search",
+            Stage::Compress(_) => "compress",
         }
     }
 
@@ -54,6 +57,7 @@ impl Stage {
             Stage::Eval(s) => s.model.as_ref(),
             Stage::Logits(s) => s.model.as_ref(),
             Stage::Search(_) => None,
+            Stage::Compress(s) => s.model.as_ref(),
         }
     }
 
@@ -66,6 +70,7 @@ impl Stage {
             Stage::Eval(s) => s.model.as_mut(),
             Stage::Logits(s) => s.model.as_mut(),
             Stage::Search(_) => None,
+            Stage::Compress(s) => s.model.as_mut(),
         }
     }
 
@@ -78,6 +83,7 @@ impl Stage {
             Stage::Eval(s) => &mut s.adapter,
             Stage::Logits(s) => &mut s.adapter,
             Stage::Search(_) => &mut [],
+            Stage::Compress(_) => &mut [],
         }
     }
 
@@ -88,7 +94,7 @@ impl Stage {
             Stage::Generate(s) => s.quantizer.as_ref(),
             Stage::Eval(s) => s.quantizer.as_ref(),
             Stage::Logits(s) => s.quantizer.as_ref(),
-            Stage::Merge(_) | Stage::Search(_) => None,
+            Stage::Merge(_) | Stage::Search(_) | Stage::Compress(_) => None,
         }
     }
 
@@ -99,7 +105,7 @@ impl Stage {
             Stage::Generate(s) => Some(&s.placement),
             Stage::Eval(s) => Some(&s.placement),
             Stage::Logits(s) => Some(&s.placement),
-            Stage::Merge(_) | Stage::Search(_) => None,
+            Stage::Merge(_) | Stage::Search(_) | Stage::Compress(_) => None,
         }
     }
 
@@ -112,6 +118,7 @@ impl Stage {
             Stage::Eval(s) => &s.adapter,
             Stage::Logits(s) => &s.adapter,
             Stage::Search(_) => &[],
+            Stage::Compress(_) => &[],
         }
     }
 }
@@ -375,7 +382,7 @@ pub struct GenerateStage {
     pub chat: bool,
 }
 
-/// `kind = "merge"`: folds the adapters in and writes a model.
+/// `kind = "merge"`: folds adapters in, or puts several models of one base together, and writes a model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MergeStage {
@@ -389,6 +396,21 @@ pub struct MergeStage {
     #[serde(default, deserialize_with = "one_or_many")]
     #[schemars(schema_with = "many::<{ slot::ADAPTER }>")]
     pub adapter: Vec<Adapter>,
+    /// How models are put together. Default: `{ kind = "lora" }`, which folds the attached adapters in.
+    #[serde(default = "by_default::<{ slot::MERGE }>")]
+    #[schemars(schema_with = "one::<{ slot::MERGE }>")]
+    pub method: Part,
+    /// What is put together: tuned models, adapters or files of sparse differences. Default: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub models: Vec<MergeInput>,
+    /// The model that all of them were tuned from: `hf:ORG/NAME`, a folder or `builtin:NAME`.
+    /// Default: the stage's own `model`, else the recipe's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
+    /// Held rows of tasks that no model was tuned for, where a method asks what is kept of them. Default: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "list::<{ slot::DATA }>")]
+    pub control: Vec<Part>,
     /// The file format. Default: `safetensors`.
     #[serde(default)]
     #[schemars(default)]
@@ -401,6 +423,25 @@ pub struct MergeStage {
     pub max_shard_size: Bytes,
 }
 
+/// An entry of `models`: one of `source` and `stage` is needed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MergeInput {
+    /// `hf:ORG/NAME`, `builtin:NAME`, the folder of a model or adapter, or a file of sparse differences.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// Instead: the number of an earlier stage of this recipe, whose model or adapter is meant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage: Option<u64>,
+    /// How much the model counts; negative takes away what it learnt. Default: 1.
+    #[serde(default = "weight_one")]
+    pub weight: f64,
+    /// Held rows of the model's own task, where a method chooses settings by them. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "one::<{ slot::DATA }>")]
+    pub data: Option<Part>,
+}
+
 /// What a merge writes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -408,6 +449,47 @@ pub enum MergeFormat {
     /// A Hugging Face model folder.
     #[default]
     Safetensors,
+}
+
+/// `kind = "compress"`: makes the model smaller; one of `prune` and `quantizer` at least is needed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CompressStage {
+    /// A name for reports. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The model to begin with. Default: what the stage before left, or the recipe's `[model]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<Model>,
+    /// Which channels go. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "one::<{ slot::PRUNE }>")]
+    pub prune: Option<Part>,
+    /// How the stages after this one store frozen weights; after pruning. Default: as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "one::<{ slot::QUANTIZER }>")]
+    pub quantizer: Option<Part>,
+    /// The rows of the calibration pass, on which the loss is measured before and after.
+    #[schemars(schema_with = "one::<{ slot::DATA }>")]
+    pub data: Part,
+    /// Samples of the calibration pass. Default: 128.
+    #[serde(default = "calibration_samples")]
+    #[schemars(range(min = 1))]
+    pub nsamples: u64,
+    /// Tokens of each; it is filled with whole rows, the last one cut, which do not see each other. Default: 1024.
+    #[serde(default = "calibration_length")]
+    #[schemars(range(min = 2))]
+    pub seqlen: u64,
+    /// Whether blocks of different widths are filled up with zeros to the widest, so that public loaders
+    /// read the model. Default: false.
+    #[serde(default)]
+    pub pad: bool,
+    /// The type of the written weights. Default: that of the model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<Dtype>,
+    /// The largest file: `5GB`, `2GiB`. Default: `5GB`.
+    #[serde(default = "shard")]
+    pub max_shard_size: Bytes,
 }
 
 /// `kind = "eval"`: measures on held data.
@@ -531,6 +613,18 @@ fn answer_length() -> u64 {
 
 fn yes() -> bool {
     true
+}
+
+fn weight_one() -> f64 {
+    1.0
+}
+
+fn calibration_samples() -> u64 {
+    128
+}
+
+fn calibration_length() -> u64 {
+    1024
 }
 
 fn shard() -> Bytes {

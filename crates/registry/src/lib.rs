@@ -172,6 +172,12 @@ macro_rules! any {
     (estimator, $p:expr) => {
         Ok($crate::AnyPart::Estimator(Box::new($p)))
     };
+    (prune, $p:expr) => {
+        Ok($crate::AnyPart::Prune(Box::new($p)))
+    };
+    (merge, $p:expr) => {
+        Ok($crate::AnyPart::Merge(Box::new($p)))
+    };
     (hook, $p:expr) => {
         Ok($crate::AnyPart::Hook(Box::new($p)))
     };

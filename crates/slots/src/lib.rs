@@ -19,6 +19,8 @@
 //! | `kv` | [`KvPolicy`], [`KvCache`] | what a cache keeps |
 //! | `decode` | [`Decoder`] | logits to token |
 //! | `search` | [`Search`] | which recipe is tried next |
+//! | `prune` | [`Pruner`] | which channels go |
+//! | `merge` | [`Merger`] | several models into one |
 //! | `hook` | [`Hook`] | reacts to events of training |
 
 mod adapter;
@@ -30,6 +32,7 @@ mod gradient;
 mod hook;
 mod kv;
 mod loader;
+mod merge;
 mod model;
 mod model_ref;
 mod module;
@@ -38,6 +41,7 @@ mod optimizer;
 mod part;
 mod placement;
 mod probe;
+mod prune;
 mod quantizer;
 mod saved;
 mod search;
@@ -54,6 +58,9 @@ pub use gradient::GradientTransform;
 pub use hook::{Event, Flow, Hook, HookContext};
 pub use kv::{Attend, KvCache, KvPolicy, KvPrefix, KvShape};
 pub use loader::{LoadOptions, Loader, RandomSource, ShapeSource, WeightInfo, WeightSource};
+pub use merge::{
+    Candidate, Codec, Held, Judge, MergedTensor, Merger, Origin, PIECE, Piece, Stored, TaskVectors, ranges,
+};
 pub use model::{Model, ModelFacts, ModelFamily, no_bias};
 pub use model_ref::ModelRef;
 pub use module::{Affine, ModuleAdapter, ModuleSite, NormInfo};
@@ -67,6 +74,7 @@ pub use optimizer::{
 pub use part::{AnyPart, Part, PartEntry, Slot, Trait};
 pub use placement::{Placement, block_of};
 pub use probe::Probe;
+pub use prune::{BlockMetric, BlockStatistics, MlpSite, MlpWeights, Pruner};
 pub use quantizer::Quantizer;
 pub use ramekin_tape::ParamView;
 pub use ramekin_tape::ops::{Apart, PackedWeight, Rebuild};

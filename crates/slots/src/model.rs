@@ -7,7 +7,7 @@ use ramekin_core::UserError;
 use ramekin_tape::Value;
 use serde_json::Value as Json;
 
-use crate::{Forward, Loader};
+use crate::{Forward, Loader, MlpSite};
 
 /// What other parts may know of a model.
 #[derive(Clone, Debug)]
@@ -40,6 +40,10 @@ pub trait Model {
     fn block(&self, index: usize, fx: &Forward, x: &Value) -> Result<Value>;
     /// The norm before the head, on `[N, d]`.
     fn final_norm(&self, fx: &Forward, x: &Value) -> Result<Value>;
+    /// The linears of a block's MLP; `None` where it has none that channels can be cut from.
+    fn mlp(&self, _block: usize) -> Option<MlpSite> {
+        None
+    }
     /// `[N, d]` to logits `[N, V]`.
     fn head(&self, fx: &Forward, x: &Value) -> Result<Value>;
 }

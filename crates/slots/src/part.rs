@@ -6,8 +6,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value as Json;
 
 use crate::{
-    ActivationPolicy, Adapter, Decoder, Estimator, GradientTransform, Hook, KvPolicy, ModelFamily, Objective,
-    Optimizer, Placement, Quantizer, Schedule, Search, Selection,
+    ActivationPolicy, Adapter, Decoder, Estimator, GradientTransform, Hook, KvPolicy, Merger, ModelFamily,
+    Objective, Optimizer, Placement, Pruner, Quantizer, Schedule, Search, Selection,
 };
 
 /// The places of a recipe that parts fill.
@@ -151,6 +151,11 @@ pub enum AnyPart {
     /// Logits to token.
     Decode(Box<dyn Decoder>),
     /// A part that another crate reads by its settings alone (data, track).
+    /// Which channels go.
+    Prune(Box<dyn Pruner>),
+    /// Several models into one.
+    Merge(Box<dyn Merger>),
+    /// A part that another crate reads by its settings alone (data, search, track).
     Declared,
 }
 

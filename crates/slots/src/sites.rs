@@ -118,6 +118,12 @@ impl LinearSite {
         self.adapters.borrow_mut().push(adapter);
     }
 
+    /// Whether the weight is that of another module, such as an embedding.
+    pub fn is_tied(&self) -> bool {
+        let own = format!("{}.weight", self.path);
+        matches!(&*self.base.borrow(), LinearBase::Dense(name) if *name != own)
+    }
+
     /// How much of what each adapter changes counts: y + s·(y with it − y).
     pub fn strength(&self) -> f64 {
         self.strength.get()

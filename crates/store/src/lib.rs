@@ -5,6 +5,7 @@
 //! | [`disk`] | the few file operations that the rest is made of, each with a place where a fault can be injected |
 //! | [`atomic`] | folders and files that appear whole or not at all, and `checksums.json` |
 //! | [`checkpoint`] | `checkpoint-STEP/` folders, the newest good one, and why others are not good |
+//! | [`delta`] | sparse differences from a base, in few bits |
 //! | [`header`] | the header of a safetensors file, checked against the file before anything is believed |
 //! | [`index`] | reading tensors of one file or of a sharded model, one at a time, into memory of their own |
 //! | [`spool`] | a scratch file for bytes that leave memory and come back |
@@ -14,6 +15,7 @@
 
 pub mod atomic;
 pub mod checkpoint;
+pub mod delta;
 pub mod disk;
 pub mod header;
 pub mod index;

@@ -17,6 +17,9 @@ pub fn make(case: &str, dir: &Path) {
     if case.starts_with("adapter-") {
         adapter(case, &dir.join("adapter"));
     }
+    if recipe.contains("source = \"tuned\"") {
+        tuned(case, &dir.join("tuned"));
+    }
     if case == "jsonl-line-1003" {
         let mut text = String::new();
         for i in 1..=1100 {
@@ -146,6 +149,38 @@ fn model(case: &str, folder: &Path) {
         _ => file(&Json::Object(header).to_string(), &data),
     };
     std::fs::write(folder.join("model.safetensors"), bytes).unwrap();
+}
+
+/// A model tuned from that one, unfit for a merge the way the case says.
+fn tuned(case: &str, folder: &Path) {
+    std::fs::create_dir_all(folder).unwrap();
+    std::fs::copy(folder.with_file_name("tiny.json"), folder.join("config.json")).unwrap();
+    let mut tokenizer = std::fs::read_to_string(folder.with_file_name("tokenizer.json")).unwrap();
+    let mut tensors = llama();
+    tensors.iter_mut().for_each(|t| t.2.iter_mut().for_each(|x| *x += 0.01));
+    match case {
+        "merge-other-shape" => tensors[8] = tensor("model.layers.0.self_attn.o_proj.weight", &[8, 4]),
+        "merge-other-tensors" => tensors[8].0 = "model.layers.0.self_attn.out_proj.weight".to_owned(),
+        "merge-nan" => tensors[8].2[7] = f32::NAN,
+        "merge-other-tokenizer" => {
+            let mut json: Json = serde_json::from_str(&tokenizer).unwrap();
+            let vocab = json["model"]["vocab"].as_object_mut().unwrap();
+            let first = vocab.keys().next().unwrap().clone();
+            let id = vocab.shift_remove(&first).unwrap();
+            vocab.insert("another".to_owned(), id);
+            tokenizer = json.to_string();
+        }
+        "merge-other-base" => {
+            std::fs::write(
+                folder.join("ramekin.json"),
+                json!({ "base_sha256": ["abcdef0123456789"] }).to_string(),
+            )
+            .unwrap();
+        }
+        _ => {}
+    }
+    std::fs::write(folder.join("tokenizer.json"), tokenizer).unwrap();
+    std::fs::write(folder.join("model.safetensors"), safetensors(&tensors)).unwrap();
 }
 
 /// A LoRA in PEFT's layout at `q_proj`, broken the way the case says.

@@ -2,7 +2,7 @@
 //!
 //! [`text`] is what the built-in model is trained on: stories, word problems,
 //! lists and questions in a small English of about a thousand words.
-//! [`records`] is a task on top of it; [`preferences`] and [`colours`] are the same sentences with two
+//! [`records`] and [`counts`] are tasks on top of it; [`preferences`] and [`colours`] are the same sentences with two
 //! answers each, and with a class and a number. Every document and every row is a pure
 //! function of (seed, number).
 
@@ -22,10 +22,10 @@ use serde_json::{Map, Value as Json};
 use crate::settings::BuiltinSettings;
 use crate::source::{Origin, Record, Records};
 
-pub use records::{Colour, Preference, Task, colours, preferences, records};
+pub use records::{Colour, Preference, Task, colours, counts, preferences, records};
 
 /// What `builtin` data may be called.
-pub const NAMES: [&str; 4] = ["tiny-text", "records", "preferences", "colours"];
+pub const NAMES: [&str; 5] = ["tiny-text", "records", "counts", "preferences", "colours"];
 
 /// Document number `index` of the text with this seed.
 pub fn document(seed: u64, index: u64) -> String {
@@ -80,6 +80,11 @@ pub(crate) fn records_of(settings: &BuiltinSettings) -> Result<Records> {
     Ok(match settings.name.as_str() {
         "records" => {
             let rows = records(seed, rows, held_out);
+            let rows = rows.map(|t| vec![("prompt", t.prompt), ("completion", t.completion)]);
+            Box::new(rows.enumerate().map(record))
+        }
+        "counts" => {
+            let rows = counts(seed, rows, held_out);
             let rows = rows.map(|t| vec![("prompt", t.prompt), ("completion", t.completion)]);
             Box::new(rows.enumerate().map(record))
         }

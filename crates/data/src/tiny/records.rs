@@ -3,6 +3,8 @@
 //! The sentences are of the kind that [`super::text`] holds, the records are
 //! of a form that it never holds, so a model trained on the text alone gets
 //! none right, and one that has learned to copy needs little to learn it.
+//!
+//! `counts` is a second task about the same gifts: how many of what are left.
 
 use ramekin_core::{Draws, Rng};
 
@@ -47,6 +49,14 @@ pub struct Colour {
 /// are about gifts that no training row of any seed is about.
 pub fn records(seed: u64, rows: usize, held_out: bool) -> impl Iterator<Item = Task> {
     gifts("tiny.records", seed, rows, held_out).map(|(gift, way)| task(&gift, way))
+}
+
+/// Rows of a second task about gifts, held out in the same way: from the sentence to what is left.
+pub fn counts(seed: u64, rows: usize, held_out: bool) -> impl Iterator<Item = Task> {
+    gifts("tiny.counts", seed, rows, held_out).map(|(gift, way)| Task {
+        prompt: format!("{}\nLeft:", gift.sentence(way)),
+        completion: format!(" {} {} {}", gift.left(), gift.colour, gift.thing.1),
+    })
 }
 
 /// Pairs of answers to the same prompts, held out in the same way.

@@ -1,5 +1,6 @@
 //! The stages of a recipe, one file each.
 
+mod compress;
 mod data;
 mod eval;
 mod generate;
@@ -42,6 +43,7 @@ pub fn run(cx: &mut StageContext<'_>, stage: &Stage, plan: &Blueprint) -> Result
         Stage::Merge(s) => merge::run(cx, s, plan)?,
         Stage::Eval(s) => eval::run(cx, s, plan)?,
         Stage::Logits(s) => logits::run(cx, s, plan)?,
+        Stage::Compress(s) => compress::run(cx, s, plan)?,
         Stage::Train(s) => train::run(cx, s, plan)?,
         Stage::Search(s) => return search::run(cx, s),
     };
@@ -55,6 +57,7 @@ pub fn bill(name: &str, index: usize, recipe: &Recipe, stage: &Stage, plan: &Blu
     match stage {
         Stage::Train(s) => train::bill(name, index, recipe, s, plan),
         Stage::Logits(s) => logits::bill(name, s, plan),
+        Stage::Compress(s) => compress::bill(name, s, plan),
         Stage::Merge(s) => merge::bill(name, s, plan),
         Stage::Generate(s) => generate::bill(name, s, plan),
         Stage::Eval(s) => eval::bill(name, index, s, plan),

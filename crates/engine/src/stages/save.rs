@@ -10,6 +10,8 @@ use ramekin_store::{AtomicDir, Data, Spec, write_safetensors, write_sharded};
 use serde_json::{Map, Value as Json, json};
 
 use crate::assembly::{Assembly, Attached, Blueprint};
+use crate::digest::{BASES, BESIDE};
+use crate::inputs::OWN_FIELDS;
 
 /// Files that travel with every copy of a model.
 const COMPANIONS: [&str; 9] = [
@@ -25,7 +27,8 @@ const COMPANIONS: [&str; 9] = [
 ];
 
 /// Writes one adapter: `adapter_config.json`, `adapter_model.safetensors`,
-/// `README.md`, and `ramekin.json` for what PEFT has no place for.
+/// `README.md`, and `ramekin.json` for what PEFT has no place for; `bases` are the digests of what it was
+/// tuned from.
 ///
 /// What an objective leaves lies with the adapter, as PEFT's `modules_to_save` do.
 pub fn adapter(
@@ -34,6 +37,7 @@ pub fn adapter(
     beside: &ObjectiveFile,
     target: &Path,
     seed: u64,
+    bases: &Json,
 ) -> Result<()> {
     let mut file = attached.adapter.file(&assembly.label)?;
     let mut tensors: Vec<(String, Data)> =
@@ -52,9 +56,9 @@ pub fn adapter(
     let mut dir = AtomicDir::begin(target)?;
     write_safetensors(dir.path().join("adapter_model.safetensors"), &tensors, &[("format", "pt")])?;
     dir.write("adapter_config.json", &pretty(&file.config)?)?;
-    let extra =
-        json!({ "seed": seed, "owner": attached.owner, "sites": attached.sites, "extra": file.extra });
-    dir.write("ramekin.json", &pretty(&extra)?)?;
+    let extra = json!({ "seed": seed, "owner": attached.owner, "sites": attached.sites, "extra": file.extra,
+        BASES: bases });
+    dir.write(BESIDE, &pretty(&extra)?)?;
     dir.write("README.md", card(&assembly.label, &file.config).as_bytes())?;
     dir.commit()?;
     Ok(())
@@ -101,18 +105,25 @@ fn sparse(differences: &[Differences]) -> Result<Vec<(String, Array)>> {
 /// All adapters of an assembly; the first in `dir` itself, further ones in folders of their number.
 ///
 /// What an objective leaves goes with the first.
-pub fn adapters(assembly: &Assembly, beside: &ObjectiveFile, dir: &Path, seed: u64) -> Result<Vec<PathBuf>> {
+pub fn adapters(
+    assembly: &Assembly,
+    beside: &ObjectiveFile,
+    dir: &Path,
+    seed: u64,
+    bases: &Json,
+) -> Result<Vec<PathBuf>> {
     let nothing = ObjectiveFile::default();
     let mut made = Vec::new();
     for (i, attached) in assembly.adapters.iter().enumerate() {
         let target = if i == 0 { dir.to_owned() } else { dir.with_file_name(format!("adapter-{i}")) };
-        adapter(assembly, attached, if i == 0 { beside } else { &nothing }, &target, seed)?;
+        adapter(assembly, attached, if i == 0 { beside } else { &nothing }, &target, seed, bases)?;
         made.push(target);
     }
     Ok(made)
 }
 
-fn card(base: &str, config: &Json) -> String {
+/// The README of an adapter's folder.
+pub fn card(base: &str, config: &Json) -> String {
     let kind = config["peft_type"].as_str().unwrap_or("adapter");
     format!(
         "---\nbase_model: {base}\nlibrary_name: peft\n---\n\nA {kind} adapter for `{base}`, made with Ramekin. \
@@ -120,7 +131,8 @@ fn card(base: &str, config: &Json) -> String {
     )
 }
 
-fn pretty(json: &Json) -> Result<Vec<u8>> {
+/// JSON for people too.
+pub fn pretty(json: &Json) -> Result<Vec<u8>> {
     let mut text = serde_json::to_vec_pretty(json)?;
     text.push(b'\n');
     Ok(text)
@@ -135,7 +147,7 @@ enum From<'a> {
 }
 
 /// Writes the model with every adapter folded in: `config.json`, (sharded)
-/// safetensors of this type and the files that came with it.
+/// safetensors of this type, the files that came with it, and `notes` as `ramekin.json`.
 ///
 /// An objective's own parameters and what adapters brought along of the kind are written too.
 pub fn model(
@@ -144,33 +156,84 @@ pub fn model(
     target: &Path,
     dtype: DType,
     max_shard: u64,
+    notes: Map<String, Json>,
 ) -> Result<()> {
-    let stored = ramekin_store::write::to_stored(dtype).context("no such type in files")?;
     let mut settings = config(assembly, beside, dtype);
     let tensors = tensors(assembly, beside, &mut settings)?;
-    let specs: Vec<Spec> = tensors
-        .iter()
-        .map(|(name, shape, _)| Spec { name: name.clone(), dtype: stored, shape: shape.clone() })
-        .collect();
-    let mut dir = AtomicDir::begin(target)?;
-    let sites = &assembly.sites;
-    write_sharded(dir.path(), &specs, max_shard, &[("format", "pt")], |name| {
+    let specs = listed(&tensors, dtype)?;
+    streamed(assembly, settings, target, max_shard, &specs, notes, &mut |name| {
         let (_, _, from) = tensors.iter().find(|(n, _, _)| n == name).context("a tensor nobody listed")?;
-        let array = match from {
-            From::Linear(site) => site.merged(sites)?,
-            From::Bias(site) => match sites.folded_bias(site)? {
-                Some(bias) => bias,
-                None => Array::zeros(&[site.shape.0], DType::F32, Category::Workspace)?,
-            },
-            From::Param(name) => match sites.folded_norm(name)? {
-                Some(folded) => folded,
-                None => sites.param(name)?.active(true).value(),
-            },
-            From::Head(array) => array.clone(),
-        };
-        Ok(Data::Tensor(array.tensor().to_dtype(dtype)?))
+        produce(assembly, from)
+    })
+}
+
+fn produce(assembly: &Assembly, from: &From<'_>) -> Result<Array> {
+    let sites = &assembly.sites;
+    match from {
+        From::Linear(site) => site.merged(sites),
+        From::Bias(site) => match sites.folded_bias(site)? {
+            Some(bias) => Ok(bias),
+            None => Array::zeros(&[site.shape.0], DType::F32, Category::Workspace),
+        },
+        From::Param(name) => match sites.folded_norm(name)? {
+            Some(folded) => Ok(folded),
+            None => Ok(sites.param(name)?.active(true).value()),
+        },
+        From::Head(array) => Ok(array.clone()),
+    }
+}
+
+fn listed(tensors: &[(String, Vec<usize>, From<'_>)], dtype: DType) -> Result<Vec<Spec>> {
+    let dtype = ramekin_store::write::to_stored(dtype).context("no such type in files")?;
+    let all = tensors.iter();
+    Ok(all.map(|(name, shape, _)| Spec { name: name.clone(), dtype, shape: shape.clone() }).collect())
+}
+
+/// A model's config and the names and shapes of its tensors, sorted, as its files have them.
+pub fn layout(assembly: &Assembly, dtype: DType) -> Result<(Json, Vec<Spec>)> {
+    let nothing = ObjectiveFile::default();
+    let mut settings = config(assembly, &nothing, dtype);
+    let specs = listed(&tensors(assembly, &nothing, &mut settings)?, dtype)?;
+    Ok((settings, specs))
+}
+
+/// One tensor of the model with every adapter folded in.
+///
+/// # Errors
+/// If there is none of this name, or an adapter cannot be folded in.
+pub fn tensor(assembly: &Assembly, name: &str) -> Result<Array> {
+    let nothing = ObjectiveFile::default();
+    let all = tensors(assembly, &nothing, &mut config(assembly, &nothing, assembly.dtype))?;
+    let (_, _, from) = all.iter().find(|(n, _, _)| n == name).context("a tensor nobody listed")?;
+    produce(assembly, from)
+}
+
+/// As [`model`], with config and tensors from elsewhere: `produce` is asked for one after the other.
+pub fn streamed(
+    assembly: &Assembly,
+    config: Json,
+    target: &Path,
+    max_shard: u64,
+    specs: &[Spec],
+    mut notes: Map<String, Json>,
+    produce: &mut dyn FnMut(&str) -> Result<Array>,
+) -> Result<()> {
+    let mut dir = AtomicDir::begin(target)?;
+    write_sharded(dir.path(), specs, max_shard, &[("format", "pt")], |name| {
+        let spec = specs.iter().find(|s| s.name == name).context("a tensor nobody listed")?;
+        let dtype = DType::try_from(spec.dtype)?;
+        Ok(Data::Tensor(produce(name)?.tensor().to_dtype(dtype)?))
     })?;
-    dir.write("config.json", &pretty(&settings)?)?;
+    let mut config = config;
+    for key in OWN_FIELDS {
+        if let Some(value) = config.as_object_mut().and_then(|c| c.shift_remove(key)) {
+            notes.insert(key.to_owned(), value);
+        }
+    }
+    dir.write("config.json", &pretty(&config)?)?;
+    if !notes.is_empty() {
+        dir.write(BESIDE, &pretty(&Json::Object(notes))?)?;
+    }
     for name in COMPANIONS {
         if let Some(bytes) = assembly.origin.file(name) {
             dir.write(name, &bytes)?;

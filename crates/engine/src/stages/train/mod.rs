@@ -26,7 +26,7 @@ use crate::masks::Masks;
 use crate::pass::Draw;
 use crate::run::StageContext;
 use crate::step::{LabelledBatch, Trainer};
-use crate::{audit, checkpoint, parts};
+use crate::{audit, checkpoint, digest, parts};
 
 /// The parts of a stage's step.
 pub fn trainer(s: &TrainStage, seed: u64, total_steps: u64) -> Result<Trainer> {
@@ -259,7 +259,8 @@ fn leave(
     if plan.trains_base() {
         let folder = cx.dir.join("model");
         let dtype = save::dtype(plan.model.dtype.unwrap_or(Dtype::F32));
-        save::model(assembly, beside, &folder, dtype, 5_000_000_000)?;
+        let notes = Map::from_iter([(digest::BASES.to_owned(), digest::lineage(plan)?)]);
+        save::model(assembly, beside, &folder, dtype, 5_000_000_000, notes)?;
         let mut made = vec![folder.clone()];
         if let Some(file) = assembly.selection.borrow().as_ref().map(|s| s.file()).transpose()?.flatten() {
             let delta = cx.dir.join("delta");
@@ -271,7 +272,7 @@ fn leave(
         return Ok(());
     }
     let folder = cx.dir.join("adapter");
-    let made = save::adapters(assembly, beside, &folder, cx.recipe.seed)?;
+    let made = save::adapters(assembly, beside, &folder, cx.recipe.seed, &digest::lineage(plan)?)?;
     cx.publish(&made)?;
     let file = folder.join("adapter_model.safetensors");
     cx.carry.note_hash("adapter/adapter_model.safetensors", checkpoint::sha256(&file)?);

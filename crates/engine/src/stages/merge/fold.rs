@@ -1,4 +1,4 @@
-//! `kind = "merge"`: adapters folded into the base, with a certificate.
+//! `method = { kind = "lora" }`: adapters folded into the base, with a certificate.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -10,16 +10,16 @@ use ramekin_recipe::{Dtype, MergeStage, Model};
 use ramekin_slots::{FlatBatch, Forward, Mode, ObjectiveFile};
 use ramekin_store::write_atomic;
 use ramekin_tape::Tape;
-use serde_json::{Value as Json, json};
+use serde_json::{Map, Value as Json, json};
 
-use super::save;
+use super::super::save;
 use crate::assembly::{Assembly, Blueprint};
 use crate::bill;
 use crate::run::{StageContext, plain_model};
 use crate::step::hidden;
 
 /// How far a merged model may be from base + adapter, relative to the largest logit.
-fn tolerance(dtype: DType) -> f64 {
+pub fn tolerance(dtype: DType) -> f64 {
     match dtype {
         DType::F32 => 1e-5,
         DType::F16 => 1e-2,
@@ -32,7 +32,7 @@ pub fn bill(name: &str, s: &MergeStage, plan: &Blueprint) -> Result<Bill> {
     let dtype = Cell::new(None);
     let writing = bill::inference(name, plan, PROBE, &|assembly| {
         check(assembly)?;
-        dtype.set(Some(written_as(s, assembly)));
+        dtype.set(Some(written_as(s.dtype, assembly)));
         bill::forward(assembly, PROBE)?;
         let largest = assembly.sites.linears().iter().max_by_key(|l| l.shape.0 * l.shape.1);
         let Some(site) = largest else { return Ok(()) };
@@ -59,8 +59,8 @@ fn check(assembly: &Assembly) -> Result<()> {
 }
 
 /// The recipe's choice, else the model's own type.
-fn written_as(s: &MergeStage, assembly: &Assembly) -> Dtype {
-    s.dtype.unwrap_or(match assembly.dtype {
+pub fn written_as(choice: Option<Dtype>, assembly: &Assembly) -> Dtype {
+    choice.unwrap_or(match assembly.dtype {
         DType::BF16 => Dtype::Bf16,
         DType::F16 => Dtype::F16,
         _ => Dtype::F32,
@@ -68,15 +68,14 @@ fn written_as(s: &MergeStage, assembly: &Assembly) -> Dtype {
 }
 
 /// Tokens of the certificate at most.
-const PROBE: usize = 48;
+pub const PROBE: usize = 48;
 
 /// Runs the stage.
 pub fn run(cx: &mut StageContext<'_>, s: &MergeStage, plan: &Blueprint) -> Result<Json> {
-    let ramekin_recipe::MergeFormat::Safetensors = s.format;
     let assembly = plan.assemble(false)?;
-    let dtype = save::dtype(written_as(s, &assembly));
+    let dtype = save::dtype(written_as(s.dtype, &assembly));
     let folder = cx.dir.join("model");
-    save::model(&assembly, &ObjectiveFile::default(), &folder, dtype, s.max_shard_size.0)?;
+    save::model(&assembly, &ObjectiveFile::default(), &folder, dtype, s.max_shard_size.0, Map::new())?;
     let batch = probe(&assembly, cx.recipe.seed);
     let before = logits(&assembly, &batch)?;
     let largest = before.iter().fold(0f32, |m, x| m.max(x.abs()));
@@ -109,7 +108,7 @@ pub fn run(cx: &mut StageContext<'_>, s: &MergeStage, plan: &Blueprint) -> Resul
 }
 
 /// Held text where there is a tokenizer, seeded ids otherwise.
-fn probe(assembly: &Assembly, seed: u64) -> FlatBatch {
+pub fn probe(assembly: &Assembly, seed: u64) -> FlatBatch {
     let text = "Anna has 4 red apples and gives 2 to Ben. How many apples does Anna have now?";
     let ids = assembly.tokenizer.as_ref().and_then(|t| t.encode(text, true).ok()).filter(|ids| ids.len() > 4);
     let ids = ids.unwrap_or_else(|| {
@@ -121,7 +120,8 @@ fn probe(assembly: &Assembly, seed: u64) -> FlatBatch {
     FlatBatch::new(&[ids.into_iter().take(longest).collect()])
 }
 
-fn logits(assembly: &Assembly, batch: &FlatBatch) -> Result<Vec<f32>> {
+/// The logits of every token of a batch.
+pub fn logits(assembly: &Assembly, batch: &FlatBatch) -> Result<Vec<f32>> {
     let fx = Forward::new(Tape::off(), Rc::clone(&assembly.sites), batch.clone(), Mode::inference());
     let h = hidden(&assembly.model, &fx, None)?;
     assembly.model.head(&fx, &h)?.array().to_f32()
