@@ -62,6 +62,11 @@ fn rows(draft: &mut Draft, data: &str) {
     draft.key("eval", &format!("{{ data = {data} }}"));
 }
 
+/// What the train stage learnt, as the one task vector.
+fn vectors(draft: &mut Draft) {
+    draft.behind("merge", "models", "[{ stage = 0 }]");
+}
+
 fn no_clipping(draft: &mut Draft) {
     draft.key("max_grad_norm", "0");
 }
@@ -178,6 +183,16 @@ pub const TABLE: &[Entry] = &[
     part(Slot::Decode, "greedy", ""),
     part(Slot::Decode, "sample", ""),
     part(Slot::Decode, "speculative", "assistant_model = { source = \"TEACHER\" }"),
+    with(Slot::Prune, "cfsp", "pruning_ratio = 0.25, block_size = 8", |d| {
+        d.behind("compress", "data", "{ kind = \"text\", path = \"rows.txt\", max_length = 32 }");
+        d.behind("compress", "nsamples", "8");
+        d.behind("compress", "seqlen", "32");
+    }),
+    part(Slot::Merge, "lora", ""),
+    with(Slot::Merge, "compeft", "density = [0.5], alpha = [1]", vectors),
+    with(Slot::Merge, "lines", "", vectors),
+    with(Slot::Merge, "task-arithmetic", "", vectors),
+    with(Slot::Merge, "ties", "", vectors),
     part(Slot::Hook, "early-stop", ""),
     part(Slot::Hook, "ema", "decay = 0.5"),
     with(Slot::Hook, "ist", "active_fraction = 0.5", |d| d.adapted()),

@@ -1,0 +1,3 @@
+//! What the sheets of the zeroth-order methods say must hold; a test is called as its item there.
+
+mod mezo;
