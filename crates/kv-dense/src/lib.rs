@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use anyhow::Result;
-use ramekin_kv_lanes::{Dense, Everything, bytes, open};
+use ramekin_lanes::{Dense, Everything, bytes, open};
 use ramekin_registry::{Part, part};
 use ramekin_slots::{KvCache, KvPolicy, KvShape};
 use schemars::JsonSchema;

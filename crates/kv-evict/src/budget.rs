@@ -1,6 +1,6 @@
 //! Who may keep how much: budgets by layer and by head.
 
-use ramekin_kv_lanes::top;
+use ramekin_lanes::top;
 
 /// PyramidKV: entries before the window that each layer keeps of a prompt of n tokens, w of them the window.
 ///

@@ -11,7 +11,7 @@
 
 use anyhow::Result;
 use ramekin_core::BadSetting;
-use ramekin_kv_lanes::{Look, Prompt, Rule, Trigger, refuse_narrow_windows, top};
+use ramekin_lanes::{Look, Prompt, Rule, Trigger, refuse_narrow_windows, top};
 use ramekin_registry::{Part, part};
 use ramekin_slots::{KvShape, ModelFacts};
 use schemars::JsonSchema;

@@ -9,7 +9,7 @@
 //! | `pyramid` | as snapkv | shrinks with depth | after the prompt | true | arXiv:2406.02069 |
 //! | `ada` | as snapkv | shared out among heads | after the prompt | true | arXiv:2407.11550 |
 //!
-//! Each is a rule over the lanes of `kv-lanes`; what scores and budgets have in common is in `window`
+//! Each is a rule over the lanes of `lanes`; what scores and budgets have in common is in `window`
 //! (votes of a prompt's end) and `budget` (by layer, by head).
 
 mod ada;
@@ -59,11 +59,11 @@ macro_rules! policy {
                 &self,
                 shape: ramekin_slots::KvShape,
             ) -> anyhow::Result<std::rc::Rc<std::cell::RefCell<dyn ramekin_slots::KvCache>>> {
-                ramekin_kv_lanes::open(self.clone(), ramekin_kv_lanes::Dense, shape)
+                ramekin_lanes::open(self.clone(), ramekin_lanes::Dense, shape)
             }
 
             fn bytes(&self, shape: ramekin_slots::KvShape) -> u64 {
-                ramekin_kv_lanes::bytes(self, &ramekin_kv_lanes::Dense, shape)
+                ramekin_lanes::bytes(self, &ramekin_lanes::Dense, shape)
             }
         }
     };

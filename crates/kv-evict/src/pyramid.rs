@@ -8,7 +8,7 @@
 
 use anyhow::Result;
 use ramekin_core::BadSetting;
-use ramekin_kv_lanes::{Prompt, Rule, refuse_narrow_windows};
+use ramekin_lanes::{Prompt, Rule, refuse_narrow_windows};
 use ramekin_registry::{Part, part};
 use ramekin_slots::{KvShape, ModelFacts};
 use schemars::JsonSchema;

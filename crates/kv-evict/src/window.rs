@@ -8,7 +8,7 @@
 
 use anyhow::Result;
 use ramekin_core::BadSetting;
-use ramekin_kv_lanes::{Prompt, top};
+use ramekin_lanes::{Prompt, top};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 

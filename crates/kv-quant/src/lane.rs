@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use half::f16;
 use ramekin_kernels::attention::Stored;
-use ramekin_kv_lanes::{Entries, Storage};
+use ramekin_lanes::{Entries, Storage};
 
 /// Entries in few bits.
 #[derive(Clone, Copy, Debug)]

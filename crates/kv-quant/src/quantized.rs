@@ -13,7 +13,7 @@ use std::rc::Rc;
 
 use anyhow::Result;
 use ramekin_core::BadSetting;
-use ramekin_kv_lanes::{Everything, bytes, open};
+use ramekin_lanes::{Everything, bytes, open};
 use ramekin_registry::{Part, part};
 use ramekin_slots::{KvCache, KvPolicy, KvShape};
 use schemars::JsonSchema;

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use anyhow::Result;
 use ramekin_core::{Draws, Rng};
 use ramekin_kv_evict::SnapKv;
-use ramekin_kv_lanes::{Cache, Dense, Prompt, Rule, bytes, open};
+use ramekin_lanes::{Cache, Dense, Prompt, Rule, bytes, open};
 use ramekin_slots::{KvCache, KvPolicy, KvShape};
 use ramekin_tape::ops::AttentionSpec;
 use ramekin_tests::compare::{difference, largest, same_bits};

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use ramekin_core::{Draws, Rng};
 use ramekin_kv_evict::{Ada, SnapKv, by_head, by_layer};
-use ramekin_kv_lanes::{Cache, Dense, Prompt, Rule};
+use ramekin_lanes::{Cache, Dense, Prompt, Rule};
 use ramekin_tests::compare::same_bits;
 use ramekin_tests::decoding::{Session, kept, shape};
 use ramekin_tests::lab;

@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use ramekin_core::{Meter, meter};
 use ramekin_kv_evict::{Ada, H2o, Pyramid, Tova};
-use ramekin_kv_lanes::{Cache, Dense, Rule};
+use ramekin_lanes::{Cache, Dense, Rule};
 use ramekin_slots::FlatBatch;
 use ramekin_tests::compare::{difference, largest, same_bits};
 use ramekin_tests::decoding::{Masked, Session, Visible, shape, with_and_masked};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ramekin_core::{Draws, Rng};
 use ramekin_kv_evict::{H2o, Tova};
-use ramekin_kv_lanes::{Cache, Dense, Rule};
+use ramekin_lanes::{Cache, Dense, Rule};
 use ramekin_slots::KvShape;
 use ramekin_tape::ops::AttentionSpec;
 use ramekin_tests::decoding::{Made, attend};
