@@ -57,7 +57,7 @@ pub fn load_adapter(config: &Json) -> Result<AnyPart> {
         .unwrap_or_else(|| {
             let kind = config.get("peft_type").and_then(Json::as_str).unwrap_or("nothing");
             Err(UserError::new(format!("no adapter here reads `peft_type` {kind}"))
-                .help(format!("adapters: {}", names(Slot::Adapter).join(", ")))
+                .help("`cargo xtask parts adapter` lists the adapters that there are")
                 .into())
         })
 }

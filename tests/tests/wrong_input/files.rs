@@ -202,7 +202,7 @@ fn adapter(case: &str, folder: &Path) {
         "adapter-left-over" => tensors.extend([tensor(&at(5, "A"), &[2, 8]), tensor(&at(5, "B"), &[8, 2])]),
         "adapter-lacks-tensor" => tensors.truncate(1),
         "adapter-unsupported-field" => config["use_qalora"] = json!(true),
-        "adapter-unknown-kind" => config["peft_type"] = json!("PROMPT_TUNING"),
+        "adapter-unknown-kind" => config["peft_type"] = json!("XLORA"),
         _ => {}
     }
     std::fs::write(folder.join("adapter_config.json"), config.to_string()).unwrap();
