@@ -106,6 +106,8 @@ macro_rules! cases {
 }
 
 cases! {
+    accuracy_of_sft
+    adafactor_rate_twice
     adapter_lacks_tensor
     adapter_left_over
     adapter_missing
@@ -135,16 +137,24 @@ cases! {
     data_empty
     data_missing
     data_missing_plan
+    dpo_smoothing
+    dpo_trains_the_base
+    dpo_without_pairs
     dropout_above_one
     eval_data_missing
     eval_without_rows
     exact_match_without_references
+    fused_with_accumulation
+    fused_with_clipping
+    galore_no_target
+    galore_rank_too_large
     generate_input_missing
     generate_without_prompt
     group_size
     init_config_missing
     jsonl_lacks_column
     jsonl_line_1003
+    label_beyond_the_classes
     labels_masked
     merge_base_unread
     merge_density
@@ -174,6 +184,8 @@ cases! {
     modules_regex_invalid
     modules_regex_no_match
     part_misspelt
+    per_layer_with_clip_part
+    per_layer_with_clipping
     quantizer_in_a_later_stage
     quantizer_with_full_training
     rank_zero
@@ -198,6 +210,8 @@ cases! {
     stage_key_misspelt
     stage_key_of_another
     stage_kind_misspelt
+    teacher_missing
+    teacher_with_another_vocabulary
     template_missing
     template_raises
     template_syntax
