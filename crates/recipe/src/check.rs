@@ -31,7 +31,17 @@ pub fn check_training(doc: &Doc, stages: &[Stage], errors: &mut Diagnostics) {
                 (!adapted && s.selection.is_none(), "kind")
             }
             Stage::Logits(s) => (!adapted && s.gradients, "gradients"),
-            Stage::Merge(_) | Stage::Compress(_) => {
+            Stage::Compress(s) => {
+                if adapted && let Some(part) = s.prune.as_ref().or(s.quantizer.as_ref()) {
+                    let title = "a `compress` stage cannot begin with an adapter";
+                    let label = "changes the weights that the adapter of the stage before stands on";
+                    let found = doc.error_at(&part.path, title, label);
+                    errors.push(found.help("fold it in with a `merge` stage between"));
+                }
+                left = false;
+                continue;
+            }
+            Stage::Merge(_) => {
                 left = false;
                 continue;
             }
