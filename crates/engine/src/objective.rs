@@ -74,7 +74,11 @@ pub fn companions(
 ) -> Result<()> {
     let shape_only = assembly.is_shape_only();
     for (name, model) in wanted {
-        let other = beside(plan, &model, &name, place)?.assemble(shape_only)?;
+        let mut stands_on = beside(plan, &model, &name, place)?;
+        if shape_only && model.adapter.as_ref().is_some_and(|a| !plan.base_dir.join(a).exists()) {
+            stands_on.adapters.clear(); // a stage before makes it: the plan bills the bare model
+        }
+        let other = stands_on.assemble(shape_only)?;
         same_vocabulary(assembly, &other, &name, place)?;
         assembly.read += other.read;
         assembly.companions.insert(name, other);

@@ -1,6 +1,6 @@
 //! What can be seen of every stage before the first one begins: that the files the recipe names are there.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use anyhow::Result;
 use ramekin_core::BadRecipe;
@@ -163,7 +163,7 @@ impl Look<'_> {
 
     fn made_here(&self, written: &Path) -> bool {
         let path = std::path::absolute(self.base_dir.join(written));
-        matches!((&self.out, path), (Some(out), Ok(path)) if path.starts_with(out))
+        matches!((&self.out, path), (Some(out), Ok(path)) if lexical(&path).starts_with(lexical(out)))
     }
 }
 
@@ -179,4 +179,19 @@ fn rename(error: anyhow::Error, from: &str, to: &str) -> anyhow::Error {
         }
         Err(e) => e,
     }
+}
+
+/// The path with every `..` taken back; what lies there need not exist.
+fn lexical(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir => {
+                plain.pop();
+            }
+            Component::CurDir => {}
+            other => plain.push(other),
+        }
+    }
+    plain
 }

@@ -199,7 +199,7 @@ fn merged_from(recipe: &Recipe, s: &MergeStage, base_dir: &Path) -> Result<Bluep
 /// # Errors
 /// What is wrong with a model's config or headers, or with a part's settings.
 pub fn plan(recipe: &Recipe, base_dir: &Path) -> Result<Vec<Bill>> {
-    preflight::check(recipe, base_dir, None, 0)?;
+    preflight::check(recipe, base_dir, Some(&Path::new("runs").join(&recipe.name)), 0)?;
     let mut carry = Carry::default();
     let mut bills = Vec::new();
     for (index, stage) in recipe.stage.iter().enumerate() {

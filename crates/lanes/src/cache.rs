@@ -115,6 +115,10 @@ impl<R: Rule, S: Storage> KvCache for Cache<R, S> {
         for layer in &mut self.cells {
             ensure!(from.iter().all(|i| *i < layer.len()), "no such sequences: {from:?}");
             let mut old: Vec<Option<Cell<S>>> = layer.drain(..).map(Some).collect();
+            // What nobody wants goes first, so that a copy never stands beside it.
+            for (_, cell) in old.iter_mut().enumerate().filter(|(i, _)| !from.contains(i)) {
+                *cell = None;
+            }
             for (at, i) in from.iter().enumerate() {
                 // The last one that wants a cell takes it; the others copy.
                 let last = !from[at + 1..].contains(i);
