@@ -140,7 +140,8 @@ fn check_3() {
             estimator.estimate(&mut problem, &mut Sgd(1e-4, &mut |_| {})).expect("an estimate");
         }
         let trained = bits(&params);
-        let bytes: u64 = ramekin_slots::Stateful::state(&estimator).iter().map(|t| t.array.bytes()).sum();
+        let bytes: u64 =
+            ramekin_slots::Stateful::state(&estimator).expect("a log").iter().map(|t| t.array.bytes()).sum();
         assert!(bytes / 100 < 2 * 20, "{bytes} bytes of log for 100 steps of two directions");
 
         let (again, _) = model(2);
