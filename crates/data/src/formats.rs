@@ -106,13 +106,15 @@ impl Reader {
 
     /// The record's sample.
     pub fn sample(&mut self, record: Record) -> Result<Sample> {
+        if !self.checked {
+            self.check_columns()?;
+        }
         if self.format == Format::Auto {
             self.format = self.detect(&record)?;
             self.notes
                 .push(format!("the rows are read as `{}`, by the keys of the first", self.format.name()));
         }
         if !self.checked {
-            self.check_columns()?;
             self.check_rows(&record)?;
             self.checked = true;
         }

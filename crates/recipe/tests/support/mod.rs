@@ -122,6 +122,7 @@ pub fn parts() -> Vec<(&'static str, &'static str, Complete, Schema)> {
         "activation" / "keep" => Plain,
         "activation" / "checkpoint" => Plain,
         "estimator" / "backprop" => Plain,
+        "merge" / "lora" => Plain,
         "placement" / "resident" => Plain,
         "kv" / "full" => Plain,
         "kv" / "streaming" => Streaming,
