@@ -18,8 +18,16 @@ pub struct Left {
 }
 
 /// Figures that differ from run to run.
-const OF_TIME: [&str; 7] =
-    ["tokens_per_s", "seconds", "peak_rss", "measured", "measured_peak", "mem", "peak_rss_growth"];
+const OF_TIME: [&str; 7] = [
+    "tokens_per_s",
+    "seconds",
+    "peak_rss",
+    "rss_before",
+    "measured",
+    "measured_peak",
+    "mem",
+    "peak_rss_growth",
+];
 
 impl Left {
     /// Reads a finished run's folder; fails if it lacks what every run leaves.
