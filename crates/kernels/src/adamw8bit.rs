@@ -1,6 +1,6 @@
 //! AdamW whose moments are bytes: codes of the dynamic 8-bit maps and one largest value a block.
 //!
-//! m̂ = code±[m] · max|m|_block,  v̂ = code₊[v] · max v_block
+//! m̂ = code±\[m\] · max|m|_block,  v̂ = code₊\[v\] · max v_block
 //! p ← p · (1 − lr·wd)
 //! m̂ ← β₁ m̂ + (1 − β₁) g        v̂ ← β₂ v̂ + (1 − β₂) g²
 //! p ← p − lr·√(1 − β₂ᵗ)/(1 − β₁ᵗ) · m̂ / (√v̂ + ε·√(1 − β₂ᵗ))

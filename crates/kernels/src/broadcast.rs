@@ -1,7 +1,7 @@
 //! A matrix times a vector that is repeated along its rows or its columns.
 //!
-//! mul_row:     y[n×d] = x[n×d] ⊙ v[d]      gv[j] += Σ_n g[n,j]·x[n,j]
-//! mul_column:  y[n×d] = x[n×d] ⊙ v[n]      gv[n] += Σ_j g[n,j]·x[n,j]
+//! mul_row:     y[n×d] = x[n×d] ⊙ v\[d\]      gv\[j\] += Σ_n g\[n,j\]·x\[n,j\]
+//! mul_column:  y[n×d] = x[n×d] ⊙ v\[n\]      gv\[n\] += Σ_j g\[n,j\]·x\[n,j\]
 //!
 //! The gradient towards `x` is the same product with `g` in its place.
 

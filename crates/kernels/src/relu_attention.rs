@@ -5,7 +5,7 @@
 //! gq_i = Σ_j gr_ij k_j,  gk_j = Σ_i gr_ij q_i,  gv_j = Σ_i w_ij g_i + g_j
 //!
 //! Each segment for itself; causal, j ≤ i. A row without a positive score keeps the identity alone. One
-//! block of [`ROWS`] rows of scores exists at a time and task; backward computes scores again.
+//! block of `ROWS` rows of scores exists at a time and task; backward computes scores again.
 //!
 //! Source: Diao et al. 2024, arXiv:2308.14316.
 

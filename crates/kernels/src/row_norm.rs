@@ -1,6 +1,6 @@
 //! Norms of the rows of a frozen weight with a low-rank update, tile by tile.
 //!
-//! n[o] = ‖W[o] + s·(B A)[o]‖₂          W: O×I known through its rows, B: O×r, A: r×I
+//! n\[o\] = ‖W\[o\] + s·(B A)\[o\]‖₂          W: O×I known through its rows, B: O×r, A: r×I
 //!
 //! Neither W nor the update is ever whole: a task holds [`TILE_ROWS`] rows. Squares are summed in f64.
 

@@ -1,6 +1,6 @@
 //! A scale and a shift for each channel.
 //!
-//! y[n,c,i] = x[n,c,i]·γ[c] + β[c]      gx = g·γ,   gγ[c] = Σ_ni g·x,   gβ[c] = Σ_ni g
+//! y\[n,c,i\] = x\[n,c,i\]·γ\[c\] + β\[c\]      gx = g·γ,   gγ\[c\] = Σ_ni g·x,   gβ\[c\] = Σ_ni g
 //!
 //! `inner` is the product of the axes behind the channels: 1 where they come last, H·W for `[B, C, H, W]`.
 //!

@@ -9,7 +9,7 @@ use ramekin_slots::{Differences, LinearBase, Sites};
 /// Differences of at most this size are dropped.
 pub const CUT: f32 = 1e-7;
 
-/// The entries of `now` that are further than [`CUT`] from `base`.
+/// The entries of `now` that are further than `CUT` from `base`.
 ///
 /// # Errors
 /// If the shapes differ.

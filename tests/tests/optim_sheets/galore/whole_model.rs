@@ -101,7 +101,7 @@ fn bad_input() {
         (json!({ "limiter_gamma": 1.0 }), "`limiter_gamma` is 1; it must be a number above 1"),
         (
             json!({ "rank": 4, "target_modules": ["atn"] }),
-            "`target_modules` matches no matrix that trains; there is `model.embed_tokens.weight`",
+            "`target_modules` matches no matrix that trains; there is `lm_head.weight`",
         ),
         (
             json!({ "residual": true, "proj_type": "full" }),
