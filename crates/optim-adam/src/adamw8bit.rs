@@ -15,7 +15,9 @@ use ramekin_core::{Array, BadSetting, Category, Param, ParamId};
 use ramekin_kernels::adamw::AdamW as Rule;
 use ramekin_kernels::adamw8bit as kernel;
 use ramekin_registry::{Part, part};
-use ramekin_slots::{Optimizer, ParamGroup, ParamState, StateSpec, StateTable, StepInfo, Update, carried};
+use ramekin_slots::{
+    Optimizer, ParamGroup, ParamState, StateSpec, StateTable, StepInfo, Update, carried, last_of,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -160,6 +162,10 @@ impl Optimizer for AdamW8bit {
     /// Moments in bytes are unpacked, carried along and packed again.
     fn remap(&mut self, param: ParamId, from: &[Option<usize>]) -> Result<()> {
         let Some(state) = self.table.get(param) else { return Ok(()) };
+        if state.array(0).len() < last_of(from) {
+            self.table.forget(param);
+            return Ok(());
+        }
         let moments = match state.arrays() {
             [m, v] => vec![(m, None), (v, None)],
             [m, m_max, v, v_max] => vec![(m, Some((m_max, true))), (v, Some((v_max, false)))],

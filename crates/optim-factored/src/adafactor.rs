@@ -17,7 +17,9 @@ use ramekin_core::{Array, BadSetting, Category, Param, ParamId};
 use ramekin_kernels::adafactor as kernel;
 use ramekin_kernels::elementwise::{scale_assign, sum_of_squares};
 use ramekin_registry::{Part, part};
-use ramekin_slots::{Optimizer, ParamGroup, ParamState, StateSpec, StateTable, StepInfo, Update, carried};
+use ramekin_slots::{
+    Optimizer, ParamGroup, ParamState, StateSpec, StateTable, StepInfo, Update, carried, last_of,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -237,6 +239,10 @@ impl Optimizer for Adafactor {
         else {
             return self.table.remap(param, from);
         };
+        if row.len() * col.rows().1 < last_of(from) {
+            self.table.forget(param);
+            return Ok(());
+        }
         let shape_only = row.is_shape_only();
         let full = || {
             let (r, c) = (row.view::<f32>()?, col.view::<f32>()?);

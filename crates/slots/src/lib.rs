@@ -69,7 +69,7 @@ pub use objective::{
     Rows, Runner, States, labelled_tokens,
 };
 pub use optimizer::{
-    Optimizer, ParamGroup, ParamState, StateSpec, StateTable, StateTensor, StepInfo, Update, carried,
+    Optimizer, ParamGroup, ParamState, StateSpec, StateTable, StateTensor, StepInfo, Update, carried, last_of,
 };
 pub use part::{AnyPart, Part, PartEntry, Slot, Trait};
 pub use placement::{Placement, block_of};

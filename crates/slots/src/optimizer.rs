@@ -87,10 +87,8 @@ pub trait Optimizer {
         self.table_mut().forget(param);
     }
 
-    /// Carries the state of a masked parameter along: entry i is what `from[i]` was, or new.
-    ///
-    /// # Errors
-    /// If this rule's state is not kept entry by entry.
+    /// Carries the state of a masked parameter along: entry i is what `from[i]` was, or new. State in
+    /// another space than the entries', behind a projection, begins anew.
     fn remap(&mut self, param: ParamId, from: &[Option<usize>]) -> Result<()> {
         self.table_mut().remap(param, from)
     }
@@ -154,6 +152,11 @@ impl ParamState {
     pub fn arrays(&self) -> &[(&'static str, Array)] {
         &self.arrays
     }
+}
+
+/// How many entries there must have been.
+pub fn last_of(from: &[Option<usize>]) -> usize {
+    from.iter().flatten().max().map_or(0, |i| i + 1)
 }
 
 /// The f32 entries that stay of those that `old` gives, in the order of `from`; new ones are 0.
@@ -246,17 +249,17 @@ impl StateTable {
         }
     }
 
-    /// Carries a parameter's state along to other entries: entry i is what `from[i]` was, or 0.
-    ///
-    /// # Errors
-    /// If some of it is not one f32 an entry.
+    /// Carries a parameter's state along to other entries: entry i is what `from[i]` was, or 0. State that
+    /// is not one f32 an entry, such as that behind a projection, begins anew.
     pub fn remap(&mut self, id: ParamId, from: &[Option<usize>]) -> Result<()> {
         let Some(at) = self.index.get(&id) else { return Ok(()) };
+        let least = last_of(from);
         let state = &mut self.states[*at];
-        let least = from.iter().flatten().max().map_or(0, |i| i + 1);
-        for (name, array) in &mut state.arrays {
-            let entries = array.dtype() == DType::F32 && array.len() >= least;
-            ensure!(entries, "`{name}` of `{}` is not kept entry by entry", state.param);
+        if state.arrays.iter().any(|(_, a)| a.dtype() != DType::F32 || a.len() < least) {
+            self.forget(id);
+            return Ok(());
+        }
+        for (_, array) in &mut state.arrays {
             *array = carried(array.is_shape_only(), from, || Ok(array.view::<f32>()?.to_vec()))?;
         }
         Ok(())

@@ -95,6 +95,22 @@ fn what_is_new_begins_anew() {
     }
 }
 
+/// State behind a projection is in another space than the entries: it begins anew.
+#[test]
+fn what_was_projected_begins_anew() {
+    use ramekin_slots::{ParamGroup, StepInfo};
+    for (kind, settings) in cases() {
+        let mut optimizer = optimizer(kind, &settings);
+        let x = param("w", vec![0.0; ROWS * COLS], &[ROWS, COLS]);
+        let small = Array::from_vec(vec![1.0f32; 2 * COLS], &[2, COLS], Category::Workspace).unwrap();
+        let info = StepInfo { step: 1, lr: 1e-2 };
+        optimizer.update(&x, &small, info, ParamGroup::default()).unwrap();
+        assert!(optimizer.table().bytes() > 0, "{kind}");
+        optimizer.remap(x.id(), &[Some(3), Some(ROWS * COLS - 1)]).unwrap();
+        assert!(optimizer.table().get(x.id()).is_none(), "{kind}");
+    }
+}
+
 fn pick(x: &Array, entries: &[usize]) -> Vec<f32> {
     let x = x.to_f32().unwrap();
     entries.iter().map(|e| x[*e]).collect()

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use ramekin_core::{Array, Category, Param, Rng};
+use ramekin_kernels::Real;
 use ramekin_tape::ops::{self, AttentionSpec, CrossEntropy, KeyValue, Segment};
 use ramekin_tape::{GradSink, Tape, Value};
 
@@ -187,21 +188,19 @@ impl Block {
     }
 }
 
-/// x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³))).
+/// x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³))), as x · sigmoid of twice the argument.
 fn gelu(tape: &Tape, x: &Value) -> Result<Value> {
-    let root = (2.0 / std::f32::consts::PI).sqrt();
-    let tanh = move |x: f32| (root * (x + 0.044715 * x * x * x)).tanh();
-    let slope = move |x: f32| {
-        let t = tanh(x);
-        0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * root * (1.0 + 3.0 * 0.044715 * x * x)
-    };
+    let root = 2.0 * (2.0 / std::f32::consts::PI).sqrt();
     let dims = x.dims().to_vec();
     let input = x.array().to_f32()?;
-    let y = input.iter().map(|x| 0.5 * x * (1.0 + tanh(*x))).collect();
+    let share: Vec<f32> = input.iter().map(|x| Real::sigmoid(root * (x + 0.044715 * x * x * x))).collect();
+    let y = input.iter().zip(&share).map(|(x, s)| x * s).collect();
     let y = Array::from_vec(y, &dims, Category::Workspace)?;
     tape.record(&[x], y, || {
         Ok(Box::new(move |g: Array| {
-            let flow = g.view::<f32>()?.iter().zip(&input).map(|(g, x)| g * slope(*x)).collect();
+            let slope = |x: f32, s: f32| s + x * s * (1.0 - s) * root * (1.0 + 3.0 * 0.044715 * x * x);
+            let flow = g.view::<f32>()?.iter().zip(input.iter().zip(&share));
+            let flow = flow.map(|(g, (x, s))| g * slope(*x, *s)).collect();
             Ok(vec![Some(Array::from_vec(flow, &dims, Category::Workspace)?)])
         }))
     })
