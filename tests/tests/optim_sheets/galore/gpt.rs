@@ -199,8 +199,8 @@ fn gelu(tape: &Tape, x: &Value) -> Result<Value> {
     tape.record(&[x], y, || {
         Ok(Box::new(move |g: Array| {
             let slope = |x: f32, s: f32| s + x * s * (1.0 - s) * root * (1.0 + 3.0 * 0.044715 * x * x);
-            let flow = g.view::<f32>()?.iter().zip(input.iter().zip(&share));
-            let flow = flow.map(|(g, (x, s))| g * slope(*x, *s)).collect();
+            let g = g.view::<f32>()?;
+            let flow = g.iter().zip(input.iter().zip(&share)).map(|(g, (x, s))| g * slope(*x, *s)).collect();
             Ok(vec![Some(Array::from_vec(flow, &dims, Category::Workspace)?)])
         }))
     })
