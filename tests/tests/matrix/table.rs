@@ -131,7 +131,7 @@ pub const TABLE: &[Entry] = &[
     part(Slot::Optimizer, "adamw", "lr = 5e-3"),
     part(Slot::Optimizer, "adamw8bit", "lr = 5e-3, min_8bit_size = 64"),
     part(Slot::Optimizer, "lion", "lr = 1e-3"),
-    part(Slot::Optimizer, "sgd", "lr = 0.05, momentum = 0.9"),
+    part(Slot::Optimizer, "sgd", "lr = 1e-2, momentum = 0.9"),
     part(Slot::Schedule, "constant", ""),
     part(Slot::Schedule, "linear", ""),
     part(Slot::Schedule, "cosine", ""),
