@@ -27,6 +27,13 @@ fn tokens() -> LabelledBatch {
     lab::batch(&sequences(&[9, 5, 12, 7], V, 1))
 }
 
+/// Texts that end with one of three words, which alone is learnt.
+fn answers() -> LabelledBatch {
+    let mut texts = sequences(&[9, 5, 12, 7], V, 1);
+    texts.iter_mut().zip([7, 30, 11, 30]).for_each(|(text, word)| text.push(word));
+    ramekin_tests::toy::labelled(&texts, |i, n| i + 1 == n)
+}
+
 /// Two segments with one prompt of three tokens each, the answers learnt.
 fn pairs() -> LabelledBatch {
     let answers = sequences(&[6, 4, 5, 7, 3, 4, 6, 2], V, 2);
@@ -53,6 +60,8 @@ fn cases() -> Vec<Case> {
     let mut all = vec![
         case("sft", json!({}), tokens as fn() -> LabelledBatch, true),
         case("sft", json!({ "label_smoothing_factor": 0.1 }), tokens, true),
+        case("label-words", json!({ "label_words": (0..V).collect::<Vec<_>>() }), tokens, true),
+        case("label-words", json!({ "label_words": [7, 30, 11] }), answers, true),
         case("distil", json!({}), tokens, true),
         case("distil", json!({ "kl": "reverse", "kd_alpha": 0.2 }), tokens, true),
         case("gkd", json!({}), tokens, true),

@@ -199,7 +199,7 @@ fn rows(h: &Value, kept: &[usize]) -> Result<Value> {
 }
 
 /// A tokenizer as decoders see it.
-struct Text<'a>(&'a Tokenizer);
+pub(crate) struct Text<'a>(pub &'a Tokenizer);
 
 impl Words for Text<'_> {
     fn encode(&self, text: &str) -> Result<Vec<u32>> {

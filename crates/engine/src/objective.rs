@@ -9,12 +9,13 @@ use ramekin_data::Dataset;
 use ramekin_recipe::{Adapter, Dtype, Part};
 use ramekin_slots::{
     ActivationPolicy, FlatBatch, Forward, Loss, Mode, ModelFacts, ModelRef, Objective, ObjectiveAttach,
-    ObjectiveContext, OnEmbedding, Rows, Runner, States,
+    ObjectiveContext, OnEmbedding, Rows, Runner, States, Words,
 };
 use ramekin_tape::Tape;
 
 use crate::assembly::{Assembly, Blueprint};
 use crate::blame;
+use crate::generation::Text;
 use crate::run::plain_model;
 use crate::step::{LabelledBatch, hidden_with};
 
@@ -45,10 +46,12 @@ pub fn join(
     let others = objective.models().into_iter().map(|(name, model)| (name.to_owned(), model));
     companions(assembly, plan, others.collect(), place)?;
     let mut ledger = assembly.ledger.borrow_mut();
+    let words = assembly.tokenizer.as_deref().map(Text);
     objective.attach(&mut ObjectiveAttach {
         ledger: &mut ledger,
         sites: assembly.sites.clone(),
         facts: assembly.model.facts(),
+        words: words.as_ref().map(|w| w as &dyn Words),
         rng: Rng::new(plan.seed),
         shape_only,
         training,

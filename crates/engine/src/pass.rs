@@ -5,9 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use ramekin_core::{Param, Rng};
-use ramekin_slots::{
-    ActivationPolicy, Figure, Forward, Loss, Mode, Objective, ParamView, Probe, Problem, Rows,
-};
+use ramekin_slots::{ActivationPolicy, Figure, Forward, Loss, Mode, Objective, ParamView, Probe, Problem};
 use ramekin_tape::{GradSink, Tape, ops};
 
 use crate::assembly::Assembly;
@@ -179,7 +177,7 @@ impl Problem for Batches<'_> {
     }
 
     fn predictions(&mut self, view: Option<ParamView>) -> Result<Vec<(i64, i64)>> {
-        let own = self.pass.objective.rows() != Rows::Tokens;
+        let own = self.pass.objective.predicts();
         let each = self.batches.iter().map(|batch| {
             if !own {
                 return self.predict(batch, view.as_ref());

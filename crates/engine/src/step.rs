@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use anyhow::{Result, bail, ensure};
-use ramekin_core::{Array, Ledger, Param, ParamId, Rng};
+use ramekin_core::{Array, Category, Ledger, Param, ParamId, Rng};
 use ramekin_kernels::elementwise;
 use ramekin_slots::{
     ActivationPolicy, Block, Estimator, Event, FlatBatch, Flow, Forward, GradientTransform, Hook,
@@ -306,7 +306,9 @@ impl Trainer {
             ensure!(!whole, "{} micro-batches in a step that updates in backward", batches.len());
             let (optimizer, transforms) = (&mut *self.optimizer, &mut self.gradient[..]);
             let (groups, params) = (&self.groups[..], &params[..]);
-            let mut sink = InBackward { optimizer, transforms, groups, info, params, squares: 0.0 };
+            let category =
+                if self.estimator.needs_backward() { Category::Gradients } else { Category::Workspace };
+            let mut sink = InBackward { optimizer, transforms, groups, info, params, category, squares: 0.0 };
             let mut selecting = Selecting { selection: &assembly.selection, sink: &mut sink, loss: 0.0 };
             let loss = self.estimator.estimate(&mut problem, &mut Masking(&mut selecting))?;
             (loss + selecting.loss, sink.squares.sqrt())

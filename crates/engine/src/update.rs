@@ -75,13 +75,15 @@ pub struct InBackward<'a> {
     pub info: StepInfo,
     /// What trains, whole.
     pub params: &'a [Arc<Param>],
+    /// What a gradient on its way counts as: one of forwards alone is a direction in a tensor's room.
+    pub category: Category,
     /// ‖g‖² of the gradients so far.
     pub squares: f64,
 }
 
 impl GradSink for InBackward<'_> {
     fn ready(&mut self, param: &Arc<Param>, grad: Array) -> Result<()> {
-        grad.recategorise(Category::Gradients);
+        grad.recategorise(self.category);
         if !grad.is_shape_only() {
             let squares = elementwise::sum_of_squares(&grad.view::<f32>()?);
             if !squares.is_finite() {

@@ -92,11 +92,11 @@ fn sum_of_squares(x: &Array) -> Result<f64> {
     dispatch!(x, T => Ok(ramekin_kernels::elementwise::sum_of_squares::<T>(&x.view::<T>()?)))
 }
 
-/// Zeros like a parameter.
+/// Zeros like a parameter, the room of one z.
 pub(crate) fn zeros(param: &Param) -> Result<Array> {
     let value = param.value();
     if value.is_shape_only() {
-        return Array::shape_only(value.dims(), value.dtype(), Category::Gradients);
+        return Array::shape_only(value.dims(), value.dtype(), Category::Workspace);
     }
-    Array::zeros(value.dims(), value.dtype(), Category::Gradients)
+    Array::zeros(value.dims(), value.dtype(), Category::Workspace)
 }

@@ -9,7 +9,7 @@ use ramekin_core::{Array, Ledger, Param, Rng};
 use ramekin_tape::{Tape, Value, ops};
 use serde_json::{Map, Value as Json};
 
-use crate::{FlatBatch, Forward, Mode, Model, ModelFacts, ModelRef, Sites};
+use crate::{FlatBatch, Forward, Mode, Model, ModelFacts, ModelRef, Sites, Words};
 
 /// What an objective's rows are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -177,7 +177,7 @@ pub struct Loss {
     pub value: Value,
     /// What else it saw.
     pub figures: Vec<Figure>,
-    /// Predicted and wanted class of every row, for objectives whose rows are not tokens.
+    /// Predicted and wanted class of every row, where [`Objective::predicts`].
     pub predictions: Vec<(i64, i64)>,
 }
 
@@ -195,6 +195,8 @@ pub struct ObjectiveAttach<'a> {
     pub sites: Rc<Sites>,
     /// The model's sizes.
     pub facts: &'a ModelFacts,
+    /// The model's tokenizer, where it has one.
+    pub words: Option<&'a dyn Words>,
     /// The run's randomness.
     pub rng: Rng,
     /// Parameters get shapes only.
@@ -239,6 +241,11 @@ pub trait Objective {
     /// The figure that evaluations call `accuracy`, if it gives one.
     fn accuracy(&self) -> Option<&'static str> {
         None
+    }
+
+    /// Whether [`Loss::predictions`] are its own; otherwise they are the tokens with the largest logits.
+    fn predicts(&self) -> bool {
+        self.rows() != Rows::Tokens
     }
 
     /// Holds the numbers that a segment is to give against the settings.

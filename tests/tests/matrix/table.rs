@@ -142,6 +142,12 @@ pub const TABLE: &[Entry] = &[
     with(Slot::Objective, "dpo", "", |d| rows(d, PREFERENCES)),
     part(Slot::Objective, "gkd", "teacher = { source = \"TEACHER\" }"),
     with(Slot::Objective, "regression", "", |d| rows(d, COLOURS)),
+    // The tokens of train.safetensors.
+    part(
+        Slot::Objective,
+        "label-words",
+        "label_words = [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22]",
+    ),
     with(Slot::Objective, "reward", "", |d| rows(d, PREFERENCES)),
     with(Slot::Data, "builtin", "name = \"records\", rows = 16, max_length = 96", |d| {
         d.key("eval", "{ data = { kind = \"builtin\", name = \"records\", rows = 16, max_length = 96 } }")

@@ -9,8 +9,10 @@ use ramekin_engine::parts;
 use ramekin_engine::step::{LabelledBatch, Trainer};
 use ramekin_estimate_zo::{Mezo, MezoSettings, PerturbMode, replay};
 use ramekin_registry::Part as _;
-use ramekin_slots::{Estimator, Problem, Stateful};
-use ramekin_tape::{GradSink, GradStore};
+use ramekin_slots::{
+    Estimator, FlatBatch, Labelled, Loss, Objective, ObjectiveContext, Problem, Stateful, labelled_tokens,
+};
+use ramekin_tape::{GradSink, GradStore, ops};
 use ramekin_tests::{lab, toy};
 use serde_json::json;
 
@@ -58,16 +60,37 @@ impl Task {
     }
 }
 
+/// The mean over every token and, once more, the mean over the tokens that name the tables.
+struct NamesToo;
+
+impl Objective for NamesToo {
+    fn counts(&self, _: &FlatBatch, labels: &[i64]) -> Vec<f64> {
+        vec![labelled_tokens(labels) as f64, labels.iter().filter(|l| **l >= i64::from(NAMES)).count() as f64]
+    }
+
+    fn loss(&self, cx: &ObjectiveContext<'_>) -> Result<Loss> {
+        let pass = cx.forward()?;
+        let names = |l: &i64| if *l >= i64::from(NAMES) { *l } else { -100 };
+        let term = |labels: &[i64], scale: f64| {
+            let Labelled { hidden, targets, .. } = pass.labelled(labels)?;
+            let logits = pass.head().logits(cx.tape, &hidden)?;
+            ops::cross_entropy(cx.tape, logits, &targets, scale, ops::CrossEntropy::default())
+        };
+        let all = term(cx.labels, cx.scale(0))?;
+        let named = term(&cx.labels.iter().map(names).collect::<Vec<_>>(), cx.scale(1))?;
+        Ok(ops::add(cx.tape, &all, &named)?.into())
+    }
+}
+
 fn answer_only(rows: &[Vec<u32>]) -> LabelledBatch {
     toy::labelled(rows, |i, n| i + 1 == n)
 }
 
-fn pretrained(seed: u64, task: &Task) -> Assembly {
-    let plan = lab::fresh_model(toy::llama(32, 32, 2, 4, 64));
-    let assembly = lab::assemble(&Blueprint { seed, full_training: true, ..plan });
+fn pretrained(plan: &Blueprint, seed: u64, task: &Task) -> Assembly {
+    let assembly = lab::assemble(plan);
     let mut draws = toy::draws("mezo/pretraining", seed);
     let rows = task.pretraining(4000, &mut draws);
-    let mut trainer = lab::trainer(3e-3);
+    let mut trainer = Trainer { objective: Box::new(NamesToo), ..lab::trainer(3e-3) };
     let mut order = toy::draws("mezo/order", seed);
     toy::train(&assembly, &mut trainer, 500, |_| {
         let picked: Vec<Vec<u32>> = (0..32).map(|_| rows[order.below(rows.len())].clone()).collect();
@@ -94,6 +117,8 @@ pub fn trainer(objective: &str, eps: f64, lr: f64) -> Trainer {
     let settings = json!({ "zo_eps": eps, "objective": objective });
     trainer.estimator = parts::estimator(&lab::part("mezo", settings)).expect("mezo");
     trainer.optimizer = parts::optimizer(&lab::part("sgd", json!({ "lr": lr }))).expect("sgd");
+    let words = json!({ "label_words": [ANSWERS, ANSWERS + 1] });
+    trainer.objective = parts::objective(&lab::part("label-words", words)).expect("label words");
     trainer.fused = true;
     trainer
 }
@@ -101,7 +126,10 @@ pub fn trainer(objective: &str, eps: f64, lr: f64) -> Trainer {
 /// Accuracy on new texts before and after 3,000 steps of `batch` rows.
 pub fn run(seed: u64, batch: usize, mut trainer: Trainer) -> (f64, f64) {
     let task = Task::new(seed);
-    let assembly = pretrained(seed, &task);
+    let plan = lab::fresh_model(toy::llama(32, 32, 2, 4, 64));
+    let plan = Blueprint { seed, full_training: true, ..plan };
+    let mut assembly = pretrained(&plan, seed, &task);
+    trainer.join(&mut assembly, &plan).expect("an objective in place");
     let mut draws = toy::draws("mezo/task", seed);
     let (train, test) = (task.examples(1000, &mut draws), task.examples(1000, &mut draws));
     let before = accuracy(&assembly, &test);
