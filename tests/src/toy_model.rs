@@ -103,8 +103,10 @@ impl Toy {
     ) -> (Assembly, TagHead) {
         let (d, f) = (self.width, self.inner);
         let mut source = Start(self, Rng::new(seed), weights);
-        let mut loader =
-            Loader::new(&mut source, LoadOptions { dtype: DType::F32, quantizer: None, placement: None });
+        let mut loader = Loader::new(
+            &mut source,
+            LoadOptions { dtype: DType::F32, quantizer: None, placement: None, attention: None },
+        );
         let mut load = || -> Result<()> {
             loader.table("embed_tokens.weight", self.vocabulary, d)?;
             for i in 0..self.layers {
@@ -139,7 +141,7 @@ impl Toy {
             kv_heads: self.heads,
             head_dim: d / self.heads,
             max_position_embeddings: 64,
-            windows: vec![None; self.layers],
+            reach: vec![ramekin_tape::ops::Reach::ALL; self.layers],
             causal: self.causal,
             tie_word_embeddings: false,
         };
@@ -217,7 +219,7 @@ impl Model for ToyModel {
             kv_heads: toy.heads,
             head_dim: self.facts.head_dim,
             scale: (self.facts.head_dim as f64).powf(-0.5),
-            window: None,
+            reach: ramekin_tape::ops::Reach::ALL,
             causal: toy.causal,
         };
         let segments = fx.batch.attention_segments(0);

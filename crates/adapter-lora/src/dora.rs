@@ -75,7 +75,9 @@ impl Method for Dora {
     ) -> Result<Box<dyn LinearAdapter>> {
         let update = LowRank::new(&self.0, kept, cx, site)?;
         let (b, a) = (update.b.value(), update.a.value());
-        let lengths = norms(&cx.sites, site, true, &b, &a, update.scale)?;
+        let sites = cx.sites.clone();
+        let lengths =
+            sites.with_weights_of(&site.path, || norms(&sites, site, true, &b, &a, update.scale))?;
         let m = kept.add(cx, Kept::key(site, "lora_magnitude_vector"), lengths)?;
         Ok(Box::new(Rows { update, m }))
     }

@@ -114,11 +114,12 @@ impl Adapter for Prefix {
     fn attach(&mut self, cx: &mut AttachContext<'_>) -> Result<Vec<String>> {
         let (p, facts) = (self.settings.num_virtual_tokens, cx.facts);
         check_virtual_tokens(p, facts.max_position_embeddings)?;
-        if facts.windows.iter().any(Option::is_some) {
+        if facts.reach.iter().any(|r| r.limit().is_some()) {
             let why = format!(
-                "is {p}; this model's sliding windows would lose them, take `prompt` or another model"
+                "is {p}; the windows of this model (`{}`) would lose them, take `prompt` or another model",
+                facts.model_type
             );
-            return Err(BadSetting::new("num_virtual_tokens", why).into());
+            return Err(BadSetting::new("num_virtual_tokens", why).against("attention").into());
         }
         let (layers, width) = (facts.blocks, facts.kv_heads * facts.head_dim);
         self.sizes = file::sizes(layers, facts.kv_heads, width);

@@ -92,8 +92,11 @@ impl Adapter for LnTuning {
                 let base = site.base().value();
                 let copy = if cx.shape_only {
                     Array::shape_only(base.dims(), DType::F32, Category::Workspace)?
+                } else if base.is_shape_only() {
+                    Array::zeros(base.dims(), DType::F32, Category::Workspace)? // a file brings the numbers
                 } else {
-                    Array::from_vec(base.to_f32()?, base.dims(), Category::Workspace)?
+                    let numbers = sites.with_weights_of(name, || site.base().value().to_f32())?;
+                    Array::from_vec(numbers, base.dims(), Category::Workspace)?
                 };
                 let key = format!("base_model.model.{path}.ln_tuning_layers.{tail}");
                 site.set_stand_in(Some(self.kept.add(cx, key, copy)?));

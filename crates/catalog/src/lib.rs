@@ -12,6 +12,7 @@ use ramekin_adapter_network as _;
 use ramekin_adapter_prompt as _;
 use ramekin_adapter_scale as _;
 use ramekin_adapter_vector as _;
+use ramekin_attention_reach as _;
 use ramekin_decode_model as _;
 use ramekin_decode_sample as _;
 use ramekin_decode_search as _;
@@ -42,6 +43,7 @@ use ramekin_select_half as _;
 use ramekin_select_slice as _;
 use ramekin_select_sparse as _;
 use ramekin_select_whole as _;
+use ramekin_track_files as _;
 
 /// How many parts are linked; calling it keeps them so.
 pub fn link() -> usize {

@@ -130,9 +130,7 @@ impl Array {
         match self.kind {
             Kind::Real => Ok(()),
             Kind::ShapeOnly => bail!("a shape-only array {:?} has no numbers", self.dims()),
-            Kind::Absent => {
-                bail!("the weight {:?} is not in memory: its block was not asked for", self.dims())
-            }
+            Kind::Absent => Err(crate::Elsewhere(self.dims().to_vec()).into()),
         }
     }
 

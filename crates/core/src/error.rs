@@ -91,6 +91,18 @@ impl fmt::Display for UserError {
 
 impl std::error::Error for UserError {}
 
+/// Numbers were asked for of a weight, of this shape, whose block is not in memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Elsewhere(pub Vec<usize>);
+
+impl fmt::Display for Elsewhere {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the weight {:?} is not in memory: its block was not asked for", self.0)
+    }
+}
+
+impl std::error::Error for Elsewhere {}
+
 /// A setting whose value a part refuses. The recipe's reader turns it into a
 /// diagnostic that underlines the value. Exit code 2.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,12 +113,14 @@ pub struct BadSetting {
     pub setting: String,
     /// What is wrong with the value and what is allowed.
     pub message: String,
+    /// The slot whose part stands in the way, if one does.
+    pub against: Option<&'static str>,
 }
 
 impl BadSetting {
     /// `setting` has a value that is wrong because of `message`.
     pub fn new(setting: impl Into<String>, message: impl Into<String>) -> Self {
-        BadSetting { part: None, setting: setting.into(), message: message.into() }
+        BadSetting { part: None, setting: setting.into(), message: message.into(), against: None }
     }
 
     /// Refuses `setting` unless `holds`: "`lr` is -1; it must be a number of at least 0".
@@ -121,6 +135,12 @@ impl BadSetting {
         } else {
             Err(BadSetting::new(setting, format!("is {value}; it must be {allowed}")))
         }
+    }
+
+    /// The same refusal, which the part of this slot in the same stage is the reason of.
+    #[must_use]
+    pub fn against(self, slot: &'static str) -> Self {
+        BadSetting { against: Some(slot), ..self }
     }
 
     /// The same refusal, of the part at this path of the recipe.

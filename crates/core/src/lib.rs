@@ -14,7 +14,9 @@ pub mod units;
 
 pub use array::{Array, Element, Lease, View};
 pub use candle_core::DType;
-pub use error::{BadRecipe, BadSetting, Interrupted, Location, Unfit, UserError, exit_code, suggest};
+pub use error::{
+    BadRecipe, BadSetting, Elsewhere, Interrupted, Location, Unfit, UserError, exit_code, suggest,
+};
 pub use ledger::{Entry, Ledger, Param, ParamId, Storage};
 pub use mask::Mask;
 pub use meter::{Away, Category, Meter, Tier, Usage};

@@ -77,7 +77,7 @@ pub(crate) fn run(
     models: &[Tracked],
     verify: &mut Verify<'_>,
 ) -> Result<()> {
-    let (mut drafted, mut accepted, mut rounds, mut made) = (0usize, 0usize, 0usize, 0usize);
+    let (mut drafted, mut accepted, mut rounds, mut made, mut planned) = (0usize, 0usize, 0usize, 0usize, 0);
     let n = s.lines.len();
     let left = |s: &Session<'_>, i: usize| s.lines[i].prompt + s.max_new_tokens - s.lines[i].ids.len();
     while !s.is_done() && s.max_new_tokens > 0 {
@@ -104,7 +104,16 @@ pub(crate) fn run(
             }
         }
         let Some(targets) = verify(s, &found, &active)? else {
-            return Ok(()); // a plan has seen every model's prompts and a round of drafts
+            // A plan sees the prompts with a round of drafts, and a round that begins with a settled token.
+            planned += 1;
+            (0..n).filter(|i| active[*i]).for_each(|i| s.settle(i, 0));
+            for model in models {
+                model.roll_back(s, &active)?;
+            }
+            if planned == 2 {
+                return Ok(());
+            }
+            continue;
         };
         rounds += 1;
         for i in (0..n).filter(|i| active[*i]) {

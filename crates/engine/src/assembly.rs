@@ -7,7 +7,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use ramekin_core::{Array, Category, DType, Ledger, Meter, Param, Rng, UserError, meter};
+use ramekin_core::{
+    Array, BadRecipe, Category, DType, Elsewhere, Ledger, Meter, Param, Rng, UserError, meter,
+};
 use ramekin_data::Tokenizer;
 use ramekin_recipe::{Adapter as AdapterChoice, Dtype, Model as ModelChoice, Part};
 use ramekin_registry::{AnyPart, Slot, load_adapter};
@@ -20,7 +22,7 @@ use serde_json::Value as Json;
 
 use crate::inputs::{self, Origin};
 use crate::source::{FileSource, MemorySource};
-use crate::{blame, parts, sparse};
+use crate::{blame, compat, parts, sparse};
 
 /// What a stage wants to stand on.
 #[derive(Clone)]
@@ -35,6 +37,8 @@ pub struct Blueprint {
     pub selection: Option<Part>,
     /// Where weights live while they are not used; in memory if absent.
     pub placement: Option<Part>,
+    /// What tokens see; what the config says if absent.
+    pub attention: Option<Part>,
     /// Folder that relative paths start from.
     pub base_dir: PathBuf,
     /// The run's seed.
@@ -63,6 +67,10 @@ pub enum Loading<'a> {
 pub struct Attached {
     /// Its place in the recipe.
     pub owner: String,
+    /// Its part's name.
+    pub kind: String,
+    /// What its parameters are entered under.
+    entered: String,
     /// The adapter.
     pub adapter: Box<dyn Adapter>,
     /// Paths of the linears it sits at.
@@ -123,6 +131,7 @@ impl Blueprint {
             adapters: Vec::new(),
             selection: None,
             placement: None,
+            attention: None,
             base_dir: PathBuf::from("."),
             seed: 0,
             stage: 0,
@@ -188,7 +197,13 @@ impl Blueprint {
         let dtype = self.dtype(source)?;
         let placement = self.placement.as_ref().map(parts::placement).transpose()?;
         let placement: Option<Rc<dyn Placement>> = placement.filter(|p| !p.is_resident()).map(Rc::from);
-        let options = LoadOptions { dtype, quantizer: quantizer.as_deref(), placement: placement.as_deref() };
+        let attention = self.attention.as_ref().map(parts::attention).transpose()?;
+        let options = LoadOptions {
+            dtype,
+            quantizer: quantizer.as_deref(),
+            placement: placement.as_deref(),
+            attention: attention.as_deref(),
+        };
         let mut loader = Loader::new(source, options);
         let model = family.build(&config, &mut loader)?;
         let finished = loader.finish();
@@ -225,7 +240,7 @@ impl Blueprint {
             assembly.attach(self, index, choice, shape_only)?;
         }
         if let Some(part) = &self.selection {
-            assembly.select(part, shape_only)?;
+            assembly.select(self, part, shape_only)?;
         } else if self.full_training {
             assembly.train_everything()?;
         }
@@ -357,8 +372,8 @@ impl Assembly {
         choice: &AdapterChoice,
         shape_only: bool,
     ) -> Result<()> {
-        let (mut adapter, owner, saved) = match choice {
-            AdapterChoice::New(part) => (parts::adapter(part)?, part.path.clone(), None),
+        let ((kind, mut adapter), owner, saved) = match choice {
+            AdapterChoice::New(part) => ((part.kind.clone(), parts::adapter(part)?), part.path.clone(), None),
             AdapterChoice::Saved { folder, path } => {
                 let folder = plan.base_dir.join(folder);
                 (saved_adapter(&folder)?, path.clone(), Some(folder))
@@ -377,7 +392,7 @@ impl Assembly {
             ledger: &mut ledger,
             facts: self.model.facts(),
             rng: Rng::new(seed),
-            owner: drawn_as,
+            owner: drawn_as.clone(),
             index,
             stage: plan.stage,
             shape_only,
@@ -402,7 +417,7 @@ impl Assembly {
                 adapter.load(&mut file)?;
             }
         }
-        self.adapters.push(Attached { owner, adapter, sites });
+        self.adapters.push(Attached { owner, kind, entered: drawn_as, adapter, sites });
         Ok(())
     }
 
@@ -411,26 +426,33 @@ impl Assembly {
         if self.sites.around().network().is_none() {
             return Ok(());
         }
-        let own = self.adapters.iter().filter(|a| a.adapter.runs_beside()).map(|a| a.owner.as_str());
-        let own: Vec<&str> = own.collect();
+        let beside: Vec<&Attached> = self.adapters.iter().filter(|a| a.adapter.runs_beside()).collect();
         let ledger = self.ledger.borrow();
-        let inside = ledger.entries().iter().find(|e| e.is_trainable() && !own.contains(&e.owner.as_str()));
-        if let Some(entry) = inside {
-            let network = own.first().copied().unwrap_or("an adapter");
-            return Err(UserError::new(format!(
-                "`{network}` runs the backbone without tape, so `{}` of `{}` would get no gradient",
-                entry.name, entry.owner
-            ))
+        let of_network = |owner: &str| beside.iter().any(|a| a.entered == owner);
+        let inside = ledger.entries().iter().find(|e| e.is_trainable() && !of_network(&e.owner));
+        let (Some(entry), Some(network)) = (inside, beside.first()) else { return Ok(()) };
+        let other = self.adapters.iter().find(|a| a.entered == entry.owner);
+        let other = other.map_or_else(|| entry.owner.clone(), |a| format!("adapter/{}", a.kind));
+        let title = format!("`adapter/{}` cannot go with `{other}`", network.kind);
+        Err(BadRecipe::new(title)
+            .at(&network.owner, "runs the backbone without tape")
+            .at(&entry.owner, format!("trains `{}`, which would get no gradient", entry.name))
             .help("keep one of the two")
-            .into());
-        }
-        Ok(())
+            .into())
     }
 
     /// Lets a selection choose what trains.
-    fn select(&self, part: &Part, shape_only: bool) -> Result<()> {
+    fn select(&self, plan: &Blueprint, part: &Part, shape_only: bool) -> Result<()> {
         let mut selection = parts::selection(part)?;
-        parts::placed(part, self.seated(shape_only, |cx| selection.attach(cx)))?;
+        let attached = self.seated(shape_only, |cx| selection.attach(cx));
+        if let (Some(placement), Err(e)) = (&plan.placement, &attached)
+            && e.chain().any(|c| c.is::<Elsewhere>())
+        {
+            return Err(
+                compat::trains_away(placement, &part.path, &format!("`selection/{}`", part.kind)).into()
+            );
+        }
+        parts::placed(part, attached)?;
         *self.selection.borrow_mut() = Some(selection);
         Ok(())
     }
@@ -447,6 +469,11 @@ impl Assembly {
             }
             _ => Ok(None),
         }
+    }
+
+    /// Number of the stage that this is for.
+    pub fn stage(&self) -> usize {
+        self.seat.stage
     }
 
     /// What a selection is given while it attaches.
@@ -468,7 +495,7 @@ impl Assembly {
     /// # Errors
     /// As attaching it.
     pub fn draw(&self, folder: &Path, seed: u64, owner: &str) -> Result<Box<dyn Adapter>> {
-        let mut adapter = saved_adapter(folder)?;
+        let (_, mut adapter) = saved_adapter(folder)?;
         let mut ledger = self.ledger.borrow_mut();
         let mut cx = AttachContext {
             sites: self.sites.clone(),
@@ -599,7 +626,7 @@ impl WeightSource for Headless {
 }
 
 /// The adapter that a folder's `adapter_config.json` describes, not attached.
-fn saved_adapter(folder: &Path) -> Result<Box<dyn Adapter>> {
+fn saved_adapter(folder: &Path) -> Result<(String, Box<dyn Adapter>)> {
     let file = folder.join("adapter_config.json");
     let text = std::fs::read_to_string(&file)
         .map_err(|e| UserError::new(format!("cannot read the adapter's config: {e}")).in_file(&file))?;
@@ -614,7 +641,7 @@ fn saved_adapter(folder: &Path) -> Result<Box<dyn Adapter>> {
         }
     }
     match load_adapter(&config)? {
-        AnyPart::Adapter(a) => Ok(a),
+        (name, AnyPart::Adapter(a)) => Ok((name.to_owned(), a)),
         _ => unreachable_slot("adapter"),
     }
 }

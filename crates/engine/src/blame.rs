@@ -37,6 +37,15 @@ pub fn at(place: &str, message: String, label: String, help: Option<String>) -> 
     BadRecipe { help, ..BadRecipe::new(message).at(place, label) }.into()
 }
 
+/// Gives a refusal of a setting the place of the part in a stage, where it knows none.
+pub fn part<T>(stage: usize, key: &str, result: Result<T>) -> Result<T> {
+    result.map_err(|e| match e.downcast::<BadSetting>() {
+        Ok(bad) if bad.part.is_none() => bad.of(format!("stage.{stage}.{key}")).into(),
+        Ok(bad) => bad.into(),
+        Err(e) => e,
+    })
+}
+
 /// The place of a key of the model's table; empty for a model that no recipe names.
 pub fn key(model: &Model, key: &str) -> String {
     if model.path.is_empty() { String::new() } else { format!("{}.{key}", model.path) }

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use ramekin_core::{BadRecipe, BadSetting};
-use ramekin_recipe::{Adapter, TrainStage};
+use ramekin_recipe::{Adapter, Part, Recipe, Stage, TrainStage};
 
 use crate::assembly::{Assembly, Blueprint};
 use crate::parts;
@@ -19,16 +19,13 @@ pub fn check(index: usize, s: &TrainStage, plan: &Blueprint, assembly: &Assembly
     let activation = parts::activation(&s.activation)?;
     let title = |other: &str| format!("`placement/{}` cannot go with {other}", placement.kind);
     if assembly.trains_what_is_away() {
-        let culprit = match (&plan.selection, s.adapter.is_empty()) {
-            (Some(part), _) => part.path.clone(),
-            (None, false) => at("adapter.0"),
-            (None, true) => at("kind"),
+        let (what, culprit) = match (&plan.selection, s.adapter.first()) {
+            (Some(part), _) => (format!("`selection/{}`", part.kind), part.path.clone()),
+            (None, Some(Adapter::New(part))) => (format!("`adapter/{}`", part.kind), part.path.clone()),
+            (None, Some(Adapter::Saved { .. })) => ("this adapter".to_owned(), at("adapter.0")),
+            (None, None) => ("training weights of the base".to_owned(), at("kind")),
         };
-        return Err(BadRecipe::new(title("training weights of the base"))
-            .at(&placement.path, "keeps the blocks' weights elsewhere, as they were loaded")
-            .at(culprit, "changes some of them")
-            .help("train an adapter, or keep the weights with `placement = { kind = \"resident\" }`")
-            .into());
+        return Err(trains_away(placement, &culprit, &what).into());
     }
     if estimator.needs_backward() && !activation.recomputes() {
         return Err(BadRecipe::new(title(&format!("`activation/{}`", s.activation.kind)))
@@ -38,6 +35,37 @@ pub fn check(index: usize, s: &TrainStage, plan: &Blueprint, assembly: &Assembly
             .into());
     }
     Ok(())
+}
+
+/// Refuses, before anything runs, to merge what a stage before leaves and no merger can add.
+///
+/// # Errors
+/// [`BadRecipe`] with both places; wrong settings.
+pub fn merges(recipe: &Recipe) -> Result<()> {
+    for stage in &recipe.stage {
+        let Stage::Merge(merge) = stage else { continue };
+        for from in merge.models.iter().filter_map(|input| input.stage) {
+            let Some(Stage::Train(train)) = recipe.stage.get(from as usize) else { continue };
+            let objective = parts::objective(&train.objective)?;
+            if train.adapter.is_empty() && objective.file().class.is_some() {
+                let (a, b) = (&merge.method.kind, &train.objective.kind);
+                return Err(BadRecipe::new(format!("`merge/{a}` cannot go with `objective/{b}`"))
+                    .at(&merge.method.path, "adds differences to the base's own tensors")
+                    .at(&train.objective.path, "leaves a model with a new head, which the base has not")
+                    .help(format!("train an adapter in stage {from}, whose head is kept apart"))
+                    .into());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What trains cannot be elsewhere.
+pub(crate) fn trains_away(placement: &Part, culprit: &str, what: &str) -> BadRecipe {
+    BadRecipe::new(format!("`placement/{}` cannot go with {what}", placement.kind))
+        .at(&placement.path, "keeps the blocks' weights elsewhere, as they were loaded")
+        .at(culprit, "changes some of them")
+        .help("train an adapter, or keep the weights with `placement = { kind = \"resident\" }`")
 }
 
 /// Transforms look at what trains; a refusal also names who decides that.

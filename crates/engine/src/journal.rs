@@ -3,14 +3,18 @@
 use std::path::Path;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use ramekin_core::{Usage, meter, units};
+use ramekin_recipe::Part;
 use ramekin_report::{
     Check, Console, EvalLine, EventWriter, Figure, Line, Mem, MetricsWriter, Outcome, Progress, ReportData,
     Sample, StageData, StepLine, read_metrics, write_report,
 };
+use ramekin_slots::{Track, TrackContext};
+use serde::Serialize;
 use serde_json::{Map, Value as Json, json};
 
+use crate::parts;
 use crate::run::{Options, RunOutcome};
 use crate::step::StepReport;
 
@@ -29,6 +33,7 @@ pub struct Journal {
     log_every: u64,
     peak: u64,
     at_peak: Usage,
+    tracks: Vec<(String, Box<dyn Track>)>,
 }
 
 impl Journal {
@@ -64,7 +69,39 @@ impl Journal {
             log_every: log_every.max(1),
             peak: 0,
             at_peak: Usage::default(),
+            tracks: Vec::new(),
         })
+    }
+
+    /// Lets parts know of every line from here on.
+    ///
+    /// # Errors
+    /// If one cannot begin.
+    pub fn track(&mut self, parts: &[Part], cx: &TrackContext<'_>) -> Result<()> {
+        for part in parts {
+            let mut track = parts::track(part)?;
+            track.begin(cx).with_context(|| format!("`track/{}`", part.kind))?;
+            self.tracks.push((part.kind.clone(), track));
+        }
+        Ok(())
+    }
+
+    /// A track that fails is let go; what is trained does not hang on it.
+    fn tell(&mut self, line: &impl Serialize) -> Result<()> {
+        if self.tracks.is_empty() {
+            return Ok(());
+        }
+        let line = serde_json::to_value(line)?;
+        let mut all = std::mem::take(&mut self.tracks);
+        all.retain_mut(|(kind, track)| {
+            let told = track.line(&line);
+            if let Err(e) = &told {
+                self.say(&format!("`track/{kind}` ends here: {e:#}"));
+            }
+            told.is_ok()
+        });
+        self.tracks = all;
+        Ok(())
     }
 
     /// Says something above the progress.
@@ -90,6 +127,7 @@ impl Journal {
         };
         self.metrics.step(&line)?;
         self.events.step(step, &line)?;
+        self.tell(&line)?;
         self.last_loss = Some(r.loss);
         if step.is_multiple_of(self.log_every) || step == self.total {
             let rate = self.seen as f64 / self.began.elapsed().as_secs_f64().max(1e-9);
@@ -120,6 +158,7 @@ impl Journal {
         if !self.evaluated.contains(&step) {
             self.metrics.eval(&line)?;
             self.events.eval(step, &line)?;
+            self.tell(&line)?;
         }
         self.say(&format!("eval at step {step}: {}", words(found)));
         Ok(())
@@ -127,7 +166,12 @@ impl Journal {
 
     /// Ends the progress; the largest total that the meter saw, what was alive
     /// at it, and tokens a second over all.
-    pub fn finish(self) -> (u64, Usage, f64) {
+    pub fn finish(mut self) -> (u64, Usage, f64) {
+        for (kind, mut track) in std::mem::take(&mut self.tracks) {
+            if let Err(e) = track.end() {
+                self.say(&format!("`track/{kind}`: {e:#}"));
+            }
+        }
         let rate = self.seen as f64 / self.began.elapsed().as_secs_f64().max(1e-9);
         self.progress.finish(&format!("{rate:.0} tokens/s"));
         (self.peak, self.at_peak, rate)

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use ramekin_core::{BadSetting, Rng};
+use ramekin_core::{BadRecipe, BadSetting, Rng};
 use ramekin_data::Dataset;
 use ramekin_recipe::{Adapter, Dtype, Part};
 use ramekin_slots::{
@@ -35,13 +35,17 @@ pub fn join(
     if let Some(setting) = objective.compares_with_base().filter(|_| training)
         && base_trains(plan, assembly)
     {
-        return Err(blame::at(
-            place,
-            "the objective compares with the base, adapters off, and this stage trains the base itself"
-                .to_owned(),
-            format!("add an `adapter`, or name another model: `{setting} = {{ source = \"…\" }}`"),
-            None,
-        ));
+        let way_out = format!("add an `adapter`, or name another model: `{setting} = {{ source = \"…\" }}`");
+        let message =
+            "the objective compares with the base, adapters off, and this stage trains the base itself";
+        return Err(match plan.selection.as_ref().filter(|_| !place.is_empty()) {
+            Some(part) => BadRecipe::new(message)
+                .at(place, "compares with the base as it was")
+                .at(&part.path, format!("`selection/{}` changes it", part.kind))
+                .help(way_out)
+                .into(),
+            None => blame::at(place, message.to_owned(), way_out, None),
+        });
     }
     let others = objective.models().into_iter().map(|(name, model)| (name.to_owned(), model));
     companions(assembly, plan, others.collect(), place)?;
@@ -182,7 +186,7 @@ pub fn loss(
         assembly.companions.iter().map(|(n, a)| (n, Run { assembly: a, activation: None })).collect();
     let others: BTreeMap<String, &dyn Runner> =
         others.iter().map(|(n, run)| ((*n).clone(), run as &dyn Runner)).collect();
-    objective.loss(&ObjectiveContext {
+    let loss = objective.loss(&ObjectiveContext {
         tape,
         mode,
         flat: &batch.flat,
@@ -191,7 +195,8 @@ pub fn loss(
         totals,
         model: &Run { assembly, activation },
         others,
-    })
+    });
+    blame::part(assembly.stage(), "objective", loss)
 }
 
 /// [`Objective::counts`] over the micro-batches of a step.

@@ -7,8 +7,8 @@ use ramekin_recipe::Part;
 use ramekin_registry::{AnyPart, Slot, build};
 pub use ramekin_slots::Decoder;
 use ramekin_slots::{
-    ActivationPolicy, Adapter, Estimator, GradientTransform, Hook, KvPolicy, Merger, Objective, Optimizer,
-    Placement, Pruner, Quantizer, Schedule, Search, Selection,
+    ActivationPolicy, Adapter, AttentionRule, Estimator, GradientTransform, Hook, KvPolicy, Merger,
+    Objective, Optimizer, Placement, Pruner, Quantizer, Schedule, Search, Selection, Track,
 };
 use serde_json::Value as Json;
 
@@ -68,6 +68,10 @@ makers! {
     objective: Objective => Objective;
     /// An activation policy.
     activation: Activation => ActivationPolicy;
+    /// Where figures go.
+    track: Track => Track;
+    /// What a token sees.
+    attention: Attention => AttentionRule;
     /// A cache policy.
     kv: Kv => KvPolicy;
     /// A way to merge.

@@ -10,6 +10,7 @@ use ramekin_slots::ModelRef;
 use serde_json::Value as Json;
 
 use crate::blame::{key, present, source};
+use crate::compat;
 use crate::inputs::Origin;
 use crate::parts;
 use crate::run::plain_model;
@@ -29,7 +30,7 @@ pub fn check(recipe: &Recipe, base_dir: &Path, out: Option<&Path>, first: usize)
     for (index, stage) in recipe.stage.iter().enumerate().skip(first) {
         look.stage(index, stage)?;
     }
-    Ok(())
+    compat::merges(recipe)
 }
 
 struct Look<'a> {

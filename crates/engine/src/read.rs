@@ -17,11 +17,32 @@ pub fn recipe(doc: &Doc) -> Result<Recipe, Diagnostics> {
 pub fn underlined(doc: &Doc, error: &anyhow::Error) -> Option<Diagnostic> {
     error.chain().find_map(|cause| {
         if let Some(bad) = cause.downcast_ref::<BadSetting>() {
-            return Some(doc.bad_setting(bad.part.as_ref()?, &bad.setting, &bad.message));
+            let part = bad.part.as_ref()?;
+            let found = doc.bad_setting(part, &bad.setting, &bad.message);
+            return Some(match bad.against.and_then(|slot| beside(doc, part, slot)) {
+                Some((other, label)) => found.label(doc.span(&other), label),
+                None => found,
+            });
         }
         let bad = cause.downcast_ref::<BadRecipe>()?;
         let found = doc.mistake(&bad.message, &bad.places);
         Some(Diagnostic { help: bad.help.clone(), ..found })
+    })
+}
+
+/// The part of another slot in the same stage, or in one before that it takes over from.
+fn beside(doc: &Doc, part: &str, slot: &str) -> Option<(String, String)> {
+    let stage: usize = part.split('.').nth(1)?.parse().ok()?;
+    // What trains is an adapter or a selection, whichever there is.
+    let slots = [slot, if slot == "adapter" { "selection" } else { slot }];
+    (0..=stage).rev().find_map(|stage| {
+        slots.iter().find_map(|slot| {
+            let places = [format!("stage.{stage}.{slot}"), format!("stage.{stage}.{slot}.0")];
+            places.into_iter().find_map(|place| {
+                let kind = doc.value(&format!("{place}.kind"))?.as_str()?.to_owned();
+                Some((place, format!("`{slot}/{kind}` stands in the way")))
+            })
+        })
     })
 }
 

@@ -44,6 +44,9 @@ pub struct RunOutcome {
 pub struct Carry {
     model: Option<Model>,
     quantizer: Option<Part>,
+    /// What tokens saw.
+    #[serde(default)]
+    attention: Option<Part>,
     /// Folders of saved adapters, absolute.
     adapters: Vec<String>,
     done: usize,
@@ -77,6 +80,13 @@ impl Carry {
     pub fn leave_quantized(&mut self, folder: &Path, quantizer: Option<&Part>) {
         self.leave_model(folder);
         self.quantizer = quantizer.cloned();
+    }
+
+    /// What tokens see in the next stage, where it says nothing: what they saw in this one.
+    fn leave_attention(&mut self, stage: &Stage) {
+        if stage.attention().is_some() || stage.model().is_some() {
+            self.attention = stage.attention().cloned();
+        }
     }
 
     /// Notes the hash of an artifact.
@@ -177,6 +187,7 @@ fn blueprint(
         adapters,
         selection,
         placement: stage.placement().cloned(),
+        attention: stage.attention().cloned().or_else(|| carry.attention.clone().filter(|_| inherits)),
         base_dir,
         seed: recipe.seed,
         full_training,
@@ -219,6 +230,7 @@ pub fn plan(recipe: &Recipe, base_dir: &Path) -> Result<Vec<Bill>> {
         if let Stage::Compress(s) = stage {
             carry.leave_base(&plan, s.quantizer.as_ref());
         }
+        carry.leave_attention(stage);
     }
     Ok(bills)
 }
@@ -287,6 +299,7 @@ fn cook(recipe: &Recipe, options: &Options) -> Result<RunOutcome> {
             }
         };
         carry = cx.carry;
+        carry.leave_attention(stage);
         carry.stages.insert(name, figures);
         carry.done = index + 1;
         write_atomic(&state_file, &serde_json::to_vec_pretty(&carry)?)?;

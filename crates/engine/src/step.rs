@@ -15,6 +15,7 @@ use ramekin_tape::{GradSink, GradStore, Tape, Value};
 use serde_json::{Map, Value as Json};
 
 use crate::assembly::{Assembly, Blueprint};
+use crate::blame;
 use crate::cache::check_positions;
 use crate::masks::{Masking, Masks, masked, put_back};
 use crate::objective::{self, Figures};
@@ -249,7 +250,7 @@ impl Trainer {
         let mut flow = Flow::Go;
         let pass = Pass { objective: &*self.objective, activation: &*self.activation, rng: self.rng };
         let mut look = Look { pass, assembly, draw: self.draw.as_ref() };
-        for hook in &mut self.hooks {
+        for (i, hook) in self.hooks.iter_mut().enumerate() {
             let mut cx = HookContext {
                 sites: assembly.sites.clone(),
                 ledger: &assembly.ledger.borrow(),
@@ -262,7 +263,7 @@ impl Trainer {
                 loss,
                 figures,
             };
-            let wish = hook.on(event, &mut cx)?;
+            let wish = blame::part(assembly.stage(), &format!("hook.{i}"), hook.on(event, &mut cx))?;
             if flow == Flow::Go {
                 flow = wish;
             }

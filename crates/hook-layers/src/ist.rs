@@ -13,7 +13,7 @@ use std::rc::Rc;
 
 use anyhow::{Context, Result, ensure};
 use ramekin_core::pattern::layer_of;
-use ramekin_core::{Array, BadSetting, Category, Draws, UserError};
+use ramekin_core::{Array, BadSetting, Category, Draws};
 use ramekin_registry::{Part, part};
 use ramekin_slots::{Event, Flow, Hook, HookContext, Sites, StateTensor, Stateful};
 use schemars::JsonSchema;
@@ -191,11 +191,11 @@ impl Ist {
         }
         let bare = layers.iter().position(|l| l.params.is_empty() || l.linears.is_empty());
         if let Some(layer) = bare {
-            let message = format!(
-                "`ist` damps and samples the adapters of every layer, and layer {layer} has none that trains"
+            let why = format!(
+                "damps and samples the adapters of every layer, and layer {layer} has none that trains; attach one \
+                 to linears of all layers: `adapter = [{{ kind = \"lora\", … }}]`"
             );
-            let help = "attach an adapter to linears of all layers: `adapter = [{ kind = \"lora\", … }]`";
-            return Err(UserError::new(message).help(help).into());
+            return Err(BadSetting::new("kind", why).against("adapter").into());
         }
         if self.scores.is_empty() {
             self.scores = vec![0.0; count];

@@ -27,7 +27,7 @@ impl<R: Rule, S: Storage> Cache<R, S> {
         );
         let before = step.prefix.as_ref().filter(|p| !p.k.is_empty());
         let before = before.map_or(0, |p| p.k.rows().0);
-        ensure!(before == 0 || step.spec.window.is_none(), "a prefix in a layer with a sliding window");
+        ensure!(before == 0 || step.spec.reach.limit().is_none(), "a prefix in a layer that forgets");
         let by_slot = self.rule.by_slot() && step.inv_freq.is_some();
         // Rules that turn by slot store keys as they came.
         let plain = by_slot.then(|| (step.q.clone(), step.k.clone()));

@@ -5,6 +5,7 @@ use std::cmp::Ordering;
 use anyhow::Result;
 use ramekin_core::BadSetting;
 use ramekin_slots::ModelFacts;
+use ramekin_tape::ops::Reach;
 
 /// When entries are dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,13 +154,14 @@ fn larger_first(scores: &[f32], a: usize, b: usize) -> Ordering {
 /// # Errors
 /// If a block's sliding window is narrower than `reach` tokens.
 pub fn refuse_narrow_windows(facts: &ModelFacts, kind: &str, reach: usize) -> Result<()> {
-    let narrow = |w: &Option<usize>| w.is_some_and(|w| w < reach);
+    let narrow = |r: &Reach| r.limit().is_some_and(|w| w < reach);
     let blocks: Vec<String> =
-        facts.windows.iter().enumerate().filter(|(_, w)| narrow(w)).map(|(i, _)| i.to_string()).collect();
-    let Some(window) = facts.windows.iter().flatten().min().filter(|_| !blocks.is_empty()) else {
+        facts.reach.iter().enumerate().filter(|(_, w)| narrow(w)).map(|(i, _)| i.to_string()).collect();
+    let Some(window) = facts.reach.iter().filter_map(Reach::limit).min().filter(|_| !blocks.is_empty())
+    else {
         return Ok(());
     };
-    let which = if blocks.len() == facts.windows.len() {
+    let which = if blocks.len() == facts.reach.len() {
         "every block".to_owned()
     } else {
         format!("the blocks {}", blocks.join(", "))
@@ -167,10 +169,11 @@ pub fn refuse_narrow_windows(facts: &ModelFacts, kind: &str, reach: usize) -> Re
     Err(BadSetting::new(
         "kind",
         format!(
-            "is \"{kind}\", which drops entries by itself; {which} of this model (`{}`) see a sliding window of \
+            "is \"{kind}\", which drops entries by itself; {which} of this model (`{}`) see no more than \
              {window} tokens and the text may reach {reach}: take \"full\"",
             facts.model_type
         ),
     )
+    .against("attention")
     .into())
 }

@@ -5,12 +5,12 @@ use ramekin_core::{Array, Category};
 use ramekin_kernels::attention::{Segment, reference};
 use ramekin_kernels::philox::Stream;
 use ramekin_slots::{Attend, KvCache, KvPrefix, KvShape};
-use ramekin_tape::ops::AttentionSpec;
+use ramekin_tape::ops::{AttentionSpec, Reach};
 
 use super::*;
 
 const SPEC: AttentionSpec =
-    AttentionSpec { heads: 4, kv_heads: 2, head_dim: 6, scale: 0.4, window: None, causal: true };
+    AttentionSpec { heads: 4, kv_heads: 2, head_dim: 6, scale: 0.4, reach: Reach::ALL, causal: true };
 
 fn shape(prompt: usize, later: usize) -> KvShape {
     KvShape {
@@ -83,7 +83,7 @@ fn close(found: &[f32], want: &[f64]) {
 #[test]
 fn prompt_and_later_tokens_are_one_attention() {
     for window in [None, Some(5)] {
-        let spec = AttentionSpec { window, ..SPEC };
+        let spec = AttentionSpec { reach: Reach { window, chunk: None }, ..SPEC };
         let text = Text::new(20);
         let mut cache = Cache::new(Everything, Dense, shape(11, 9)).unwrap();
         let mut found = text.step(&mut cache, 0..11, spec, None);

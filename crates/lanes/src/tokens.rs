@@ -94,7 +94,7 @@ impl<R: Rule, S: Storage> Cache<R, S> {
                 for lane in 0..lanes {
                     let entries = &cells[*sequence].lanes[lane].entries;
                     let end = entries.len() - (range.len() - 1 - nth);
-                    let start = spec.window.map_or(0, |w| end.saturating_sub(w));
+                    let start = spec.reach.first(end);
                     let mut sees: Vec<(&dyn Stored<f32>, Range<usize>)> = Vec::new();
                     if let Some(prefix) = prefix.get(lane * spec.kv_heads / lanes) {
                         sees.push((prefix, 0..before));

@@ -3,6 +3,7 @@
 use anyhow::Result;
 use ramekin_core::BadSetting;
 use ramekin_slots::ModelFacts;
+use ramekin_tape::ops::Reach;
 use serde_json::Value as Json;
 
 use crate::rope::RopeConfig;
@@ -32,8 +33,8 @@ pub struct LlamaConfig {
     pub mlp_bias: bool,
     /// RMSNorm of q and k over each head (Qwen3).
     pub qk_norm: bool,
-    /// Sliding window of each layer.
-    pub windows: Vec<Option<usize>>,
+    /// What each layer's tokens see.
+    pub reach: Vec<Reach>,
 }
 
 /// The caller knows which file or table the field stands in.
@@ -117,7 +118,10 @@ impl LlamaConfig {
             o_bias: attention_bias && !qwen2,
             mlp_bias: flag(config, "mlp_bias", false)?,
             qk_norm: model_type == "qwen3",
-            windows: windows(config, &model_type, layers)?,
+            reach: windows(config, &model_type, layers)?
+                .into_iter()
+                .map(|window| Reach { window, chunk: None })
+                .collect(),
             model_type,
             hidden_size,
             layers,
@@ -142,7 +146,7 @@ impl LlamaConfig {
             max_position_embeddings: self.max_position_embeddings,
             tie_word_embeddings: self.tie_word_embeddings,
             causal: true,
-            windows: self.windows.clone(),
+            reach: self.reach.clone(),
         }
     }
 }

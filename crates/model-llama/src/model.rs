@@ -65,7 +65,8 @@ const HEAD: &str = "lm_head";
 
 impl LlamaModel {
     /// Loads every tensor of the config's shape.
-    pub fn load(config: LlamaConfig, loader: &mut Loader<'_>) -> Result<Self> {
+    pub fn load(mut config: LlamaConfig, loader: &mut Loader<'_>) -> Result<Self> {
+        loader.reach(&mut config.reach);
         let c = &config;
         let d = c.hidden_size;
         let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
@@ -118,7 +119,7 @@ impl LlamaModel {
             kv_heads: c.kv_heads,
             head_dim: c.head_dim,
             scale: (c.head_dim as f64).powf(-0.5),
-            window: c.windows[index],
+            reach: c.reach[index],
             causal: true,
         };
         let q = fx.linear(&names.q, &n)?;

@@ -92,7 +92,7 @@ impl LabelWords {
             Some(class) => Ok(class as i64),
             None => {
                 let why = format!("does not name token {label}, which a row is to predict");
-                Err(BadSetting::new("label_words", why).into())
+                Err(BadSetting::new("label_words", why).against("data").into())
             }
         }
     }
@@ -135,7 +135,11 @@ impl Objective for LabelWords {
     fn loss(&self, cx: &ObjectiveContext<'_>) -> Result<Loss> {
         let pass = cx.forward()?;
         let Labelled { hidden, targets, .. } = pass.labelled(cx.labels)?;
-        let classes = targets.iter().map(|t| self.class(*t)).collect::<Result<Vec<i64>>>()?;
+        let classes = if hidden.array().is_shape_only() {
+            vec![0; targets.len()]
+        } else {
+            targets.iter().map(|t| self.class(*t)).collect::<Result<Vec<i64>>>()?
+        };
         let head = pass.head();
         drop(pass);
         let predictions = RefCell::new(Vec::with_capacity(classes.len()));

@@ -36,6 +36,11 @@ pub fn check_training(doc: &Doc, stages: &[Stage], errors: &mut Diagnostics) {
                     let title = "a `compress` stage cannot begin with an adapter";
                     let label = "changes the weights that the adapter of the stage before stands on";
                     let found = doc.error_at(&part.path, title, label);
+                    let found = match stages[..i].iter().rposition(|s| !s.adapters().is_empty()) {
+                        Some(before) => found
+                            .label(doc.span(&format!("stage.{before}.adapter.0")), "attaches the adapter"),
+                        None => found,
+                    };
                     errors.push(found.help("fold it in with a `merge` stage between"));
                 }
                 left = false;

@@ -175,6 +175,11 @@ impl Doc {
         Diagnostic::new(title).label(self.spot(&path::parse_own(path)), label)
     }
 
+    /// Where a path of the recipe stands.
+    pub fn span(&self, path: &str) -> Span {
+        self.spot(&path::parse_own(path))
+    }
+
     /// A mistake with any number of places, each a path and what to say about it, the culprit first.
     pub fn mistake(&self, title: impl Into<String>, places: &[(String, String)]) -> Diagnostic {
         places.iter().fold(Diagnostic::new(title), |diagnostic, (path, label)| {

@@ -57,6 +57,7 @@ impl Stage {
             Stage::Train(s) => {
                 all.perhaps("quantizer", &mut s.quantizer);
                 all.one("placement", &mut s.placement);
+                all.perhaps("attention", &mut s.attention);
                 all.adapters(&mut s.adapter);
                 all.perhaps("selection", &mut s.selection);
                 all.one("estimator", &mut s.estimator);
@@ -78,6 +79,7 @@ impl Stage {
             Stage::Generate(s) => {
                 all.perhaps("quantizer", &mut s.quantizer);
                 all.one("placement", &mut s.placement);
+                all.perhaps("attention", &mut s.attention);
                 all.adapters(&mut s.adapter);
                 all.one("decode", &mut s.decode);
                 all.one("kv", &mut s.kv);
@@ -102,6 +104,7 @@ impl Stage {
             Stage::Eval(s) => {
                 all.perhaps("quantizer", &mut s.quantizer);
                 all.one("placement", &mut s.placement);
+                all.perhaps("attention", &mut s.attention);
                 all.adapters(&mut s.adapter);
                 all.one("objective", &mut s.objective);
                 all.one("data", &mut s.data);
@@ -111,6 +114,7 @@ impl Stage {
             Stage::Logits(s) => {
                 all.perhaps("quantizer", &mut s.quantizer);
                 all.one("placement", &mut s.placement);
+                all.perhaps("attention", &mut s.attention);
                 all.adapters(&mut s.adapter);
             }
             Stage::Search(s) => all.one("search", &mut s.search),

@@ -109,6 +109,17 @@ impl Stage {
         }
     }
 
+    /// What tokens see, in a stage that says so.
+    pub fn attention(&self) -> Option<&Part> {
+        match self {
+            Stage::Train(s) => s.attention.as_ref(),
+            Stage::Generate(s) => s.attention.as_ref(),
+            Stage::Eval(s) => s.attention.as_ref(),
+            Stage::Logits(s) => s.attention.as_ref(),
+            Stage::Merge(_) | Stage::Search(_) | Stage::Compress(_) => None,
+        }
+    }
+
     /// The adapters attached by the stage.
     pub fn adapters(&self) -> &[Adapter] {
         match self {
@@ -141,6 +152,10 @@ pub struct TrainStage {
     #[serde(default = "by_default::<{ slot::PLACEMENT }>")]
     #[schemars(schema_with = "one::<{ slot::PLACEMENT }>")]
     pub placement: Part,
+    /// Which of the tokens before it a token sees. Default: what the model's config says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "one::<{ slot::ATTENTION }>")]
+    pub attention: Option<Part>,
     /// Adapters to train, in order. Default: none, all weights train.
     #[serde(default, deserialize_with = "one_or_many")]
     #[schemars(schema_with = "many::<{ slot::ADAPTER }>")]
@@ -349,6 +364,10 @@ pub struct GenerateStage {
     #[serde(default = "by_default::<{ slot::PLACEMENT }>")]
     #[schemars(schema_with = "one::<{ slot::PLACEMENT }>")]
     pub placement: Part,
+    /// Which of the tokens before it a token sees. Default: what the model's config says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "one::<{ slot::ATTENTION }>")]
+    pub attention: Option<Part>,
     /// Adapters to attach, in order. Default: none besides those of the stage before.
     #[serde(default, deserialize_with = "one_or_many")]
     #[schemars(schema_with = "many::<{ slot::ADAPTER }>")]
@@ -510,6 +529,10 @@ pub struct EvalStage {
     #[serde(default = "by_default::<{ slot::PLACEMENT }>")]
     #[schemars(schema_with = "one::<{ slot::PLACEMENT }>")]
     pub placement: Part,
+    /// Which of the tokens before it a token sees. Default: what the model's config says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "one::<{ slot::ATTENTION }>")]
+    pub attention: Option<Part>,
     /// Adapters to attach, in order. Default: none besides those of the stage before.
     #[serde(default, deserialize_with = "one_or_many")]
     #[schemars(schema_with = "many::<{ slot::ADAPTER }>")]
@@ -560,6 +583,10 @@ pub struct LogitsStage {
     #[serde(default = "by_default::<{ slot::PLACEMENT }>")]
     #[schemars(schema_with = "one::<{ slot::PLACEMENT }>")]
     pub placement: Part,
+    /// Which of the tokens before it a token sees. Default: what the model's config says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "one::<{ slot::ATTENTION }>")]
+    pub attention: Option<Part>,
     /// Adapters to attach, in order. Default: none besides those of the stage before.
     #[serde(default, deserialize_with = "one_or_many")]
     #[schemars(schema_with = "many::<{ slot::ADAPTER }>")]

@@ -202,6 +202,12 @@ macro_rules! any {
     (activation, $p:expr) => {
         Ok($crate::AnyPart::Activation(Box::new($p)))
     };
+    (attention, $p:expr) => {
+        Ok($crate::AnyPart::Attention(Box::new($p)))
+    };
+    (track, $p:expr) => {
+        Ok($crate::AnyPart::Track(Box::new($p)))
+    };
     (kv, $p:expr) => {
         Ok($crate::AnyPart::Kv(Box::new($p)))
     };
@@ -214,5 +220,5 @@ macro_rules! any {
     }};
 }
 
-/// What a part of a slot without a trait (data, track) turns into: proof that its settings hold.
+/// What a part of a slot without a trait (data) turns into: proof that its settings hold.
 pub struct Declares;

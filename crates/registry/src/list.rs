@@ -45,15 +45,15 @@ pub fn complete(slot: Slot, name: &str, settings: Json) -> Result<Json> {
     Ok((find(slot, name)?.complete)(settings)?)
 }
 
-/// The adapter part that a PEFT `adapter_config.json` asks for.
+/// The adapter part that a PEFT `adapter_config.json` asks for, with its name.
 ///
 /// # Errors
 /// If no part reads this `peft_type`, or the one that does refuses the config.
-pub fn load_adapter(config: &Json) -> Result<AnyPart> {
+pub fn load_adapter(config: &Json) -> Result<(&'static str, AnyPart)> {
     inventory::iter::<Registered>
         .into_iter()
-        .filter_map(|r| r.from_peft)
-        .find_map(|f| f(config))
+        .find_map(|r| Some((r.entry.name, r.from_peft?(config)?)))
+        .map(|(name, part)| Ok((name, part?)))
         .unwrap_or_else(|| {
             let kind = config.get("peft_type").and_then(Json::as_str).unwrap_or("nothing");
             Err(UserError::new(format!("no adapter here reads `peft_type` {kind}"))

@@ -11,6 +11,8 @@ pub enum Outcome {
     /// It went through.
     #[default]
     Done,
+    /// It goes on.
+    Running,
     /// It was stopped with its state saved.
     Interrupted,
     /// It failed, with this message.

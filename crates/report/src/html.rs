@@ -90,6 +90,7 @@ pub fn escape(text: &str) -> String {
 fn header(out: &mut String, data: &ReportData) {
     let (class, status) = match &data.outcome {
         Outcome::Done => ("good", "done".to_owned()),
+        Outcome::Running => ("warn", "running".to_owned()),
         Outcome::Interrupted => ("warn", "interrupted, state saved".to_owned()),
         Outcome::Failed(_) => ("bad", "failed".to_owned()),
     };

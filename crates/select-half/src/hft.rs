@@ -137,7 +137,7 @@ impl Hft {
                 "is \"per_round\", and `{}` is held packed: another round would train it; set \"fixed\", or leave the quantizer out",
                 first.path
             );
-            return Err(BadSetting::new("resample", why));
+            return Err(BadSetting::new("resample", why).against("quantizer"));
         }
         let wanted = |l: &ramekin_slots::LinearSite| {
             s.mode == Mode::HalfReset || choice.trained.contains(&format!("{}.weight", l.path))
@@ -151,7 +151,7 @@ impl Hft {
             "chooses {}, held packed by the quantizer; name these in its `modules_to_not_convert`",
             named.join(", ")
         );
-        Err(BadSetting::new("seed", why))
+        Err(BadSetting::new("seed", why).against("quantizer"))
     }
 }
 

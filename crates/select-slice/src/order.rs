@@ -68,7 +68,7 @@ fn dense(sites: &Sites, path: &str) -> Result<Array> {
             let why = format!(
                 "is true, and `{path}` is held packed and cannot be put in another order; with `permute = false` columns are gathered instead"
             );
-            Err(BadSetting::new("permute", why).into())
+            Err(BadSetting::new("permute", why).against("quantizer").into())
         }
     }
 }

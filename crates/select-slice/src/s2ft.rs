@@ -73,7 +73,7 @@ impl S2ft {
         for path in layers.iter().flat_map(|l| Matrix::ALL.map(|(m, _)| m.path(l))) {
             if let Ok(LinearBase::Packed(_)) = sites.linear(path).map(|l| l.base()) {
                 let why = format!("is \"in_place\", and `{path}` is held packed; set \"separate\"");
-                return Err(BadSetting::new("storage", why));
+                return Err(BadSetting::new("storage", why).against("quantizer"));
             }
         }
         Ok(())

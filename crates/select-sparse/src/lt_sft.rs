@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use ramekin_core::pattern::layer_of;
-use ramekin_core::{Array, BadSetting, Category, Draws, Mask, Param, ParamId, Rng, UserError};
+use ramekin_core::{Array, BadSetting, Category, Draws, Mask, Param, ParamId, Rng};
 use ramekin_registry::{Part, part};
 use ramekin_slots::{
     AttachContext, LinearBase, LinearSite, RoundContext, Selection, SelectionFile, Sites, StateTensor,
@@ -281,10 +281,12 @@ impl Selection for LtSft {
     fn attach(&mut self, cx: &mut AttachContext<'_>) -> Result<Vec<String>> {
         let sites = cx.sites.clone();
         if let Some(l) = sites.linears().iter().find(|l| matches!(l.base(), LinearBase::Packed(_))) {
-            let message = format!("`lt-sft` trains the base's own entries, and `{}` is held packed", l.path);
-            let help =
-                "leave `quantizer` out; a sparse vector can be added to a quantised model's dense form";
-            return Err(UserError::new(message).help(help).into());
+            let why = format!(
+                "chooses among the base's own entries, and `{}` is held packed; leave `quantizer` out: a sparse \
+                 vector can be added to a quantised model's dense form",
+                l.path
+            );
+            return Err(BadSetting::new("kind", why).against("quantizer").into());
         }
         self.rng = self.settings.seed.map_or(cx.rng, Rng::new);
         self.untie(cx, &sites)?;

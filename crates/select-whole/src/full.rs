@@ -73,7 +73,7 @@ impl Selection for Full {
             let why = format!(
                 "takes in `{path}`, which a quantizer holds packed and which cannot train; exclude it, or leave the quantizer out"
             );
-            return Err(BadSetting::new("modules", why).into());
+            return Err(BadSetting::new("modules", why).against("quantizer").into());
         }
         let names: Vec<String> =
             sites.param_names().iter().filter(|n| chosen.contains(&module(n))).cloned().collect();

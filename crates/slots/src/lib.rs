@@ -16,15 +16,18 @@
 //! | `objective` | [`Objective`] | loss |
 //! | `activation` | [`ActivationPolicy`] | what survives from forward to backward |
 //! | `placement` | [`Placement`] | where weights live while they are not used |
+//! | `attention` | [`AttentionRule`] | which tokens a token sees |
 //! | `kv` | [`KvPolicy`], [`KvCache`] | what a cache keeps |
 //! | `decode` | [`Decoder`] | logits to token |
 //! | `search` | [`Search`] | which recipe is tried next |
 //! | `prune` | [`Pruner`] | which channels go |
 //! | `merge` | [`Merger`] | several models into one |
 //! | `hook` | [`Hook`] | reacts to events of training |
+//! | `track` | [`Track`] | where figures go besides the run folder |
 
 mod adapter;
 mod around;
+mod attention;
 mod decode;
 mod estimator;
 mod forward;
@@ -47,10 +50,12 @@ mod saved;
 mod search;
 mod selection;
 mod sites;
+mod track;
 mod training;
 
 pub use adapter::{Adapter, AdapterFile, AttachContext, Below, LinearAdapter};
 pub use around::{Around, AttentionAdapter, Longer, NetworkAdapter, RowAdapter, check_virtual_tokens};
+pub use attention::AttentionRule;
 pub use decode::{Decoder, Draft, Line, LogitRows, Logits, Other, Session, Stepper, Words};
 pub use estimator::{Estimator, Problem};
 pub use forward::{FlatBatch, Forward, Mode};
@@ -82,4 +87,5 @@ pub use saved::{read_text, text};
 pub use search::{Axis, Search, Space, Trial};
 pub use selection::{Differences, RoundContext, Selection, SelectionFile};
 pub use sites::{LinearBase, LinearSite, ParamSite, Sites};
+pub use track::{Track, TrackContext};
 pub use training::{ActivationPolicy, Block, Schedule, Stateful};

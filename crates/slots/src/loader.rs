@@ -5,7 +5,11 @@ use std::collections::HashSet;
 use anyhow::{Result, bail};
 use ramekin_core::{Array, Category, DType, Ledger, Param, Rng, UserError, suggest};
 
-use crate::{LinearBase, LinearSite, ModuleSite, NormInfo, Placement, Quantizer, Sites, block_of};
+use ramekin_tape::ops::Reach;
+
+use crate::{
+    AttentionRule, LinearBase, LinearSite, ModuleSite, NormInfo, Placement, Quantizer, Sites, block_of,
+};
 
 /// Shape and stored type of a tensor in a source.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,6 +110,8 @@ pub struct LoadOptions<'a> {
     pub quantizer: Option<&'a dyn Quantizer>,
     /// Takes the blocks' weights, where they do not all stay in memory.
     pub placement: Option<&'a dyn Placement>,
+    /// Decides what tokens see, where that is not what the config says.
+    pub attention: Option<&'a dyn AttentionRule>,
 }
 
 /// Builds sites and ledger while a model family asks for its tensors by name.
@@ -134,6 +140,13 @@ impl<'a> Loader<'a> {
     /// Whether the source holds this tensor (or makes up any).
     pub fn has(&self, name: &str) -> bool {
         self.source.is_open() || self.source.info(name).is_some()
+    }
+
+    /// What each block's tokens see, from what the config says.
+    pub fn reach(&self, blocks: &mut [Reach]) {
+        if let Some(rule) = self.options.attention {
+            blocks.iter_mut().enumerate().for_each(|(i, own)| *own = rule.reach(i, *own));
+        }
     }
 
     fn read(&mut self, name: &str, dims: &[usize]) -> Result<Array> {

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use anyhow::Result;
 use ramekin_core::UserError;
 use ramekin_tape::Value;
+use ramekin_tape::ops::Reach;
 use serde_json::Value as Json;
 
 use crate::{Forward, Loader, MlpSite};
@@ -26,8 +27,8 @@ pub struct ModelFacts {
     pub tie_word_embeddings: bool,
     /// Whether a token sees only what came before it, and predicts the next.
     pub causal: bool,
-    /// Sliding window of each block's attention, in tokens; `None` where it sees all.
-    pub windows: Vec<Option<usize>>,
+    /// What the tokens of each block's attention see of those before them.
+    pub reach: Vec<Reach>,
 }
 
 /// A causal language model. Rows are tokens of a [`crate::FlatBatch`].

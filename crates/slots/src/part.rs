@@ -6,8 +6,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value as Json;
 
 use crate::{
-    ActivationPolicy, Adapter, Decoder, Estimator, GradientTransform, Hook, KvPolicy, Merger, ModelFamily,
-    Objective, Optimizer, Placement, Pruner, Quantizer, Schedule, Search, Selection,
+    ActivationPolicy, Adapter, AttentionRule, Decoder, Estimator, GradientTransform, Hook, KvPolicy, Merger,
+    ModelFamily, Objective, Optimizer, Placement, Pruner, Quantizer, Schedule, Search, Selection, Track,
 };
 
 /// The places of a recipe that parts fill.
@@ -146,16 +146,19 @@ pub enum AnyPart {
     Objective(Box<dyn Objective>),
     /// What survives until backward.
     Activation(Box<dyn ActivationPolicy>),
+    /// What a token sees.
+    Attention(Box<dyn AttentionRule>),
     /// What a cache keeps.
     Kv(Box<dyn KvPolicy>),
     /// Logits to token.
     Decode(Box<dyn Decoder>),
-    /// A part that another crate reads by its settings alone (data, track).
+    /// Where figures go.
+    Track(Box<dyn Track>),
     /// Which channels go.
     Prune(Box<dyn Pruner>),
     /// Several models into one.
     Merge(Box<dyn Merger>),
-    /// A part that another crate reads by its settings alone (data, search, track).
+    /// A part that another crate reads by its settings alone (data).
     Declared,
 }
 

@@ -277,6 +277,14 @@ impl Sites {
         result
     }
 
+    /// Runs `f` with the weights at hand of the block that this tensor or module is in.
+    pub fn with_weights_of<R>(&self, name: &str, f: impl FnOnce() -> Result<R>) -> Result<R> {
+        match block_of(name) {
+            Some(block) => self.with_block(block, f),
+            None => f(),
+        }
+    }
+
     /// Adds a linear.
     pub fn add_linear(&mut self, site: LinearSite) {
         self.by_path.insert(site.path.clone(), self.linears.len());

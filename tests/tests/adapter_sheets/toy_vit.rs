@@ -72,7 +72,7 @@ pub fn facts(width: usize, blocks: usize) -> ModelFacts {
         max_position_embeddings: 64,
         tie_word_embeddings: false,
         causal: false,
-        windows: vec![None; blocks],
+        reach: vec![ramekin_tape::ops::Reach::ALL; blocks],
     }
 }
 
@@ -88,8 +88,10 @@ impl Vit {
     pub fn new(seed: u64, bias: f64, adapter: Option<(&str, Json)>) -> Self {
         ramekin_catalog::link();
         let mut source = Steep { seed, bias };
-        let mut loader =
-            Loader::new(&mut source, LoadOptions { dtype: DType::F32, quantizer: None, placement: None });
+        let mut loader = Loader::new(
+            &mut source,
+            LoadOptions { dtype: DType::F32, quantizer: None, placement: None, attention: None },
+        );
         ok(loader.table("positions", TOKENS, D));
         ok(loader.linear("patch_embed.proj", D, 8, true, false));
         for b in 0..2 {
@@ -148,7 +150,7 @@ impl Vit {
             kv_heads: 4,
             head_dim: 8,
             scale: 8f64.powf(-0.5),
-            window: None,
+            reach: ramekin_tape::ops::Reach::ALL,
             causal: false,
         };
         for b in 0..2 {

@@ -55,8 +55,14 @@ fn check_2() {
     }
 }
 
-const SPEC: AttentionSpec =
-    AttentionSpec { heads: 4, kv_heads: 2, head_dim: 8, scale: 0.35, window: None, causal: true };
+const SPEC: AttentionSpec = AttentionSpec {
+    heads: 4,
+    kv_heads: 2,
+    head_dim: 8,
+    scale: 0.35,
+    reach: ramekin_tape::ops::Reach::ALL,
+    causal: true,
+};
 
 fn sizes(n: usize) -> KvShape {
     KvShape {

@@ -14,7 +14,9 @@ use crate::table::Entry;
 /// A train stage with what its parts want, and the stages behind it.
 #[derive(Clone, Default)]
 pub struct Draft {
-    model: Option<String>,
+    model: Option<(String, String)>,
+    saved: bool,
+    measured: bool,
     keys: Vec<(String, String)>,
     lists: Vec<(String, Vec<String>)>,
     behind: Vec<(String, Vec<(String, String)>)>,
@@ -41,8 +43,18 @@ impl Draft {
     }
 
     /// Another model than the usual one.
-    pub fn model(&mut self, model: &str) {
-        self.model.get_or_insert_with(|| model.to_owned());
+    pub fn model(&mut self, kind: &str, model: &str) {
+        self.model.get_or_insert_with(|| (kind.to_owned(), model.to_owned()));
+    }
+
+    /// A model from a folder, as something may be tuned from it, instead of fresh weights.
+    pub fn saved(&mut self) {
+        self.saved = true;
+    }
+
+    /// Measurements between the steps.
+    pub fn measured(&mut self) {
+        self.measured = true;
     }
 
     /// Some adapter, where no other part brings one.
@@ -72,8 +84,11 @@ impl Draft {
         let trains = ["selection", "method"].iter().any(|k| draft.keys.iter().any(|(key, _)| key == k));
         let packed =
             draft.keys.iter().any(|(k, v)| k == "quantizer" || k == "placement" && v.contains("disk"));
-        if (packed && !trains || draft.adapted) && !adapted {
+        if (packed || draft.adapted) && !trains && !adapted {
             draft.entry("adapter", r#"{ kind = "lora", r = 4, target_modules = "all-linear" }"#.to_owned());
+            if draft.behind.iter().any(|(kind, _)| kind == "compress") {
+                draft.behind.insert(0, ("merge".to_owned(), Vec::new())); // surgery is on models, not on adapters
+            }
         }
         draft.key("optimizer", r#"{ kind = "adamw", lr = 5e-3 }"#);
         draft.key("data", r#"{ kind = "tokens", path = "train.safetensors" }"#);
@@ -85,9 +100,15 @@ impl Draft {
 
     fn toml(&self) -> String {
         let mut text = String::from("name = \"matrix\"\nseed = 1\n");
-        text += self.model.as_deref().unwrap_or(MODEL);
+        let (kind, model) = self.model.as_ref().map_or(("llama", MODEL), |(k, m)| (&**k, &**m));
+        match self.saved {
+            true => text += &format!("model = {{ source = \"FOLDER/saved-{kind}\" }}"),
+            false => text += model,
+        }
         text += "\n\n[[stage]]\nkind = \"train\"\n";
         for (k, v) in self.keys.iter().filter(|(_, v)| !v.is_empty()) {
+            let often = k == "eval" && self.measured;
+            let v = if often { v.replacen('{', "{ every = 1, ", 1) } else { v.clone() };
             text += &format!("{k} = {v}\n");
         }
         for (k, all) in &self.lists {
@@ -117,7 +138,8 @@ pub enum End {
 /// Cooks a draft in a folder of its own beside the shared data.
 pub fn cook(draft: &Draft, data: &Path) -> (End, String) {
     let _scope = meter::scope(Meter::new());
-    let text = draft.toml().replace("TEACHER", &data.join("teacher").display().to_string());
+    let text =
+        draft.toml().replace("TEACHER", "FOLDER/teacher").replace("FOLDER", &data.display().to_string());
     let folder = tempfile::tempdir().expect("a folder");
     for file in std::fs::read_dir(data).expect("the data") {
         let file = file.expect("a file");
@@ -129,15 +151,17 @@ pub fn cook(draft: &Draft, data: &Path) -> (End, String) {
     (end(&text, folder.path()), text)
 }
 
-/// A model like the others, in `teacher`.
-pub fn teacher(data: &Path) {
+/// A model of this kind after some steps, in a folder of this name.
+pub fn saved(data: &Path, name: &str, kind: &str, model: &str, steps: usize) {
     let mut draft = Draft::default();
+    draft.model(kind, model);
     draft.key("data", r#"{ kind = "tokens", path = "train.safetensors" }"#);
-    draft.key("steps", "1");
-    let text = draft.toml();
-    let end = end(&text, data);
+    draft.key("optimizer", r#"{ kind = "adamw", lr = 5e-3 }"#);
+    draft.key("batch", "{ micro_batch_size = 4 }");
+    draft.key("steps", &steps.to_string());
+    let end = end(&draft.toml(), data);
     assert!(data.join("out/model").is_dir(), "{end:?}");
-    std::fs::rename(data.join("out/model"), data.join("teacher")).expect("a renamed folder");
+    std::fs::rename(data.join("out/model"), data.join(name)).expect("a renamed folder");
     std::fs::remove_dir_all(data.join("out")).expect("a removed folder");
 }
 

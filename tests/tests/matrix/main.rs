@@ -43,7 +43,11 @@ fn data() -> tempfile::TempDir {
     write("rows.csv", format!("prompt,completion\n{}", csv.join("\n")));
     write("chars.txt", (' '..='~').chain(['\n']).collect());
     write("rows.txt", "The cat has 4 red apples. The dog has 2 blue stamps.\n".repeat(40));
-    draft::teacher(folder.path());
+    for entry in TABLE.iter().filter(|e| e.slot == Slot::Model) {
+        draft::saved(folder.path(), &format!("saved-{}", entry.name), entry.name, entry.settings, 2);
+    }
+    let teacher = TABLE.iter().find(|e| e.slot == Slot::Model).expect("a model");
+    draft::saved(folder.path(), "teacher", teacher.name, teacher.settings, 30);
     folder
 }
 

@@ -11,7 +11,7 @@ pub struct Entry {
     /// Its name.
     pub name: &'static str,
     /// Settings besides `kind`, as TOML.
-    settings: &'static str,
+    pub settings: &'static str,
     /// What else the recipe needs for it.
     more: fn(&mut Draft),
 }
@@ -46,15 +46,15 @@ impl Entry {
             }
             Slot::Merge => draft.behind("merge", "method", &table),
             Slot::Prune => draft.behind("compress", "prune", &table),
-            Slot::Model => draft.model(self.settings),
+            Slot::Model => draft.model(self.name, self.settings),
             _ => draft.key(self.slot.name(), &table),
         }
     }
 }
 
 const COLOURS: &str =
-    "{ kind = \"builtin\", name = \"colours\", rows = 16, max_length = 96, format = \"classification\" }";
-const PREFERENCES: &str = "{ kind = \"builtin\", name = \"preferences\", rows = 16, max_length = 96 }";
+    "{ kind = \"builtin\", name = \"colours\", rows = 16, max_length = 56, format = \"classification\" }";
+const PREFERENCES: &str = "{ kind = \"builtin\", name = \"preferences\", rows = 16, max_length = 56 }";
 
 /// These rows to train on, and to measure the loss of.
 fn rows(draft: &mut Draft, data: &str) {
@@ -65,6 +65,7 @@ fn rows(draft: &mut Draft, data: &str) {
 /// What the train stage learnt, as the one task vector.
 fn vectors(draft: &mut Draft) {
     draft.behind("merge", "models", "[{ stage = 0 }]");
+    draft.saved();
 }
 
 fn no_clipping(draft: &mut Draft) {
@@ -101,7 +102,7 @@ pub const TABLE: &[Entry] = &[
     part(Slot::Adapter, "lokr", "r = 4, target_modules = [\"q_proj\", \"v_proj\"]"),
     part(Slot::Adapter, "vera", "r = 8, target_modules = [\"q_proj\"]"),
     part(Slot::Adapter, "ln", ""),
-    part(Slot::Adapter, "parallel", "bottleneck_size = 8, target_modules = [\"mlp\"]"),
+    part(Slot::Adapter, "parallel", "bottleneck_size = 8, target_modules = [\"gate_proj\"]"),
     part(Slot::Adapter, "prefix", "num_virtual_tokens = 3"),
     part(Slot::Adapter, "prompt", "num_virtual_tokens = 3"),
     part(Slot::Adapter, "series", "bottleneck_size = 8, target_modules = [\"down_proj\"]"),
@@ -124,7 +125,7 @@ pub const TABLE: &[Entry] = &[
     ),
     part(Slot::Selection, "s2ft", "o_ratio = 0.5, d_ratio = 0.25"),
     part(Slot::Estimator, "backprop", ""),
-    with(Slot::Estimator, "mezo", "zo_eps = 1e-3, n_directions = 4", no_clipping),
+    with(Slot::Estimator, "mezo", "zo_eps = 1e-3, n_directions = 16", no_clipping),
     part(Slot::Gradient, "clip", "max_norm = 0.5"),
     part(Slot::Gradient, "galore", "rank = 2, update_proj_gap = 2, scale = 1.0"),
     part(Slot::Optimizer, "adafactor", "lr = 5e-3"),
@@ -139,7 +140,10 @@ pub const TABLE: &[Entry] = &[
     part(Slot::Objective, "sft", ""),
     with(Slot::Objective, "classification", "num_labels = 10", |d| rows(d, COLOURS)),
     part(Slot::Objective, "distil", "teacher = { source = \"TEACHER\" }"),
-    with(Slot::Objective, "dpo", "", |d| rows(d, PREFERENCES)),
+    with(Slot::Objective, "dpo", "", |d| {
+        rows(d, PREFERENCES);
+        d.adapted();
+    }),
     part(Slot::Objective, "gkd", "teacher = { source = \"TEACHER\" }"),
     with(Slot::Objective, "regression", "", |d| rows(d, COLOURS)),
     // The tokens of train.safetensors.
@@ -148,9 +152,9 @@ pub const TABLE: &[Entry] = &[
         "label-words",
         "label_words = [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22]",
     ),
-    with(Slot::Objective, "reward", "", |d| rows(d, PREFERENCES)),
-    with(Slot::Data, "builtin", "name = \"records\", rows = 16, max_length = 96", |d| {
-        d.key("eval", "{ data = { kind = \"builtin\", name = \"records\", rows = 16, max_length = 96 } }")
+    with(Slot::Objective, "reward", "center_rewards_coefficient = 0.1", |d| rows(d, PREFERENCES)),
+    with(Slot::Data, "builtin", "name = \"records\", rows = 16, max_length = 56", |d| {
+        d.key("eval", "{ data = { kind = \"builtin\", name = \"records\", rows = 16, max_length = 56 } }")
     }),
     with(Slot::Data, "csv", "path = \"rows.csv\", max_length = 64", |d| {
         d.key("eval", "{ data = { kind = \"csv\", path = \"rows.csv\", max_length = 64 } }")
@@ -170,6 +174,9 @@ pub const TABLE: &[Entry] = &[
     part(Slot::Activation, "offload", "to = \"host\", min_bytes = 0"),
     part(Slot::Placement, "resident", ""),
     with(Slot::Placement, "disk", "", |d| d.key("activation", "{ kind = \"checkpoint\" }")),
+    part(Slot::Attention, "full", ""),
+    part(Slot::Attention, "window", "window = 12"),
+    part(Slot::Attention, "block-diagonal", "block_size = 12"),
     part(Slot::Search, "grid", ""),
     part(Slot::Search, "random", ""),
     part(Slot::Kv, "ada", "base_capacity = 12, window = 4"),
@@ -196,10 +203,13 @@ pub const TABLE: &[Entry] = &[
     }),
     part(Slot::Merge, "lora", ""),
     with(Slot::Merge, "compeft", "density = [0.5], alpha = [1]", vectors),
-    with(Slot::Merge, "lines", "", vectors),
+    with(Slot::Merge, "lines", "alpha = 0.5", vectors),
     with(Slot::Merge, "task-arithmetic", "", vectors),
     with(Slot::Merge, "ties", "", vectors),
-    part(Slot::Hook, "early-stop", ""),
+    with(Slot::Hook, "early-stop", "", |d| d.measured()),
+    part(Slot::Track, "html", ""),
+    part(Slot::Track, "jsonl", "path = \"all.jsonl\""),
+    part(Slot::Track, "tensorboard", "logdir = \"events\""),
     part(Slot::Hook, "ema", "decay = 0.5"),
-    with(Slot::Hook, "ist", "active_fraction = 0.5", |d| d.adapted()),
+    with(Slot::Hook, "ist", "active_fraction = 0.5, num_candidates = 2", |d| d.adapted()),
 ];

@@ -5,7 +5,7 @@
 //! dk_j = scale Σ_i ds_ij q_i
 //!
 //! Query i of a segment stands at key position i + k_len − q_len and sees keys up to there (causal), and
-//! with a window of w none before the last w. Query head h reads key head h / (heads / kv_heads).
+//! with a window of w none before the last w, with chunks of c none of an earlier chunk. Query head h reads key head h / (heads / kv_heads).
 //! A query that sees no key has o = 0, L = −∞ and no gradient; so have rows outside all segments.
 //! NaN in a row of q or k stays with the queries that see it; in a row of v it reaches, as 0 · NaN, the
 //! other queries of its block too, never another segment.
@@ -46,6 +46,41 @@ pub struct Segment {
     pub k_len: usize,
 }
 
+/// Which of the keys up to its own place a query sees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reach {
+    /// With `Some(w)` at most the last w.
+    pub window: Option<usize>,
+    /// With `Some(c)` those of its own chunk, places `n·c .. (n+1)·c` of the segment's keys.
+    pub chunk: Option<usize>,
+}
+
+impl Reach {
+    /// All of them.
+    pub const ALL: Reach = Reach { window: None, chunk: None };
+
+    /// At most the last `w`, the query's own place included.
+    pub const fn window(w: usize) -> Self {
+        Reach { window: Some(w), chunk: None }
+    }
+
+    /// Those of the query's own chunk of `c`.
+    pub const fn chunk(c: usize) -> Self {
+        Reach { window: None, chunk: Some(c) }
+    }
+
+    /// The first key in reach of the query whose place is the last before `end`.
+    pub fn first(&self, end: usize) -> usize {
+        let window = self.window.map_or(0, |w| end.saturating_sub(w));
+        window.max(self.chunk.map_or(0, |c| end.saturating_sub(1) / c * c))
+    }
+
+    /// The most keys that a query sees; `None` where there is no limit.
+    pub fn limit(&self) -> Option<usize> {
+        self.window.into_iter().chain(self.chunk).min()
+    }
+}
+
 /// Sizes and rules shared by all segments.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Shape {
@@ -57,8 +92,8 @@ pub struct Shape {
     pub head_dim: usize,
     /// Factor of the scores, commonly 1/√head_dim.
     pub scale: f64,
-    /// With `Some(w)` a query sees at most the last w keys up to its own place.
-    pub window: Option<usize>,
+    /// Which keys up to its own place a query sees.
+    pub reach: Reach,
     /// Whether a query sees no key after its own place.
     pub causal: bool,
 }
@@ -73,7 +108,7 @@ impl Shape {
     fn visible(&self, s: &Segment, i: usize) -> Range<usize> {
         let end = i + 1 + s.k_len; // one past its own place, shifted by q_len to stay positive
         let hi = if self.causal { end.saturating_sub(s.q_len).min(s.k_len) } else { s.k_len };
-        let lo = self.window.map_or(0, |w| end.saturating_sub(s.q_len).saturating_sub(w));
+        let lo = self.reach.first(end.saturating_sub(s.q_len));
         lo.min(hi)..hi
     }
 

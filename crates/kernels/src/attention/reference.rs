@@ -15,7 +15,9 @@ pub fn forward<T: Real>(q: &[T], k: &[T], v: &[T], segments: &[Segment], o: &Sha
                 let kv = |j: usize| ((s.k_start + j) * o.kv_heads + h / (o.heads / o.kv_heads)) * d;
                 let place = i as i64 + s.k_len as i64 - s.q_len as i64;
                 let sees = |j: usize| {
-                    (!o.causal || j as i64 <= place) && o.window.is_none_or(|w| j as i64 > place - w as i64)
+                    (!o.causal || j as i64 <= place)
+                        && o.reach.window.is_none_or(|w| j as i64 > place - w as i64)
+                        && o.reach.chunk.is_none_or(|c| j as i64 / c as i64 >= place / c as i64)
                 };
                 let seen: Vec<usize> = (0..s.k_len).filter(|j| sees(*j)).collect();
                 if seen.is_empty() {

@@ -16,7 +16,8 @@ fn segments(lengths: &[(usize, usize)]) -> (Vec<Segment>, usize, usize) {
 }
 
 fn shape(heads: usize, group: usize, head_dim: usize, window: Option<usize>, causal: bool) -> Shape {
-    Shape { heads: heads * group, kv_heads: heads, head_dim, scale: 0.3, window, causal }
+    let reach = Reach { window, chunk: None };
+    Shape { heads: heads * group, kv_heads: heads, head_dim, scale: 0.3, reach, causal }
 }
 
 fn check(lengths: &[(usize, usize)], o: &Shape) {
@@ -39,9 +40,10 @@ proptest! {
     fn equals_the_reference(
         lengths in prop::collection::vec((0usize..90, 0usize..90), 0..4),
         heads in 1usize..3, group in 1usize..4, head_dim in 1usize..20,
-        window in prop::option::of(1usize..40), causal: bool,
+        window in prop::option::of(1usize..40), chunk in prop::option::of(1usize..40), causal: bool,
     ) {
-        check(&lengths, &shape(heads, group, head_dim, window, causal));
+        let plain = shape(heads, group, head_dim, window, causal);
+        check(&lengths, &Shape { reach: Reach { window, chunk }, ..plain });
     }
 }
 
@@ -51,6 +53,7 @@ fn equals_the_reference_over_many_blocks() {
     check(&[(150, 700), (400, 400), (1, 600)], &shape(2, 1, 8, Some(300), true));
     check(&[(70, 600)], &shape(1, 1, 16, Some(5), true));
     check(&[(70, 600)], &shape(1, 1, 16, None, false));
+    check(&[(150, 700), (400, 400)], &Shape { reach: Reach::chunk(90), ..shape(2, 1, 8, None, true) });
 }
 
 #[test]
@@ -101,7 +104,7 @@ impl Stored<f32> for Rows {
 #[test]
 fn lanes_equal_the_reference_and_their_weights_sum_to_one() {
     let (d, group) = (8, 3);
-    let o = Shape { heads: group, kv_heads: 1, head_dim: d, scale: 0.3, window: None, causal: true };
+    let o = Shape { heads: group, kv_heads: 1, head_dim: d, scale: 0.3, reach: Reach::ALL, causal: true };
     let keys = [1, 7, KEYS, 2 * KEYS + 5];
     let rows: Vec<Rows> = keys
         .iter()

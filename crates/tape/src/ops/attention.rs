@@ -5,7 +5,7 @@ use std::rc::Rc;
 use anyhow::{Result, ensure};
 use ramekin_core::{Array, Category};
 use ramekin_kernels::attention as kernel;
-pub use ramekin_kernels::attention::Segment;
+use ramekin_kernels::attention::{Reach, Segment};
 
 use super::output;
 use crate::dispatch;
@@ -22,8 +22,8 @@ pub struct AttentionSpec {
     pub head_dim: usize,
     /// Factor of the scores.
     pub scale: f64,
-    /// Sliding window in tokens, the token itself included.
-    pub window: Option<usize>,
+    /// Which of the tokens up to itself a token sees.
+    pub reach: Reach,
     /// Whether a token sees only what came before it.
     pub causal: bool,
 }
@@ -36,7 +36,7 @@ impl AttentionSpec {
             kv_heads: self.kv_heads,
             head_dim: self.head_dim,
             scale: self.scale,
-            window: self.window,
+            reach: self.reach,
             causal: self.causal,
         }
     }

@@ -43,7 +43,7 @@ pub use loss::{CrossEntropy, cross_entropy};
 pub use low_rank::{HeldWeight, column_products, row_norms, row_products};
 pub use norm::rms_norm;
 pub use prepend::{Pieces, prepend};
-pub use ramekin_kernels::attention::Segment;
+pub use ramekin_kernels::attention::{Reach, Segment};
 pub use relu_attention::relu_attention;
 pub use rotary::rotary;
 pub use scale_shift::{Channels, scale_shift};

@@ -21,8 +21,14 @@ use super::{adapted, config};
 use crate::{array, normal, ok, stir, value};
 
 const V: usize = 6;
-const SPEC: AttentionSpec =
-    AttentionSpec { heads: 4, kv_heads: 4, head_dim: 16, scale: 0.25, window: None, causal: true };
+const SPEC: AttentionSpec = AttentionSpec {
+    heads: 4,
+    kv_heads: 4,
+    head_dim: 16,
+    scale: 0.25,
+    reach: ramekin_tape::ops::Reach::ALL,
+    causal: true,
+};
 
 fn inv_freq() -> Rc<Vec<f32>> {
     Rc::new((0..8).map(|i| 10000f64.powf(-2.0 * f64::from(i) / 16.0) as f32).collect())

@@ -39,8 +39,10 @@ fn check_1() {
 fn check_3() {
     ramekin_catalog::link();
     let mut source = ShapeSource(None);
-    let mut loader =
-        Loader::new(&mut source, LoadOptions { dtype: DType::F32, quantizer: None, placement: None });
+    let mut loader = Loader::new(
+        &mut source,
+        LoadOptions { dtype: DType::F32, quantizer: None, placement: None, attention: None },
+    );
     ok(loader.linear("patch_embed.proj", 768, 768, true, false));
     for b in 0..12 {
         let at = |name: &str| format!("blocks.{b}.{name}");

@@ -30,8 +30,10 @@ struct Backbone {
 impl Backbone {
     fn new(seed: u64) -> Self {
         let mut source = RandomSource { rng: Rng::new(seed), std: 1.0 / (D as f64).sqrt() };
-        let mut loader =
-            Loader::new(&mut source, LoadOptions { dtype: DType::F32, quantizer: None, placement: None });
+        let mut loader = Loader::new(
+            &mut source,
+            LoadOptions { dtype: DType::F32, quantizer: None, placement: None, attention: None },
+        );
         ok(loader.table("embed", 32, D));
         for b in 0..BLOCKS {
             let at = |name: &str| format!("{b}.{name}");
@@ -67,7 +69,7 @@ impl Backbone {
             kv_heads: 4,
             head_dim: 8,
             scale: 8f64.powf(-0.5),
-            window: None,
+            reach: ramekin_tape::ops::Reach::ALL,
             causal: false,
         };
         let norm =

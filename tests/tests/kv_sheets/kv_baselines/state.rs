@@ -27,7 +27,14 @@ fn cache<R: Rule>(rule: R, spec: &AttentionSpec, prompt: usize, later: usize) ->
 }
 
 fn spec(heads: usize, kv_heads: usize) -> AttentionSpec {
-    AttentionSpec { heads, kv_heads, head_dim: 8, scale: 0.35, window: None, causal: true }
+    AttentionSpec {
+        heads,
+        kv_heads,
+        head_dim: 8,
+        scale: 0.35,
+        reach: ramekin_tape::ops::Reach::ALL,
+        causal: true,
+    }
 }
 
 fn random(draws: &mut Draws, n: usize) -> Vec<f32> {

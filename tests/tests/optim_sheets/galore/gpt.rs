@@ -175,8 +175,14 @@ impl Block {
     fn forward(&self, tape: &Tape, h: &Value, segments: &Rc<Vec<Segment>>) -> Result<Value> {
         let head_dim = WIDTH / HEADS;
         let scale = 1.0 / (head_dim as f64).sqrt();
-        let spec =
-            AttentionSpec { heads: HEADS, kv_heads: HEADS, head_dim, scale, window: None, causal: true };
+        let spec = AttentionSpec {
+            heads: HEADS,
+            kv_heads: HEADS,
+            head_dim,
+            scale,
+            reach: ramekin_tape::ops::Reach::ALL,
+            causal: true,
+        };
         let x = self.before[0].forward(tape, h)?;
         let (q, k, v) = (self.q.forward(tape, &x)?, self.k.forward(tape, &x)?, self.v.forward(tape, &x)?);
         let mixed = ops::attention(tape, &q, &KeyValue { k: &k, v: &v }, segments, spec)?;

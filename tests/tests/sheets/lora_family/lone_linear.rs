@@ -55,7 +55,7 @@ impl Lone {
             max_position_embeddings: 1,
             tie_word_embeddings: false,
             causal: true,
-            windows: vec![None],
+            reach: vec![ramekin_tape::ops::Reach::ALL],
         };
         let mut cx = AttachContext {
             sites: sites.clone(),

@@ -143,6 +143,6 @@ fn windows() {
         assert_eq!(with(json!({ "use_sliding_window": true, "layer_types": ["full_attention"] })), 17);
     } // transformers' default where the key is absent: the first 28 layers are full.
     let deep = json!({ "model_type": "qwen2", "num_hidden_layers": 30, "sliding_window": 5, "use_sliding_window": true });
-    let windows = LlamaConfig::parse(&changed(lab::small_llama(), deep)).expect("a config").windows;
-    assert_eq!(windows[27..], [None, Some(5), Some(5)]);
+    let reach = LlamaConfig::parse(&changed(lab::small_llama(), deep)).expect("a config").reach;
+    assert_eq!(reach[27..].iter().map(|r| r.window).collect::<Vec<_>>(), [None, Some(5), Some(5)]);
 }

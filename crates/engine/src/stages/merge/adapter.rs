@@ -53,7 +53,7 @@ pub fn run(
         .into());
     }
     let folder = folder.canonicalize()?;
-    let base = BaseModel::open(plan)?;
+    let base = BaseModel::open(plan, &s.method)?;
     let noted = beside(&folder);
     let saved = Adapter::Saved { folder: folder.display().to_string(), path: String::new() };
     let attached = Blueprint { adapters: vec![saved], ..plan.clone() };

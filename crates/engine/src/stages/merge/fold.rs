@@ -52,7 +52,8 @@ pub fn bill(name: &str, s: &MergeStage, plan: &Blueprint) -> Result<Bill> {
 fn check(assembly: &Assembly) -> Result<()> {
     for attached in &assembly.adapters {
         if let Some(why) = attached.adapter.unmergeable() {
-            return Err(UserError::new(format!("`{}` cannot be merged: {why}", attached.owner)).into());
+            let message = format!("`merge/lora` cannot fold `adapter/{}` in: {why}", attached.kind);
+            return Err(UserError::new(message).into());
         }
     }
     Ok(())
@@ -81,7 +82,8 @@ pub fn run(cx: &mut StageContext<'_>, s: &MergeStage, plan: &Blueprint) -> Resul
     let largest = before.iter().fold(0f32, |m, x| m.max(x.abs()));
     let label = assembly.label.clone();
     drop(assembly);
-    let merged = Blueprint::new(plain_model(&folder.canonicalize()?.display().to_string()));
+    let written = plain_model(&folder.canonicalize()?.display().to_string());
+    let merged = Blueprint { attention: plan.attention.clone(), ..Blueprint::new(written) };
     let after = logits(&merged.assemble(false)?, &batch)?;
     let off = before.iter().zip(&after).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
     let relative = f64::from(off) / f64::from(largest.max(f32::MIN_POSITIVE));

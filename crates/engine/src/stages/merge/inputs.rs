@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use ramekin_core::{BadRecipe, Meter, UserError, meter};
-use ramekin_recipe::{Adapter, MergeInput, MergeStage, Model};
+use ramekin_recipe::{Adapter, MergeInput, MergeStage, Model, Part};
 use ramekin_slots::MergedTensor;
 use ramekin_store::Index;
 use ramekin_store::delta::Delta;
@@ -100,6 +100,8 @@ pub struct BaseModel {
     pub tensors: Vec<MergedTensor>,
     /// Digest of the tensors.
     pub sha256: String,
+    /// The merger's name, for messages.
+    method: String,
     /// Tensors of files that models of this shape have no use for.
     unused: HashSet<String>,
     config: Json,
@@ -110,7 +112,7 @@ impl BaseModel {
     ///
     /// # Errors
     /// What is wrong with its files.
-    pub fn open(plan: &Blueprint) -> Result<Self> {
+    pub fn open(plan: &Blueprint, method: &Part) -> Result<Self> {
         let (origin, config) = plan.config()?;
         let sha256 = digest::tensors(&mut *plan.weights(&origin, &config)?)?;
         let shapes = {
@@ -124,7 +126,7 @@ impl BaseModel {
                 unused.insert(format!("{}.weight", site.path));
             }
         }
-        Ok(BaseModel { shapes, tensors, sha256, unused, config })
+        Ok(BaseModel { shapes, tensors, sha256, method: method.kind.clone(), unused, config })
     }
 
     /// An entry as a task, after every check.
@@ -165,7 +167,11 @@ impl BaseModel {
         let assembly = Blueprint { adapters, ..plan.clone() }.load(Loading::AdaptersAlone)?;
         for attached in &assembly.adapters {
             if let Some(why) = attached.adapter.unmergeable() {
-                return Err(UserError::new(format!("`{label}` is no difference of weights: {why}")).into());
+                let message = format!(
+                    "`merge/{}` adds differences of weights, and `{label}`, an `adapter/{}`, is none: {why}",
+                    self.method, attached.kind
+                );
+                return Err(UserError::new(message).into());
             }
         }
         if let Some(path) = assembly.sites.new_biases()?.first() {

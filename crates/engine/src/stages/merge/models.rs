@@ -61,7 +61,7 @@ pub fn run(
     mut merger: Box<dyn Merger>,
     found: Vec<Found>,
 ) -> Result<Json> {
-    let base = BaseModel::open(plan)?;
+    let base = BaseModel::open(plan, &s.method)?;
     let labels: Vec<Json> = found.iter().map(|f| json!({ "model": f.label, "weight": f.weight })).collect();
     let tasks = found.into_iter().map(|f| base.task(plan, f)).collect::<Result<Vec<Task>>>()?;
     let vectors = Vectors::new(base.tensors.clone(), Base::Model(Reader::open(&base.shapes.origin)?), tasks);
@@ -92,7 +92,8 @@ pub fn run(
     let held = Model { dtype: Some(as_recipe(dtype)), ..plan.model.clone() };
     let wanted = Blueprint { model: held, ..plan.clone() };
     let (before, _) = look(&wanted.load(Loading::From(&mut vectors.candidate(&candidate)))?, &batch)?;
-    let reloaded = Blueprint::new(plain_model(&folder.canonicalize()?.display().to_string()));
+    let written = plain_model(&folder.canonicalize()?.display().to_string());
+    let reloaded = Blueprint { attention: plan.attention.clone(), ..Blueprint::new(written) };
     let (after, loss) = look(&reloaded.assemble(false)?, &batch)?;
     let (_, base_loss) = look(&plan.assemble(false)?, &batch)?;
     let largest = before.iter().fold(0f32, |m, x| m.max(x.abs()));

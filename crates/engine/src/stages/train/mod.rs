@@ -13,7 +13,7 @@ use ramekin_core::{Interrupted, Rng, UserError, meter, units};
 use ramekin_data::{Dataset, Sampler};
 use ramekin_plan::Bill;
 use ramekin_recipe::{Dtype, Part, Recipe, TrainStage};
-use ramekin_slots::{Event, Flow, ObjectiveFile};
+use ramekin_slots::{Event, Flow, ObjectiveFile, TrackContext};
 use ramekin_store::write_atomic;
 use serde_json::{Map, Value as Json, json};
 
@@ -98,6 +98,17 @@ pub fn run(cx: &mut StageContext<'_>, s: &TrainStage, plan: &Blueprint) -> Resul
         ramekin_core::say!("  resuming after step {step} of {total}");
     }
     let mut journal = Journal::open(&cx.options.out, cx.index, &stage, step, total, s.log_every)?;
+    journal.track(
+        &s.track,
+        &TrackContext {
+            run: &cx.recipe.name,
+            stage: cx.index,
+            out: &cx.options.out,
+            base_dir: &cx.options.base_dir,
+            recipe: &cx.options.resolved,
+            after: step,
+        },
+    )?;
     let start = if step == 0 {
         trainer.choose(&assembly, 0)?;
         let audit = if s.audit { check_first(&assembly, &trainer, &sampler, &journal)? } else { Vec::new() };
