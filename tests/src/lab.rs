@@ -9,6 +9,7 @@ use ramekin_engine::masks::Masks;
 use ramekin_engine::parts;
 use ramekin_engine::run::plain_model;
 use ramekin_engine::step::{LabelledBatch, Trainer, hidden};
+use ramekin_engine::team::Team;
 use ramekin_recipe::{Adapter, Config, Model, Part};
 use ramekin_slots::{FlatBatch, Forward, LinearBase, Mode};
 use ramekin_tape::{GradStore, Tape};
@@ -98,6 +99,7 @@ pub fn trainer(lr: f64) -> Trainer {
         rng: Rng::new(5),
         masks: Masks::default(),
         draw: None,
+        team: Team::alone(),
     }
 }
 

@@ -143,7 +143,7 @@ fn plans_count_what_trains() {
         let shape = StepShape { segments: vec![12, 7, 10], active: 26, micro_batches: 1, exact: true };
         let plan = blueprint(slot, kind, &case);
         let mut planned = trainer(slot, kind, &case);
-        let bill = bill::train(kind, &plan, &mut planned, &shape, &|_, _| Ok(()))
+        let bill = bill::train(kind, &plan, &mut planned, &shape, None, &|_, _| Ok(()))
             .unwrap_or_else(|e| panic!("{kind}: {e:#}"));
         assert_eq!((bill.parameters, bill.trainable), measured, "{kind}: numbers and how many train");
         assert!(bill.peak > 0 && bill.trainable > 0, "{kind}");
@@ -157,7 +157,7 @@ fn plans_bound_memory() {
         let shape = StepShape { segments: vec![12; 8], active: 8 * 11, micro_batches: 1, exact: true };
         let mut planned = trainer(slot, kind, &case);
         let plan = blueprint(slot, kind, &case);
-        let bill = bill::train(kind, &plan, &mut planned, &shape, &|_, _| Ok(())).expect("a bill");
+        let bill = bill::train(kind, &plan, &mut planned, &shape, None, &|_, _| Ok(())).expect("a bill");
         let meter = ramekin_core::Meter::new();
         let scope = ramekin_core::meter::scope(meter.clone());
         let (assembly, mut real) = begun(slot, kind, &case);

@@ -13,6 +13,7 @@ use ramekin_adapter_prompt as _;
 use ramekin_adapter_scale as _;
 use ramekin_adapter_vector as _;
 use ramekin_attention_reach as _;
+use ramekin_comm_local as _;
 use ramekin_decode_model as _;
 use ramekin_decode_sample as _;
 use ramekin_decode_search as _;

@@ -10,6 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use crate::traffic::{Link, Traffic};
+
 /// What bytes are held for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -83,6 +85,11 @@ impl Usage {
         }
     }
 
+    /// Sets the bytes of one category.
+    pub fn set(&mut self, category: Category, bytes: u64) {
+        *self.get_mut(category) = bytes;
+    }
+
     fn get_mut(&mut self, category: Category) -> &mut u64 {
         match category {
             Category::Weights => &mut self.weights,
@@ -93,6 +100,13 @@ impl Usage {
             Category::Kv => &mut self.kv,
             Category::Workspace => &mut self.workspace,
         }
+    }
+
+    /// Both together.
+    pub fn plus(&self, other: &Usage) -> Usage {
+        let mut sum = *self;
+        Category::ALL.iter().for_each(|c| *sum.get_mut(*c) += other.get(*c));
+        sum
     }
 
     /// The sum over all categories.
@@ -127,6 +141,7 @@ pub struct Away {
 struct State {
     live: Usage,
     away: [Away; 2],
+    ranks: Link,
     peak_total: u64,
     at_peak: Usage,
     highest: Usage,
@@ -204,6 +219,23 @@ impl Meter {
     /// What is held in a tier, and its traffic.
     pub fn away(&self, tier: Tier) -> Away {
         self.state().away[tier as usize]
+    }
+
+    /// Notes bytes that went to other ranks and came from them, where nothing stays.
+    pub fn exchange(&self, sent: u64, fetched: u64) {
+        let link = &mut self.state().ranks;
+        link.sent += sent;
+        link.fetched += fetched;
+    }
+
+    /// What went over each link since the beginning.
+    pub fn traffic(&self) -> Traffic {
+        let s = self.state();
+        let link = |tier: Tier| {
+            let Away { sent, fetched, .. } = s.away[tier as usize];
+            Link { sent, fetched }
+        };
+        Traffic { host: link(Tier::Host), disk: link(Tier::Disk), ranks: s.ranks }
     }
 
     /// Bytes alive now.

@@ -21,6 +21,7 @@ use ramekin_tape::Value;
 use serde_json::Value as Json;
 
 use crate::inputs::{self, Origin};
+use crate::shared::Shared;
 use crate::source::{FileSource, MemorySource};
 use crate::{blame, compat, parts, sparse};
 
@@ -61,6 +62,8 @@ pub enum Loading<'a> {
     AdaptersAlone,
     /// Everything, the base's tensors from here.
     From(&'a mut dyn WeightSource),
+    /// Everything, and of the base what is not in memory yet.
+    Beside(&'a Shared),
 }
 
 /// An adapter in place.
@@ -183,6 +186,7 @@ impl Blueprint {
         let mut source = self.source(&origin, &config)?;
         let read = source.bytes;
         let mut shapes;
+        let mut before;
         // A base of shapes that adapters are only looked at on is held by nobody.
         let aside = matches!(loading, Loading::AdaptersAlone).then(|| meter::scope(Meter::new()));
         let source: &mut dyn WeightSource = match loading {
@@ -192,6 +196,10 @@ impl Blueprint {
             }
             Loading::Whole => &mut *source.weights,
             Loading::From(other) => other,
+            Loading::Beside(shared) => {
+                before = shared.before(&mut *source.weights);
+                &mut before
+            }
         };
         let quantizer = self.quantizer.as_ref().map(parts::quantizer).transpose()?;
         let dtype = self.dtype(source)?;

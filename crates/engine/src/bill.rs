@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use ramekin_core::{Meter, meter};
-use ramekin_plan::Bill;
-use ramekin_slots::{FlatBatch, Forward, Mode, Objective};
+use ramekin_plan::{Bill, Share};
+use ramekin_slots::{Comm, FlatBatch, Forward, Mode, Objective};
 use ramekin_tape::Tape;
 
 use crate::assembly::{Assembly, Blueprint};
+use crate::shared::Shared;
 use crate::step::{LabelledBatch, Trainer, hidden};
+use crate::team::Team;
 
 /// The shape of a training step.
 #[derive(Clone, Debug)]
@@ -19,7 +21,7 @@ pub struct StepShape {
     pub segments: Vec<usize>,
     /// Tokens with a target among them.
     pub active: usize,
-    /// Micro-batches a step.
+    /// Micro-batches a step, of each rank.
     pub micro_batches: usize,
     /// Whether the data was read to know this.
     pub exact: bool,
@@ -52,14 +54,17 @@ pub type Beside<'a> = dyn Fn(&Assembly, &dyn Objective) -> Result<()> + 'a;
 pub type Work<'a> = dyn Fn(&mut Assembly) -> Result<()> + 'a;
 
 /// What a training stage holds: loading, two micro-batches where there are
-/// several, the update, and what happens `beside` the steps.
+/// several, the update, and what happens `beside` the steps; one rank's share stands for every rank's.
 pub fn train(
     stage: &str,
     blueprint: &Blueprint,
     trainer: &mut Trainer,
     shape: &StepShape,
+    comm: Option<&dyn Comm>,
     beside: &Beside<'_>,
 ) -> Result<Bill> {
+    trainer.team = comm.map_or_else(Team::alone, |c| Team::with(c.rehearse()));
+    let ranks = trainer.team.ranks();
     let meter = Meter::new();
     let _scope = meter::scope(meter.clone());
     let mut assembly = blueprint.assemble(true)?;
@@ -73,18 +78,25 @@ pub fn train(
     // The second step is the larger one: optimizer state exists from its start.
     trainer.step(&assembly, &batches, 0)?;
     meter.reset_peak();
+    let before = meter.traffic();
     trainer.step(&assembly, &batches, 1)?;
+    let traffic = meter.traffic().since(&before);
+    let shared = if ranks > 1 { Shared::of(&assembly, blueprint).bytes() } else { 0 };
+    let mut rest = Share { peak: meter.peak(), at_peak: meter.at_peak() };
+    rest.peak -= shared;
+    rest.at_peak.weights -= shared;
     beside(&assembly, &*trainer.objective)?;
     let state: u64 = trainer.state(&assembly)?.iter().map(|s| s.array.bytes()).sum();
     let kept: u64 = assembly.ledger.borrow().touched().iter().map(|p| p.value().bytes()).sum();
-    let bill = finish(stage, &meter, &assembly, load_peak);
+    let bill = finish(stage, &meter, &assembly, load_peak).shared_out(ranks, rest, shared);
     // Forward 2 and backward to the inputs 2 operations a parameter and token; 2 more for what trains.
     let operations = 4.0 * bill.parameters as f64 + 2.0 * bill.trainable as f64;
     Ok(Bill {
         tokens: shape.tokens(),
         tokens_exact: shape.exact,
         checkpoint: kept + state,
-        step_flops: operations * (shape.tokens() * shape.micro_batches) as f64,
+        step_flops: operations * (shape.tokens() * shape.micro_batches * ranks) as f64,
+        traffic: traffic.scaled((shape.micro_batches * ranks) as u64, batches.len() as u64),
         ..bill
     })
 }

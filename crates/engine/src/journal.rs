@@ -6,6 +6,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use ramekin_core::{Usage, meter, units};
 use ramekin_recipe::Part;
+use ramekin_plan::Share;
 use ramekin_report::{
     Check, Console, EvalLine, EventWriter, Figure, Line, Mem, MetricsWriter, Outcome, Progress, ReportData,
     Sample, StageData, StepLine, read_metrics, write_report,
@@ -34,6 +35,8 @@ pub struct Journal {
     peak: u64,
     at_peak: Usage,
     tracks: Vec<(String, Box<dyn Track>)>,
+    /// What other ranks held at the peak of their last step.
+    others: Share,
 }
 
 impl Journal {
@@ -70,6 +73,7 @@ impl Journal {
             peak: 0,
             at_peak: Usage::default(),
             tracks: Vec::new(),
+            others: Share::default(),
         })
     }
 
@@ -122,7 +126,7 @@ impl Journal {
             grad_norm: r.grad_norm,
             tokens: r.tokens as u64,
             tokens_per_s: r.tokens as f64 / begun.elapsed().as_secs_f64().max(1e-9),
-            mem: Mem::new(&meter.at_peak(), self.peak, meter::resident().0),
+            mem: Mem::new(&self.others.at_peak.plus(&meter.at_peak()), self.peak, meter::resident().0),
             extra: r.figures.iter().map(|(n, x)| ((*n).to_owned(), json!(x))).collect(),
         };
         self.metrics.step(&line)?;
@@ -139,10 +143,16 @@ impl Journal {
     /// Notes how high the meter has been.
     pub fn observe(&mut self) {
         let meter = meter::current();
-        if meter.peak() > self.peak {
-            self.peak = meter.peak();
-            self.at_peak = meter.at_peak();
+        let peak = meter.peak() + self.others.peak;
+        if peak > self.peak {
+            self.peak = peak;
+            self.at_peak = self.others.at_peak.plus(&meter.at_peak());
         }
+    }
+
+    /// Notes what the other ranks held in the step that has just ended.
+    pub fn others(&mut self, others: Share) {
+        self.others = others;
     }
 
     /// The loss of the last step, whether this process took it or one before.

@@ -18,6 +18,7 @@
 //! | `preflight` | what can be seen before the first stage: files that are not there |
 //! | `folder` | what is in a run folder, and what of it may go |
 //! | `blame` | mistakes that show only with models and data, back to their place in the recipe |
+//! | [`team`] | one step over several ranks |
 //! | [`generation`] | prompts to tokens with a cache |
 //! | [`stages`] | train, generate, merge, eval, logits |
 //!
@@ -46,11 +47,13 @@ mod preflight;
 pub mod read;
 mod reader;
 pub mod run;
+pub mod shared;
 pub mod source;
 mod sparse;
 pub mod stages;
 pub mod step;
 pub mod surgery;
+pub mod team;
 pub mod update;
 mod vectors;
 

@@ -203,11 +203,15 @@ pub fn loss(
 pub fn totals(objective: &dyn Objective, batches: &[LabelledBatch]) -> Vec<f64> {
     let mut totals = Vec::new();
     for b in batches {
-        let counts = objective.counts(&b.flat, &b.labels);
-        totals.resize(counts.len().max(totals.len()), 0.0);
-        totals.iter_mut().zip(counts).for_each(|(t, c)| *t += c);
+        add_counts(&mut totals, objective.counts(&b.flat, &b.labels));
     }
     totals
+}
+
+/// Adds a micro-batch's counts to those of the ones before it.
+pub fn add_counts(totals: &mut Vec<f64>, counts: Vec<f64>) {
+    totals.resize(counts.len().max(totals.len()), 0.0);
+    totals.iter_mut().zip(counts).for_each(|(t, c)| *t += c);
 }
 
 /// Sums of figures by name, in order of their first appearance.

@@ -7,7 +7,7 @@ use ramekin_recipe::Part;
 use ramekin_registry::{AnyPart, Slot, build};
 pub use ramekin_slots::Decoder;
 use ramekin_slots::{
-    ActivationPolicy, Adapter, AttentionRule, Estimator, GradientTransform, Hook, KvPolicy, Merger,
+    ActivationPolicy, Adapter, AttentionRule, Comm, Estimator, GradientTransform, Hook, KvPolicy, Merger,
     Objective, Optimizer, Placement, Pruner, Quantizer, Schedule, Search, Selection, Track,
 };
 use serde_json::Value as Json;
@@ -56,6 +56,8 @@ makers! {
     placement: Placement => Placement;
     /// A search.
     search: Search => Search;
+    /// Ranks.
+    comm: Comm => Comm;
     /// A hook.
     hook: Hook => Hook;
     /// A gradient transform.

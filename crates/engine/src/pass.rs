@@ -9,8 +9,10 @@ use ramekin_slots::{ActivationPolicy, Figure, Forward, Loss, Mode, Objective, Pa
 use ramekin_tape::{GradSink, Tape, ops};
 
 use crate::assembly::Assembly;
+use crate::masks::Masking;
 use crate::objective::{self, Figures};
 use crate::step::{LabelledBatch, hidden};
+use crate::team::{Summed, Team};
 
 /// How a micro-batch runs.
 #[derive(Clone, Copy)]
@@ -110,6 +112,8 @@ pub struct Batches<'a> {
     pub lr: f64,
     /// What the objective saw besides, in training.
     pub figures: Figures,
+    /// The ranks that the step's micro-batches are shared out among.
+    pub team: Team,
 }
 
 /// Labelled rows whose logits exist at once while predictions are counted.
@@ -168,12 +172,13 @@ impl Problem for Batches<'_> {
     }
 
     fn loss(&mut self, view: Option<ParamView>) -> Result<f64> {
-        let mut sum = 0.0;
-        for batch in self.batches {
+        let each = self.batches.iter().map(|batch| {
             let (tape, mode) = self.evaluation(view.as_ref());
-            sum += self.pass.loss(self.assembly, batch, &self.totals, &tape, mode)?.value.array().scalar()?;
-        }
-        Ok(sum)
+            let loss = self.pass.loss(self.assembly, batch, &self.totals, &tape, mode)?;
+            Ok::<_, anyhow::Error>(vec![loss.value.array().scalar()?])
+        });
+        let losses = self.team.in_order(each.collect::<Result<_>>()?)?;
+        Ok(losses.iter().fold(0.0, |sum, l| sum + l[0]))
     }
 
     fn predictions(&mut self, view: Option<ParamView>) -> Result<Vec<(i64, i64)>> {
@@ -185,17 +190,36 @@ impl Problem for Batches<'_> {
             let (tape, mode) = self.evaluation(view.as_ref());
             Ok(self.pass.loss(self.assembly, batch, &self.totals, &tape, mode)?.predictions)
         });
-        Ok(each.collect::<Result<Vec<_>>>()?.concat())
+        let flat = |found: Vec<(i64, i64)>| found.iter().flat_map(|(a, b)| [*a as f64, *b as f64]).collect();
+        let own = each.map(|found| found.map(flat)).collect::<Result<Vec<Vec<f64>>>>()?;
+        let all = self.team.in_order(own)?.concat();
+        Ok(all.as_chunks::<2>().0.iter().map(|[a, b]| (*a as i64, *b as i64)).collect())
     }
 
     fn backward(&mut self, sink: &mut dyn GradSink) -> Result<f64> {
-        let mut loss = 0.0;
+        let (count, team) = (self.batches.len(), self.team.clone());
+        let first = self.step * (count * team.ranks()) as u64;
+        let mut summed = Summed::new(team.peer(), self.params, sink);
+        let (mut records, mut names) = (Vec::new(), Vec::new());
         for (i, batch) in self.batches.iter().enumerate() {
-            let micro = self.step * self.batches.len() as u64 + i as u64;
+            let micro = first + team.number(i) as u64;
+            summed.begin(i + 1 == count);
+            let grads = &mut Masking(&mut summed);
             let (share, figures) =
-                self.pass.micro_batch(self.assembly, batch, &self.totals, micro, true, sink)?;
-            loss += share;
-            self.figures.add(figures);
+                self.pass.micro_batch(self.assembly, batch, &self.totals, micro, true, grads)?;
+            summed.end()?;
+            // An objective gives the same figures of every micro-batch.
+            names = figures.iter().map(|f| f.name).collect();
+            records
+                .push(std::iter::once(share).chain(figures.iter().flat_map(|f| [f.sum, f.count])).collect());
+        }
+        let mut loss = 0.0;
+        for record in team.in_order(records)? {
+            loss += record[0];
+            let pairs = record[1..].as_chunks::<2>().0;
+            let figures =
+                names.iter().zip(pairs).map(|(name, [sum, count])| Figure { name, sum: *sum, count: *count });
+            self.figures.add(figures.collect());
         }
         Ok(loss)
     }

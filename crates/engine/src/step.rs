@@ -20,6 +20,7 @@ use crate::cache::check_positions;
 use crate::masks::{Masking, Masks, masked, put_back};
 use crate::objective::{self, Figures};
 use crate::pass::{Batches, Draw, Look, Pass};
+use crate::team::Team;
 use crate::update::{self, InBackward};
 
 /// Tokens with their targets.
@@ -147,6 +148,8 @@ pub struct Trainer {
     pub masks: Masks,
     /// Where parts that look at rows beside the steps get them.
     pub draw: Option<Draw>,
+    /// The ranks that share out each step's micro-batches.
+    pub team: Team,
 }
 
 /// What a step left to report.
@@ -271,12 +274,26 @@ impl Trainer {
         Ok(flow)
     }
 
-    /// Update number `step` (from 0) on these micro-batches.
+    /// Tokens of a step and the totals of its means, over all ranks' micro-batches.
+    fn over_all(&self, batches: &[LabelledBatch]) -> Result<(usize, Vec<f64>)> {
+        let own = batches.iter().map(|b| {
+            let counts = self.objective.counts(&b.flat, &b.labels);
+            std::iter::once(b.flat.len() as f64).chain(counts).collect()
+        });
+        let mut sums = Vec::new();
+        for record in self.team.in_order(own.collect())? {
+            objective::add_counts(&mut sums, record);
+        }
+        let totals = sums.split_off(1.min(sums.len()));
+        Ok((sums.first().map_or(0, |n| *n as usize), totals))
+    }
+
+    /// Update number `step` (from 0) on these micro-batches, which are this rank's share.
     ///
     /// # Errors
-    /// If nothing has a target, or loss or gradient are not finite.
+    /// If nothing has a target, or loss or gradient are not finite; if another rank has failed.
     pub fn step(&mut self, assembly: &Assembly, batches: &[LabelledBatch], step: u64) -> Result<StepReport> {
-        let totals = self.totals(batches);
+        let (tokens, totals) = self.over_all(batches)?;
         if totals.first().is_none_or(|n| *n == 0.0) {
             bail!("step {} has no token with a target", step + 1);
         }
@@ -300,6 +317,7 @@ impl Trainer {
             total: self.total_steps,
             lr,
             figures: Figures::default(),
+            team: self.team.clone(),
         };
         let info = StepInfo { step: at + 1, lr };
         let (loss, grad_norm) = if self.fused {
@@ -344,7 +362,6 @@ impl Trainer {
             selection.after_step(&mut self.round(assembly, &assembly.ledger.borrow(), step + 1))?;
         }
         let flow = self.event(Event::AfterUpdate, assembly, step + 1, loss, &none)?;
-        let tokens = batches.iter().map(|b| b.flat.len()).sum();
         let figures = figures.means();
         Ok(StepReport { loss, grad_norm, lr, tokens, flow, figures })
     }

@@ -7,8 +7,17 @@
 use std::fmt::Write as _;
 
 use ramekin_core::units::{bytes, count};
-use ramekin_core::{Category, Unfit, Usage};
+use ramekin_core::{Category, Traffic, Unfit, Usage};
 use serde::{Deserialize, Serialize};
+
+/// What one rank holds at its peak.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share {
+    /// The largest total, in bytes.
+    pub peak: u64,
+    /// Live bytes at that moment.
+    pub at_peak: Usage,
+}
 
 /// What a stage costs.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -35,6 +44,15 @@ pub struct Bill {
     pub read: u64,
     /// Bytes of one checkpoint.
     pub checkpoint: u64,
+    /// Bytes over each link in one optimizer step of the largest micro-batches, all ranks together.
+    #[serde(default)]
+    pub traffic: Traffic,
+    /// Each rank's share of the peak, where there are several; rank 0's has what is shared.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shares: Vec<Share>,
+    /// Bytes of frozen weights that all ranks read from the same memory.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub shared: u64,
     /// Floating-point operations of one optimizer step.
     pub step_flops: f64,
     /// What the planner changed to fit the budget.
@@ -44,7 +62,28 @@ pub struct Bill {
     pub nearest: Option<String>,
 }
 
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
 impl Bill {
+    /// The bill of one rank, which is rank 0's, as that of several; the others hold `rest` each.
+    pub fn shared_out(self, ranks: usize, rest: Share, shared: u64) -> Self {
+        if ranks < 2 {
+            return self;
+        }
+        let mut shares = vec![rest; ranks];
+        shares[0] = Share { peak: self.peak, at_peak: self.at_peak };
+        Bill {
+            peak: shares.iter().map(|s| s.peak).sum(),
+            at_peak: shares.iter().fold(Usage::default(), |sum, s| sum.plus(&s.at_peak)),
+            load_peak: self.load_peak + (ranks as u64 - 1) * self.load_peak.saturating_sub(shared),
+            shares,
+            shared,
+            ..self
+        }
+    }
+
     /// The larger of loading and stepping.
     pub fn total(&self) -> u64 {
         self.peak.max(self.load_peak)
@@ -88,6 +127,23 @@ impl Bill {
             n => format!(", {} a checkpoint", bytes(n)),
         };
         let _ = writeln!(out, "  disk         {} read{checkpoint}", bytes(self.read));
+        for (link, bytes_of) in self.traffic.links().into_iter().filter(|(_, l)| !l.is_idle()) {
+            let (sent, fetched) = (bytes(bytes_of.sent), bytes(bytes_of.fetched));
+            let _ = writeln!(out, "  traffic      {link}: {sent} sent and {fetched} fetched a step");
+        }
+        if let [first, rest, ..] = &self.shares[..] {
+            let _ = writeln!(
+                out,
+                "  ranks        {}: rank 0 holds {}, each other {}; {}",
+                self.shares.len(),
+                bytes(first.peak),
+                bytes(rest.peak),
+                match self.shared {
+                    0 => "no weights are shared, every rank has its own".to_owned(),
+                    n => format!("{} of frozen weights are shared", bytes(n)),
+                }
+            );
+        }
         for c in &self.changes {
             let _ = writeln!(out, "  changed to fit: {c}");
         }

@@ -66,6 +66,7 @@ impl Stage {
                 all.one("schedule", &mut s.schedule);
                 all.one("objective", &mut s.objective);
                 all.one("activation", &mut s.activation);
+                all.perhaps("comm", &mut s.comm);
                 all.one("data", &mut s.data);
                 if let Some(data) = s.eval.as_mut().and_then(|e| e.data.as_mut()) {
                     all.inside("eval", "data", data);

@@ -188,6 +188,10 @@ pub struct TrainStage {
     #[serde(default = "by_default::<{ slot::ACTIVATION }>")]
     #[schemars(schema_with = "one::<{ slot::ACTIVATION }>")]
     pub activation: Part,
+    /// Several ranks that train as one, each with its share of a step's micro-batches. Default: none, one alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "one::<{ slot::COMM }>")]
+    pub comm: Option<Part>,
     /// The rows to learn from.
     #[schemars(schema_with = "one::<{ slot::DATA }>")]
     pub data: Part,
@@ -248,7 +252,7 @@ pub struct Batch {
     #[serde(alias = "per_device_train_batch_size")]
     #[schemars(range(min = 1))]
     pub micro_batch_size: u64,
-    /// Micro-batches of an optimizer step. Default: 1, or what `tokens` asks for.
+    /// Micro-batches of an optimizer step, on each rank where there are several. Default: 1, or what `tokens` asks for.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub gradient_accumulation_steps: Option<u64>,

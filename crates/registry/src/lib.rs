@@ -178,6 +178,9 @@ macro_rules! any {
     (merge, $p:expr) => {
         Ok($crate::AnyPart::Merge(Box::new($p)))
     };
+    (comm, $p:expr) => {
+        Ok($crate::AnyPart::Comm(Box::new($p)))
+    };
     (hook, $p:expr) => {
         Ok($crate::AnyPart::Hook(Box::new($p)))
     };

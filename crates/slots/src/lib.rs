@@ -22,12 +22,14 @@
 //! | `search` | [`Search`] | which recipe is tried next |
 //! | `prune` | [`Pruner`] | which channels go |
 //! | `merge` | [`Merger`] | several models into one |
+//! | `comm` | [`Comm`], [`Peer`] | several ranks that train as one |
 //! | `hook` | [`Hook`] | reacts to events of training |
 //! | `track` | [`Track`] | where figures go besides the run folder |
 
 mod adapter;
 mod around;
 mod attention;
+mod comm;
 mod decode;
 mod estimator;
 mod forward;
@@ -56,6 +58,7 @@ mod training;
 pub use adapter::{Adapter, AdapterFile, AttachContext, Below, LinearAdapter};
 pub use around::{Around, AttentionAdapter, Longer, NetworkAdapter, RowAdapter, check_virtual_tokens};
 pub use attention::AttentionRule;
+pub use comm::{Comm, Peer, RankFailed};
 pub use decode::{Decoder, Draft, Line, LogitRows, Logits, Other, Session, Stepper, Words};
 pub use estimator::{Estimator, Problem};
 pub use forward::{FlatBatch, Forward, Mode};

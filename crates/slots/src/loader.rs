@@ -1,6 +1,7 @@
 //! Loading: tensors from a source into parameters, packed weights, sites and ledger.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use ramekin_core::{Array, Category, DType, Ledger, Param, Rng, UserError, suggest};
@@ -8,7 +9,7 @@ use ramekin_core::{Array, Category, DType, Ledger, Param, Rng, UserError, sugges
 use ramekin_tape::ops::Reach;
 
 use crate::{
-    AttentionRule, LinearBase, LinearSite, ModuleSite, NormInfo, Placement, Quantizer, Sites, block_of,
+    AttentionRule, LinearBase, LinearSite, ModuleSite, NormInfo, PackedWeight, Placement, Quantizer, Sites, block_of,
 };
 
 /// Shape and stored type of a tensor in a source.
@@ -31,6 +32,10 @@ pub trait WeightSource {
     /// Whether the source knows only its names' shapes, or makes up what it is asked for.
     fn is_open(&self) -> bool {
         false
+    }
+    /// The weight as the quantizer in use has packed it already, where it has.
+    fn packed(&self, _name: &str) -> Option<Arc<dyn PackedWeight>> {
+        None
     }
     /// Where this is, for messages.
     fn label(&self) -> String;
@@ -230,13 +235,7 @@ impl<'a> Loader<'a> {
         let name = format!("{path}.weight");
         let quantizer = self.options.quantizer.filter(|q| q.converts(path, is_head));
         let base = if let Some(quantizer) = quantizer {
-            let weight = self.read(&name, &[outputs, inputs])?;
-            let packed = if weight.is_shape_only() {
-                drop(weight);
-                quantizer.pack_shape(&name, (outputs, inputs))?
-            } else {
-                quantizer.pack(&name, &weight.to_f32()?, (outputs, inputs))?
-            };
+            let packed = self.pack(quantizer, &name, (outputs, inputs))?;
             self.ledger.add_packed(&name, &[outputs, inputs], quantizer.name(), packed.bytes())?;
             self.packed += 1;
             LinearBase::Packed(match (self.options.placement, block_of(path)) {
@@ -256,6 +255,24 @@ impl<'a> Loader<'a> {
         };
         self.sites.add_linear(LinearSite::new(path, (outputs, inputs), is_head, base, bias));
         Ok(())
+    }
+
+    fn pack(
+        &mut self,
+        quantizer: &dyn Quantizer,
+        name: &str,
+        shape: (usize, usize),
+    ) -> Result<Arc<dyn PackedWeight>> {
+        if let Some(packed) = self.source.packed(name) {
+            self.used.insert(name.to_owned());
+            return Ok(packed);
+        }
+        let weight = self.read(name, &[shape.0, shape.1])?;
+        if weight.is_shape_only() {
+            drop(weight);
+            return quantizer.pack_shape(name, shape);
+        }
+        quantizer.pack(name, &weight.to_f32()?, shape)
     }
 
     /// A head that uses a table which is loaded already.

@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value as Json;
 
 use crate::{
-    ActivationPolicy, Adapter, AttentionRule, Decoder, Estimator, GradientTransform, Hook, KvPolicy, Merger,
+    ActivationPolicy, Adapter, AttentionRule, Comm, Decoder, Estimator, GradientTransform, Hook, KvPolicy, Merger,
     ModelFamily, Objective, Optimizer, Placement, Pruner, Quantizer, Schedule, Search, Selection, Track,
 };
 
@@ -134,6 +134,8 @@ pub enum AnyPart {
     Hook(Box<dyn Hook>),
     /// Where weights live.
     Placement(Box<dyn Placement>),
+    /// Several ranks that train as one.
+    Comm(Box<dyn Comm>),
     /// Which recipe is tried next.
     Search(Box<dyn Search>),
     /// Gradient to gradient.

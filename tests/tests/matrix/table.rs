@@ -177,6 +177,7 @@ pub const TABLE: &[Entry] = &[
     part(Slot::Attention, "full", ""),
     part(Slot::Attention, "window", "window = 12"),
     part(Slot::Attention, "block-diagonal", "block_size = 12"),
+    part(Slot::Comm, "local", "ranks = 2"),
     part(Slot::Search, "grid", ""),
     part(Slot::Search, "random", ""),
     part(Slot::Kv, "ada", "base_capacity = 12, window = 4"),

@@ -1,32 +1,35 @@
 //! `kind = "train"`.
 
 mod beside;
+mod chief;
 mod prepare;
+mod rank;
+mod side_by_side;
 
-use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
-use ramekin_core::{Interrupted, Rng, UserError, meter, units};
-use ramekin_data::{Dataset, Sampler};
+use anyhow::Result;
+use ramekin_core::{Interrupted, Rng, meter, units};
 use ramekin_plan::Bill;
 use ramekin_recipe::{Dtype, Part, Recipe, TrainStage};
-use ramekin_slots::{Event, Flow, ObjectiveFile, TrackContext};
+use ramekin_slots::{ObjectiveFile, TrackContext};
 use ramekin_store::write_atomic;
 use serde_json::{Map, Value as Json, json};
 
-use self::beside::{Beside, Start, Texts};
-use self::prepare::{Prepared, set_length, total_steps};
+use self::beside::Beside;
+use self::chief::Chief;
+use self::prepare::{Prepared, total_steps};
+use self::rank::{Job, Rank};
+use self::side_by_side::side_by_side;
 use super::save;
-use crate::assembly::{Assembly, Blueprint};
+use crate::assembly::{Assembly, Blueprint, Loading};
 use crate::journal::Journal;
 use crate::masks::Masks;
-use crate::pass::Draw;
 use crate::run::StageContext;
-use crate::step::{LabelledBatch, Trainer};
-use crate::{audit, checkpoint, digest, parts};
+use crate::shared::Shared;
+use crate::step::Trainer;
+use crate::team::Team;
+use crate::{checkpoint, digest, parts};
 
 /// The parts of a stage's step.
 pub fn trainer(s: &TrainStage, seed: u64, total_steps: u64) -> Result<Trainer> {
@@ -52,6 +55,7 @@ pub fn trainer(s: &TrainStage, seed: u64, total_steps: u64) -> Result<Trainer> {
         rng: Rng::new(seed),
         masks: Masks::default(),
         draw: None,
+        team: Team::alone(),
     })
 }
 
@@ -77,27 +81,24 @@ pub fn run(cx: &mut StageContext<'_>, s: &TrainStage, plan: &Blueprint) -> Resul
     let sampler = prepared.sampler(&way)?;
     let total = total_steps(cx.index, s, &sampler)?;
     let beside = Beside::new(s, Some(prepared.rows()?), &way)?;
+    let mut peers = prepared.comm().map(|c| c.join()).transpose()?.unwrap_or_default().into_iter();
     drop(prepared);
 
     let plan = &way.plan;
     let rss_before = meter::resident().0;
-    let mut assembly = plan.assemble(false)?;
-    let mut trainer = trainer(&way.stage, cx.recipe.seed, total)?;
-    parts::placed(&s.objective, trainer.join(&mut assembly, plan))?;
-    trainer.groups = assembly.adapters.iter().flat_map(|a| a.adapter.groups()).collect();
-    trainer.draw = Some(draw(sampler.data().clone(), cx.recipe.seed));
-    trainer.calibrate(&assembly)?;
-    set_length(&assembly, &sampler)?;
-
-    let checkpoints = checkpoint::open(&cx.dir, s.checkpoint.keep as usize)?;
-    let (mut step, mut ended) = (0, None);
-    if cx.resumed
-        && let Some(found) = checkpoint::restore(&checkpoints, &assembly, &mut trainer)?
-    {
-        (step, ended) = (found.step, found.ended);
-        ramekin_core::say!("  resuming after step {step} of {total}");
-    }
-    let mut journal = Journal::open(&cx.options.out, cx.index, &stage, step, total, s.log_every)?;
+    let job = Job {
+        stage: &way.stage,
+        seed: cx.recipe.seed,
+        total,
+        dir: &cx.dir,
+        resumed: cx.resumed,
+        sampler: &sampler,
+        stop: &cx.options.stop,
+    };
+    let team = peers.next().map_or_else(Team::alone, |peer| Team::with(peer));
+    let mut rank = Rank::begin(&job, plan, team.clone(), Loading::Whole)?;
+    let shared = if team.ranks() > 1 { Shared::of(&rank.assembly, plan) } else { Shared::default() };
+    let mut journal = Journal::open(&cx.options.out, cx.index, &stage, rank.step, total, s.log_every)?;
     journal.track(
         &s.track,
         &TrackContext {
@@ -106,77 +107,24 @@ pub fn run(cx: &mut StageContext<'_>, s: &TrainStage, plan: &Blueprint) -> Resul
             out: &cx.options.out,
             base_dir: &cx.options.base_dir,
             recipe: &cx.options.resolved,
-            after: step,
+            after: rank.step,
         },
     )?;
-    let start = if step == 0 {
-        trainer.choose(&assembly, 0)?;
-        let audit = if s.audit { check_first(&assembly, &trainer, &sampler, &journal)? } else { Vec::new() };
-        // The audit's own copies of gradients are no part of a step.
-        meter::current().reset_peak();
-        let start = Start::look(&assembly, &*trainer.objective, &beside, audit, &mut journal)?;
-        write_atomic(cx.dir.join("start.json"), &serde_json::to_vec(&start)?)?;
-        start
-    } else {
-        let file = cx.dir.join("start.json");
-        serde_json::from_slice(&std::fs::read(&file).unwrap_or_default())
-            .with_context(|| format!("`{}` is damaged", file.display()))?
-    };
-    let mut texts = Texts::open(&cx.dir, &start, step.min(total - 1))?;
-    let meter = meter::current();
-    if step < total && ended.is_none() {
-        trainer.event(Event::Begin, &assembly, step, f64::NAN, &Map::new())?;
-    }
-    while step < total && ended.is_none() {
-        let begun = Instant::now();
-        meter.reset_peak();
-        let batches: Vec<LabelledBatch> =
-            sampler.step(step as usize).into_iter().map(LabelledBatch::new).collect();
-        let report = trainer.step(&assembly, &batches, step)?;
-        drop(batches);
-        step += 1;
-        journal.step(step, &report, begun)?;
-        let mut flow = report.flow;
-        if step < total {
-            let eval = beside.eval.as_ref().filter(|e| step.is_multiple_of(e.every));
-            let writer = beside.samples.as_ref().filter(|w| step.is_multiple_of(w.every));
-            if eval.is_some() || writer.is_some() {
-                trainer.event(Event::BeforeEval, &assembly, step, report.loss, &Map::new())?;
-                let mut figures = Map::new();
-                if let Some(e) = eval {
-                    figures = e.run(&assembly, &*trainer.objective)?.0;
-                    journal.eval(step, &figures)?;
-                }
-                if let Some(w) = writer {
-                    texts.add(step, w.run(&assembly)?)?;
-                    journal.observe();
-                }
-                let wish = trainer.event(Event::AfterEval, &assembly, step, report.loss, &figures)?;
-                flow = if flow == Flow::Go { wish } else { flow };
+    let Chief { mut journal, start, mut texts, .. } =
+        side_by_side(&job, plan, peers.collect(), &shared, &team, || {
+            let mut chief = Chief::begin(&rank, &beside, journal)?;
+            if rank.train(Some(&mut chief))? {
+                return Ok(chief);
             }
-        }
-        if let Flow::Stop(why) = flow {
-            ended = Some(why).filter(|_| step < total);
-        }
-        let stop = cx.options.stop.load(Ordering::SeqCst);
-        let due = s.checkpoint.every.is_some_and(|n| step.is_multiple_of(n));
-        if due || stop || step == total || ended.is_some() {
-            let epoch = sampler.epoch_at(step as usize);
-            checkpoint::save(&checkpoints, step, epoch, &assembly, &trainer, ended.as_deref())?;
-        }
-        if stop && step < total && ended.is_none() {
-            let out = cx.options.out.display();
-            let message =
-                format!("stopped after step {step} of {total}; the state is in `{out}`, go on with --resume");
-            return Err(Interrupted(message).into());
-        }
+            let (step, out) = (rank.step, cx.options.out.display());
+            let where_to = format!("the state is in `{out}`, go on with --resume");
+            Err(Interrupted(format!("stopped after step {step} of {total}; {where_to}")).into())
+        })?;
+    if let Some(why) = &rank.ended {
+        ramekin_core::say!("  ended after step {} of {total}: {why}", rank.step);
     }
-    if let Some(why) = &ended {
-        ramekin_core::say!("  ended after step {step} of {total}: {why}");
-    }
-    let total = step;
-    trainer.finish(&assembly, step)?;
-    trainer.event(Event::End, &assembly, step, journal.last_loss().unwrap_or(f64::NAN), &Map::new())?;
+    let traffic = rank.traffic();
+    let Rank { assembly, trainer, step: total, .. } = rank;
     let mut figures = Map::new();
     if let Some(e) = &beside.eval {
         let (found, answers) = e.run(&assembly, &*trainer.objective)?;
@@ -208,6 +156,9 @@ pub fn run(cx: &mut StageContext<'_>, s: &TrainStage, plan: &Blueprint) -> Resul
         "measured_peak": measured_peak,
         "planned": bill.at_peak,
         "measured": measured,
+        "ranks": team.ranks(),
+        "planned_traffic": bill.traffic,
+        "measured_traffic": traffic,
         "rss_before": rss_before,
         "peak_rss": peak_rss,
         "budget": cx.recipe.memory.budget.map(|b| b.0),
@@ -220,45 +171,8 @@ pub fn run(cx: &mut StageContext<'_>, s: &TrainStage, plan: &Blueprint) -> Resul
     Ok(Json::Object(figures))
 }
 
-/// Rows for looks beside the steps: each stream has an order of its own.
-fn draw(data: Arc<Dataset>, seed: u64) -> Draw {
-    Rc::new(move |stream, index, rows| {
-        let own = Rng::new(seed).named("probe", stream).u64_at(0);
-        LabelledBatch::new(Sampler::new(data.clone(), own, rows, 1).batch(index as usize, 0))
-    })
-}
-
 /// Samples in the summary and on the report page.
 const SHOWN: usize = 12;
-
-/// The audit before step 1.
-fn check_first(
-    assembly: &Assembly,
-    trainer: &Trainer,
-    sampler: &Sampler,
-    journal: &Journal,
-) -> Result<Vec<audit::Check>> {
-    let begun = Instant::now();
-    let first = LabelledBatch::new(sampler.batch(0, 0));
-    let mut checks = audit::run(assembly, trainer, &first).context("the audit before step 1")?;
-    checks.extend(text_audit(assembly, sampler)?);
-    for c in &checks {
-        journal.say(&format!("audit: {}: {}", c.name, c.result));
-    }
-    journal.say(&format!("audit passed in {:.1} s", begun.elapsed().as_secs_f64()));
-    Ok(checks)
-}
-
-/// Looks at real rows: BOS, EOS, masks.
-fn text_audit(assembly: &Assembly, sampler: &Sampler) -> Result<Vec<audit::Check>> {
-    let Some(tokenizer) = &assembly.tokenizer else { return Ok(Vec::new()) };
-    let (data, vocabulary) = (sampler.data(), assembly.model.facts().vocab_size);
-    let found = ramekin_data::audit::audit(data, tokenizer, vocabulary, 200, 1, false);
-    if let Some(error) = found.errors.first() {
-        return Err(UserError::new(format!("audit: {error}")).in_file(&data.name).into());
-    }
-    Ok(found.lines().into_iter().map(|l| audit::Check { name: "rows".to_owned(), result: l }).collect())
-}
 
 /// Saves what was trained and leaves it to the next stage.
 fn leave(

@@ -7,7 +7,7 @@ use ramekin_core::{BadRecipe, Meter, meter};
 use ramekin_data::{DataSettings, Dataset, Sampler};
 use ramekin_plan::Bill;
 use ramekin_recipe::{Recipe, TrainStage};
-use ramekin_slots::{Objective, Rows as RowKind};
+use ramekin_slots::{Comm, Objective, Rows as RowKind};
 
 use super::beside::Beside;
 use super::trainer;
@@ -36,6 +36,8 @@ pub struct Prepared<'a> {
     plan: &'a Blueprint,
     rows: Option<Rows>,
     kind: RowKind,
+    comm: Option<Box<dyn Comm>>,
+    ranks: usize,
 }
 
 impl<'a> Prepared<'a> {
@@ -61,7 +63,9 @@ impl<'a> Prepared<'a> {
         let settings = parts::data_settings(&stage.data)?;
         let wanted = whole || data::is_small(&settings, &plan.base_dir);
         let rows = if wanted { Some(read(index, stage, plan, &assembly, &*objective)?) } else { None };
-        Ok(Prepared { index, recipe, stage, plan, rows, kind: objective.rows() })
+        let comm = stage.comm.as_ref().map(parts::comm).transpose()?;
+        let ranks = comm.as_ref().map_or(1, |c| c.ranks());
+        Ok(Prepared { index, recipe, stage, plan, rows, kind: objective.rows(), comm, ranks })
     }
 
     /// The rows.
@@ -72,14 +76,20 @@ impl<'a> Prepared<'a> {
         self.rows.as_ref().context("the rows have not been read")
     }
 
-    /// The rows in the order of the steps.
+    /// The ranks, where the stage has several.
+    pub fn comm(&self) -> Option<&dyn Comm> {
+        self.comm.as_deref()
+    }
+
+    /// The rows in the order of the steps; the ranks take a step's micro-batches in turn.
     pub fn sampler(&self, way: &Way) -> Result<Sampler> {
-        Ok(Sampler::new(self.rows()?.train.clone(), self.recipe.seed, way.rows, way.micros))
+        let micros = way.micros * self.ranks;
+        Ok(Sampler::new(self.rows()?.train.clone(), self.recipe.seed, way.rows, micros))
     }
 
     /// The way to run within the budget, and its bill.
     pub fn choose(&self, name: &str) -> Result<(Way, Bill)> {
-        let (rows, micros) = batch_sizes(self.stage, self.rows.as_ref().map(|r| &*r.train))?;
+        let (rows, micros) = batch_sizes(self.stage, self.rows.as_ref().map(|r| &*r.train), self.ranks)?;
         let written = Way::as_written(self.stage, self.plan, rows, micros);
         fit::choose(written, &self.recipe.memory, &|way| self.bill(name, way))
     }
@@ -90,12 +100,12 @@ impl<'a> Prepared<'a> {
         let shape = match &self.rows {
             Some(_) => {
                 let sampler = self.sampler(way)?;
-                shape_of(&sampler, total_steps(self.index, self.stage, &sampler)?)
+                shape_of(&sampler, total_steps(self.index, self.stage, &sampler)?, way.micros)
             }
             None => self.bound(way, if trainer.fused { 1 } else { 2 })?,
         };
         let beside = Beside::new(self.stage, self.rows.as_ref(), way)?;
-        bill::train(name, &way.plan, &mut trainer, &shape, &|assembly, objective| {
+        bill::train(name, &way.plan, &mut trainer, &shape, self.comm(), &|assembly, objective| {
             beside.run(assembly, objective)
         })
     }
@@ -146,8 +156,8 @@ fn read(
     Ok(Rows { train: Arc::new(train), eval })
 }
 
-/// Rows a micro-batch and micro-batches a step.
-fn batch_sizes(s: &TrainStage, data: Option<&Dataset>) -> Result<(usize, usize)> {
+/// Rows a micro-batch, and micro-batches a step of each rank.
+fn batch_sizes(s: &TrainStage, data: Option<&Dataset>, ranks: usize) -> Result<(usize, usize)> {
     let rows = match (parts::data_settings(&s.data)?, data) {
         (DataSettings::Tokens(t), Some(data)) if t.repeat => data.rows.len(), // the file is the batch
         _ => s.batch.micro_batch_size as usize,
@@ -155,7 +165,7 @@ fn batch_sizes(s: &TrainStage, data: Option<&Dataset>) -> Result<(usize, usize)>
     let micros = match (s.batch.gradient_accumulation_steps, s.batch.tokens, data) {
         (Some(n), _, _) => n as usize,
         (None, Some(tokens), Some(data)) => {
-            (tokens as f64 / (rows as f64 * data.mean_row())).round().max(1.0) as usize
+            (tokens as f64 / ((rows * ranks) as f64 * data.mean_row())).round().max(1.0) as usize
         }
         _ => 1,
     };
@@ -222,12 +232,7 @@ fn check_hooks(index: usize, s: &TrainStage) -> Result<()> {
     Ok(())
 }
 
-fn shape_of(sampler: &Sampler, steps: u64) -> StepShape {
+fn shape_of(sampler: &Sampler, steps: u64, micro_batches: usize) -> StepShape {
     let largest = sampler.largest(steps);
-    StepShape {
-        segments: largest.segments,
-        active: largest.active,
-        micro_batches: sampler.micros_per_step(),
-        exact: largest.met,
-    }
+    StepShape { segments: largest.segments, active: largest.active, micro_batches, exact: largest.met }
 }
