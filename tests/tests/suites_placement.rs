@@ -10,8 +10,8 @@ use ramekin_engine::generation::{Generator, Limits};
 use ramekin_engine::parts;
 use ramekin_recipe::Part;
 use ramekin_registry::{Slot, complete, names};
-use ramekin_tests::kitchen::{cook, losses};
-use ramekin_tests::{Kitchen, compare, lab, toy};
+use ramekin_tests::kitchen::{binary, cook, finish, losses};
+use ramekin_tests::{Kitchen, compare, lab, toy, write_ids};
 use serde_json::{Value as Json, json};
 
 /// Settings to try of each activation policy, by name.
@@ -194,6 +194,58 @@ fn the_bill_knows_where_bytes_are() {
         if !stage.contains("nf4") {
             assert_eq!(losses(&kitchen.out("")), losses(&plain.out("")), "{stage}");
         }
+    }
+}
+
+/// Traffic of a step over each link as the plan tells it, and as the meter counts it.
+#[test]
+fn the_bill_knows_what_goes_over_the_links() {
+    let mut pages = Vec::new();
+    for (stage, used) in [
+        ("placement = { kind = \"disk\" }\nactivation = { kind = \"checkpoint\" }", ["disk"].as_slice()),
+        (
+            "placement = { kind = \"disk\", prefetch = 0 }\nactivation = { kind = \"checkpoint\" }\nquantizer = { kind = \"nf4\" }",
+            &["disk"],
+        ),
+        ("activation = { kind = \"offload\", to = \"host\", min_bytes = 0 }", &["host"]),
+        ("activation = { kind = \"offload\", to = \"disk\", min_bytes = 0 }", &["disk"]),
+        (
+            "placement = { kind = \"disk\" }\nactivation = { kind = \"offload\", to = \"host\", recompute = true }",
+            &["host", "disk"],
+        ),
+        ("activation = { kind = \"checkpoint\" }", &[]),
+    ] {
+        for micros in [1, 3] {
+            let data = "data = { kind = \"tokens\", path = \"ids.safetensors\", repeat = false }";
+            let batch = format!("micro_batch_size = 4, gradient_accumulation_steps = {micros}");
+            let old = "data = { kind = \"builtin\", name = \"records\", rows = 64, max_length = 128 }";
+            let text = recipe(stage).replace(old, data).replace("micro_batch_size = 4", &batch);
+            let kitchen = Kitchen::new(&text);
+            write_ids(&kitchen.folder().join("ids.safetensors"), &lab::sequences(&[48; 16], 60, 2));
+            kitchen.run(&[]).expect(0);
+            let figures = kitchen.figures("0-train");
+            for link in ["host", "disk", "ranks"] {
+                for way in ["sent", "fetched"] {
+                    let number = |key: &str| figures[key][link][way].as_f64().expect("bytes");
+                    let (planned, measured) = (number("planned_traffic"), number("measured_traffic"));
+                    let what = format!("{stage}, {micros} micro-batches: {link} {way} {planned}, {measured}");
+                    println!("{what}");
+                    assert!((planned - measured).abs() <= 0.05 * measured, "{what}");
+                    let idle = link == "disk" && way == "sent" && stage.contains("placement");
+                    let used = used.contains(&link) && !idle;
+                    assert!(!used || measured > 0.0, "{what}");
+                }
+            }
+            let page = std::fs::read_to_string(kitchen.out("report.html")).expect("a page");
+            assert!(used.iter().all(|link| page.contains(&format!("{link}, fetched a step"))), "{stage}");
+            let mut command = std::process::Command::new(binary());
+            command.arg("plan").arg(kitchen.folder().join("recipe.toml"));
+            pages.push((used, finish(command).expect(0).stdout.clone()));
+        }
+    }
+    for (used, text) in pages {
+        let told = |link: &&str| text.contains(&format!("traffic      {link}:"));
+        assert!(used.iter().all(told) && text.matches("traffic").count() == used.len(), "{text}");
     }
 }
 

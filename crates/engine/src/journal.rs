@@ -231,6 +231,9 @@ fn fill(part: &mut StageData, figures: &Json) {
     let number = |key: &str| figures[key].as_u64().unwrap_or(0);
     part.planned = usage("planned").map(|u| Mem::new(&u, number("planned_peak"), 0));
     part.measured = usage("measured").map(|u| Mem::new(&u, number("measured_peak"), number("peak_rss")));
+    let links = |key: &str| serde_json::from_value(figures[key].clone()).unwrap_or_default();
+    part.planned_traffic = links("planned_traffic");
+    part.measured_traffic = links("measured_traffic");
     part.budget = figures["budget"].as_u64();
     let list = |key: &str| figures[key].as_array().cloned().unwrap_or_default();
     let text = |v: &Json| v.as_str().map(str::to_owned);

@@ -1,5 +1,6 @@
 //! What the report page is made from. The engine fills it in; nothing here computes.
 
+use ramekin_core::Traffic;
 use serde::{Deserialize, Serialize};
 
 use crate::metrics::{EvalLine, Mem, StepLine};
@@ -82,6 +83,10 @@ pub struct StageData {
     pub planned: Option<Mem>,
     /// Memory that was measured: bytes at the peak by category, `peak`, and `rss` at its highest.
     pub measured: Option<Mem>,
+    /// Bytes over each link in a step of the largest micro-batches, as planned.
+    pub planned_traffic: Traffic,
+    /// Bytes over each link in a step, the mean of those that were taken.
+    pub measured_traffic: Traffic,
     /// The recipe's budget in bytes.
     pub budget: Option<u64>,
     /// Results of the audit.

@@ -332,10 +332,9 @@ fn bill_card(out: &mut String, stage: &StageData) {
          <table><thead><tr><th>category</th><th>plan</th><th>measured</th><th>difference</th>\
          <th class=\"bars\"></th></tr></thead><tbody>\n",
     );
-    let largest = plan.peak.max(measured.peak).max(1);
-    let mut line = |name: &str, class: &str, swatch: &str, planned: u64, found: u64| {
+    let mut line = |name: &str, class: &str, swatch: &str, planned: u64, found: u64, largest: u64| {
         let (text, mark) = difference(planned, found);
-        let width = |bytes: u64| 100.0 * (bytes as f64 / largest as f64).min(1.0);
+        let width = |bytes: u64| 100.0 * (bytes as f64 / largest.max(1) as f64).min(1.0);
         let _ = writeln!(
             out,
             "<tr class=\"{class}\"><th>{swatch}{name}</th><td>{}</td><td>{}</td><td class=\"{mark}\">{text}</td>\
@@ -346,15 +345,19 @@ fn bill_card(out: &mut String, stage: &StageData) {
             width(found),
         );
     };
+    let largest = plan.peak.max(measured.peak);
     let (planned, found) = (plan.usage(), measured.usage());
     for category in Category::ALL {
         let (name, p, f) = (category.name(), planned.get(category), found.get(category));
         if p > 0 || f > 0 {
             let swatch = format!("<span class=\"key box\" style=\"--box:var(--{name})\"></span>");
-            line(name, "", &swatch, p, f);
+            line(name, "", &swatch, p, f, largest);
         }
     }
-    line("peak", "sum", "", plan.peak, measured.peak);
+    line("peak", "sum", "", plan.peak, measured.peak, largest);
+    for (way, planned, found) in traffic(stage) {
+        line(&way, "", "", planned, found, planned.max(found));
+    }
     out.push_str("</tbody></table>");
     let mut remarks = Vec::new();
     if measured.rss > 0 {
@@ -367,6 +370,16 @@ fn bill_card(out: &mut String, stage: &StageData) {
         let _ = write!(out, "<p class=\"remark\">{}</p>", remarks.join(" · "));
     }
     out.push_str("</div>\n");
+}
+
+/// Bytes a step over each link that was used, planned and measured.
+fn traffic(stage: &StageData) -> Vec<(String, u64, u64)> {
+    let links = stage.planned_traffic.links().into_iter().zip(stage.measured_traffic.links());
+    let ways = links.flat_map(|((link, p), (_, m))| {
+        let name = |way: &str| format!("{link}, {way} a step");
+        [(name("sent"), p.sent, m.sent), (name("fetched"), p.fetched, m.fetched)]
+    });
+    ways.filter(|(_, p, m)| p + m > 0).collect()
 }
 
 /// How far a measured number is from the plan, and how bad that is.

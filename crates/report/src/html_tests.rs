@@ -1,5 +1,6 @@
 //! The page on ordinary, tiny, huge and hostile data.
 
+use ramekin_core::{Link, Traffic};
 use serde_json::json;
 
 use super::*;
@@ -46,6 +47,8 @@ fn stage(kind: &str, steps: u64) -> StageData {
             .collect(),
         planned: Some(Mem { activations: 16 << 20, peak: 69 << 20, rss: 0, ..mem(0) }),
         measured: Some(mem(17)),
+        planned_traffic: Traffic { disk: Link { sent: 0, fetched: 3 << 20 }, ..Traffic::default() },
+        measured_traffic: Traffic { disk: Link { sent: 0, fetched: 3 << 20 }, ..Traffic::default() },
         budget: Some(80 << 20),
         audit: vec![
             Check { name: "masks".into(), passed: true, detail: "41 % of 2 048 tokens are active".into() },
@@ -137,6 +140,7 @@ fn everything_is_there() {
         "+1.4 %",
         "+6.2 %",
         "all passed",
+        "disk, fetched a step",
         "A box holds 12 eggs",
         "<i>nothing</i>",
         "seed = 7",

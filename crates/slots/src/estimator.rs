@@ -8,7 +8,8 @@ use ramekin_tape::{GradSink, ParamView};
 
 use crate::Stateful;
 
-/// One optimizer step's batches under one model, to be asked for losses and gradients.
+/// One optimizer step's batches under one model, to be asked for losses and gradients; where several ranks
+/// share the step, all of it all the same.
 pub trait Problem {
     /// The parameters that train, in the ledger's order.
     fn params(&self) -> &[Arc<Param>];

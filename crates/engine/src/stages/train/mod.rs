@@ -9,7 +9,7 @@ mod side_by_side;
 use std::time::Instant;
 
 use anyhow::Result;
-use ramekin_core::{Interrupted, Rng, meter, units};
+use ramekin_core::{Interrupted, Link, Rng, meter, units};
 use ramekin_plan::Bill;
 use ramekin_recipe::{Dtype, Part, Recipe, TrainStage};
 use ramekin_slots::{ObjectiveFile, TrackContext};
@@ -147,6 +147,13 @@ pub fn run(cx: &mut StageContext<'_>, s: &TrainStage, plan: &Blueprint) -> Resul
         units::bytes(measured_peak),
         units::bytes(peak_rss)
     );
+    for ((link, planned), (_, seen)) in bill.traffic.links().into_iter().zip(traffic.links()) {
+        if planned.is_idle() && seen.is_idle() {
+            continue;
+        }
+        let way = |l: Link| format!("{} sent and {} fetched", units::bytes(l.sent), units::bytes(l.fetched));
+        ramekin_core::say!("  {link} a step: planned {}, measured {}", way(planned), way(seen));
+    }
     let more = json!({
         "loss": loss,
         "tokens_per_s": rate,
