@@ -82,7 +82,7 @@ steps = 3
     let alone = ramekin_tests::kitchen::cook(&recipe("", 4));
     let two = ramekin_tests::kitchen::cook(&recipe("comm = { kind = \"local\" }", 2));
     let tokens: Vec<u64> = steps(&alone).iter().filter_map(|l| l["tokens"].as_u64()).collect();
-    assert!(tokens.iter().any(|n| n % 4 != 0), "the rows differ in length: {tokens:?}");
+    assert!(tokens[0] != tokens[1], "the rows differ in length: {tokens:?}");
     same("records", &alone, &two);
 }
 
@@ -103,9 +103,9 @@ fn parts_do_the_same_on_two_ranks() {
         format!(
             "estimator = {{ kind = \"mezo\", objective = \"accuracy\" }}\nmax_grad_norm = 0\noptimizer = {{ kind = \"sgd\", lr = 1e-3 }}\n{LORA}"
         ),
-        format!("hook = [{{ kind = \"ist\", active_fraction = 0.5 }}]\n{LORA}"),
+        format!("hook = [{{ kind = \"ist\", active_fraction = 0.5, num_candidates = 2 }}]\n{LORA}"),
         format!("hook = [{{ kind = \"ema\", decay = 0.5 }}, {{ kind = \"early-stop\", patience = 1 }}]\n{eval}\n{LORA}"),
-        format!("quantizer = {{ kind = \"nf4\", block_size = 16 }}\n{LORA}"),
+        format!("quantizer = {{ kind = \"nf4\", block_size = 32 }}\n{LORA}"),
         format!("placement = {{ kind = \"disk\" }}\nactivation = {{ kind = \"checkpoint\" }}\n{LORA}"),
         format!("activation = {{ kind = \"offload\", to = \"host\", min_bytes = 0 }}\n{LORA}"),
         "adapter = [{ kind = \"unipt\", reduction = 2, output = \"residual\", causal = true, pool = \"prefix_mean\" }]"

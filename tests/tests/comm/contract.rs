@@ -9,7 +9,7 @@ use ramekin_engine::team::Team;
 use ramekin_recipe::Part;
 use ramekin_registry::{Slot, complete, names};
 use ramekin_slots::{Comm, Peer, RankFailed};
-use ramekin_tests::{compare, lab};
+use ramekin_tests::{compare, lab, toy};
 use serde_json::{Value as Json, json};
 
 /// Settings of each part for this many ranks.
@@ -174,7 +174,10 @@ fn settings_are_closed() {
 
 fn plan() -> Blueprint {
     let lora = json!({ "r": 4, "target_modules": "all-linear" });
-    Blueprint { adapters: vec![lab::new_adapter("lora", lora)], ..lab::fresh_model(lab::small_llama()) }
+    Blueprint {
+        adapters: vec![lab::new_adapter("lora", lora)],
+        ..lab::fresh_model(toy::llama(61, 64, 2, 4, 96))
+    }
 }
 
 type Trained = Vec<(String, Vec<f32>)>;
@@ -239,7 +242,7 @@ fn ranks_that_differ_are_noticed() {
 #[test]
 fn frozen_weights_are_shared() {
     for packed in [false, true] {
-        let quantizer = packed.then(|| lab::part("nf4", json!({ "block_size": 16 })));
+        let quantizer = packed.then(|| lab::part("nf4", json!({ "block_size": 32 })));
         let plan = Blueprint { quantizer, ..plan() };
         let (one, two) = (Meter::new(), Meter::new());
         let first = {

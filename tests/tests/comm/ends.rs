@@ -56,27 +56,31 @@ fn a_run_goes_on_to_the_bit() {
     }
 }
 
-/// A row that only rank 1 meets ends the run with rank 1's words.
+/// A row that one rank alone meets ends the run with its words, and with its number unless it is rank 0.
 #[test]
 fn a_fault_names_its_rank() {
     let text = format!(
-        "{MODEL}\n[[stage]]\nkind = \"train\"\n{LORA}\n{TOKENS}\nsteps = 20\n\
+        "{MODEL}\n[[stage]]\nkind = \"train\"\n{LORA}\n{TOKENS}\nsteps = 20\naudit = false\n\
          objective = {{ kind = \"label-words\", label_words = [3, 4, 5, 6] }}\n"
     );
-    let kitchen = Kitchen::new(&text);
-    let mut draws = Draws::new(ramekin_core::Rng::new(1).stream("rows", 0));
-    let mut rows: Vec<Vec<u32>> =
-        (0..16).map(|_| (0..12).map(|_| 3 + draws.below(4) as u32).collect()).collect();
-    // Micro-batches go to the ranks in turn: row 9 is rank 1's, in step 3.
-    rows[9][5] = 50;
-    write_ids(&kitchen.folder().join("ids.safetensors"), &rows);
-    let outcome = kitchen.run(&[]);
-    outcome.expect(2);
-    assert_eq!(losses(&kitchen.out("")).len(), 2, "two steps were whole");
-    for words in ["rank 1", "`label_words`", "does not name token 50"] {
-        assert!(outcome.stderr.contains(words), "no `{words}` in\n{}", outcome.stderr);
+    let mut at = Vec::new();
+    for bad in 0..4 {
+        let kitchen = Kitchen::new(&text);
+        let mut draws = Draws::new(ramekin_core::Rng::new(1).stream("rows", 0));
+        let row = |draws: &mut Draws| (0..12).map(|_| 3 + draws.below(4) as u32).collect();
+        let mut rows: Vec<Vec<u32>> = (0..16).map(|_| row(&mut draws)).collect();
+        rows[bad][5] = 50;
+        write_ids(&kitchen.folder().join("ids.safetensors"), &rows);
+        let outcome = kitchen.run(&[]);
+        outcome.expect(2);
+        assert!(losses(&kitchen.out("")).len() < 4, "16 rows are four steps");
+        for words in ["label_words", "does not name token 50"] {
+            assert!(outcome.stderr.contains(words), "no `{words}` in\n{}", outcome.stderr);
+        }
+        assert!(!outcome.stderr.contains("has left"), "{}", outcome.stderr);
+        at.push(outcome.stderr.contains("rank 1:"));
     }
-    assert!(!outcome.stderr.contains("has left"), "{}", outcome.stderr);
+    assert!(at.contains(&true) && at.contains(&false), "each rank meets one of them: {at:?}");
 }
 
 /// Training that diverges does so on all ranks, and is told once.
@@ -95,7 +99,7 @@ fn divergence_is_told_once() {
 fn no_rank_at_all() {
     let outcome = kitchen(&stage(3).replace("ranks = 2", "ranks = 0")).run(&[]);
     outcome.expect(2);
-    for words in ["`ranks` is 0; it must be from 1 to 64", "comm = "] {
+    for words in ["cannot take this `ranks`", "is 0; it must be from 1 to 64", "comm = "] {
         assert!(outcome.stderr.contains(words), "no `{words}` in\n{}", outcome.stderr);
     }
 }

@@ -54,7 +54,7 @@ fn ranks_are_billed() {
     for (stage, shares) in [
         (format!("{LORA}\n{}", batch(2, 1)), true),
         (format!("{LORA}\n{}", batch(3, 3)), true),
-        (format!("{LORA}\nquantizer = {{ kind = \"nf4\", block_size = 16 }}\n{}", batch(2, 1)), true),
+        (format!("{LORA}\nquantizer = {{ kind = \"nf4\", block_size = 32 }}\n{}", batch(2, 1)), true),
         (batch(2, 2), false),
         (format!("fused_optimizer = true\nmax_grad_norm = 0\n{}", batch(2, 1)), false),
     ] {
