@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use ramekin_core::{Usage, meter, units};
-use ramekin_recipe::Part;
 use ramekin_plan::Share;
+use ramekin_recipe::Part;
 use ramekin_report::{
     Check, Console, EvalLine, EventWriter, Figure, Line, Mem, MetricsWriter, Outcome, Progress, ReportData,
     Sample, StageData, StepLine, read_metrics, write_report,

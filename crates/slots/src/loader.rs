@@ -9,7 +9,8 @@ use ramekin_core::{Array, Category, DType, Ledger, Param, Rng, UserError, sugges
 use ramekin_tape::ops::Reach;
 
 use crate::{
-    AttentionRule, LinearBase, LinearSite, ModuleSite, NormInfo, PackedWeight, Placement, Quantizer, Sites, block_of,
+    AttentionRule, LinearBase, LinearSite, ModuleSite, NormInfo, PackedWeight, Placement, Quantizer, Sites,
+    block_of,
 };
 
 /// Shape and stored type of a tensor in a source.

@@ -6,8 +6,9 @@ use serde::de::DeserializeOwned;
 use serde_json::Value as Json;
 
 use crate::{
-    ActivationPolicy, Adapter, AttentionRule, Comm, Decoder, Estimator, GradientTransform, Hook, KvPolicy, Merger,
-    ModelFamily, Objective, Optimizer, Placement, Pruner, Quantizer, Schedule, Search, Selection, Track,
+    ActivationPolicy, Adapter, AttentionRule, Comm, Decoder, Estimator, GradientTransform, Hook, KvPolicy,
+    Merger, ModelFamily, Objective, Optimizer, Placement, Pruner, Quantizer, Schedule, Search, Selection,
+    Track,
 };
 
 /// The places of a recipe that parts fill.

@@ -218,6 +218,31 @@ fn an_empty_micro_batch_holds_nobody_up() {
     }
 }
 
+/// A rank that fails in the middle of a step takes the others out of it, with its number and its words.
+#[test]
+fn a_fault_names_its_rank() {
+    for comm in comms(2) {
+        let errors = side_by_side(&*comm, |peer| {
+            let (rank, mut assembly) = (peer.rank(), lab::assemble(&plan()));
+            let mut trainer = lab::trainer(1e-2);
+            let words = json!({ "label_words": [3, 4] });
+            trainer.objective = parts::objective(&lab::part("label-words", words)).expect("words");
+            trainer.join(&mut assembly, &plan()).expect("two words");
+            trainer.team = Team::with(peer);
+            let mut batch = lab::batch(&[vec![3, 4, 4, 3]]);
+            if rank == 1 {
+                batch.labels[1] = 50;
+            }
+            let error = trainer.step(&assembly, &[batch], 0).expect_err("rank 1 cannot go on");
+            trainer.team.fail(&error);
+            (error.is::<RankFailed>(), error.to_string())
+        });
+        assert_eq!([errors[0].0, errors[1].0], [true, false]);
+        assert!(errors[1].1.contains("does not name token 50"), "{errors:?}");
+        assert_eq!(errors[0].1, format!("rank 1: {}", errors[1].1));
+    }
+}
+
 /// Ranks that have come apart are noticed, and the tensor is named.
 #[test]
 fn ranks_that_differ_are_noticed() {

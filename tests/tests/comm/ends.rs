@@ -56,15 +56,15 @@ fn a_run_goes_on_to_the_bit() {
     }
 }
 
-/// A row that one rank alone meets ends the run with its words, and with its number unless it is rank 0.
+/// A row that one rank alone meets ends the run with its words. Every row is met once in the first four
+/// steps, half of them by rank 1.
 #[test]
-fn a_fault_names_its_rank() {
+fn a_fault_ends_the_run() {
     let text = format!(
         "{MODEL}\n[[stage]]\nkind = \"train\"\n{LORA}\n{TOKENS}\nsteps = 20\naudit = false\n\
          objective = {{ kind = \"label-words\", label_words = [3, 4, 5, 6] }}\n"
     );
-    let mut at = Vec::new();
-    for bad in 0..4 {
+    for bad in 0..16 {
         let kitchen = Kitchen::new(&text);
         let mut draws = Draws::new(ramekin_core::Rng::new(1).stream("rows", 0));
         let row = |draws: &mut Draws| (0..12).map(|_| 3 + draws.below(4) as u32).collect();
@@ -75,12 +75,10 @@ fn a_fault_names_its_rank() {
         outcome.expect(2);
         assert!(losses(&kitchen.out("")).len() < 4, "16 rows are four steps");
         for words in ["label_words", "does not name token 50"] {
-            assert!(outcome.stderr.contains(words), "no `{words}` in\n{}", outcome.stderr);
+            assert!(outcome.stderr.contains(words), "row {bad}: no `{words}` in\n{}", outcome.stderr);
         }
         assert!(!outcome.stderr.contains("has left"), "{}", outcome.stderr);
-        at.push(outcome.stderr.contains("rank 1:"));
     }
-    assert!(at.contains(&true) && at.contains(&false), "each rank meets one of them: {at:?}");
 }
 
 /// Training that diverges does so on all ranks, and is told once.
