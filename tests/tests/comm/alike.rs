@@ -1,6 +1,5 @@
 //! Two ranks with a micro-batch each are one rank with two: the same losses, norms and tensors, bit for bit.
 
-use ramekin_tests::kitchen::json;
 use ramekin_tests::{Kitchen, sha256};
 use serde_json::Value as Json;
 
@@ -61,29 +60,43 @@ fn ranks_are_micro_batches() {
     assert_ne!(made(&alone), made(&other), "dropout is drawn");
 }
 
-/// Rows of several lengths: the loss is a mean over the labelled tokens of the step on all ranks.
+/// Rows of several lengths, and pairs: the loss is a mean over what the objective counts in the step on all
+/// ranks, and so are the figures beside it.
 #[test]
 fn the_loss_is_the_steps_mean() {
-    let recipe = |ranks: &str, micros: usize| {
-        format!(
-            r#"
+    for (objective, data, figure) in [
+        ("{ kind = \"sft\" }", "name = \"records\"", None),
+        (
+            "{ kind = \"classification\", num_labels = 10 }",
+            "name = \"colours\", format = \"classification\"",
+            Some("accuracy"),
+        ),
+        ("{ kind = \"dpo\" }", "name = \"preferences\"", Some("rewards/margins")),
+    ] {
+        let recipe = |ranks: &str, micros: usize| {
+            format!(
+                r#"
 seed = 1
 model = {{ source = "builtin:tiny" }}
 [[stage]]
 kind = "train"
 adapter = [{{ kind = "lora", r = 4, target_modules = "all-linear", lora_dropout = 0.1 }}]
-data = {{ kind = "builtin", name = "records", rows = 32, max_length = 128 }}
+objective = {objective}
+data = {{ kind = "builtin", {data}, rows = 32, max_length = 128 }}
 batch = {{ micro_batch_size = 1, gradient_accumulation_steps = {micros} }}
 {ranks}
 steps = 3
 "#
-        )
-    };
-    let alone = ramekin_tests::kitchen::cook(&recipe("", 4));
-    let two = ramekin_tests::kitchen::cook(&recipe("comm = { kind = \"local\" }", 2));
-    let tokens: Vec<u64> = steps(&alone).iter().filter_map(|l| l["tokens"].as_u64()).collect();
-    assert!(tokens[0] != tokens[1], "the rows differ in length: {tokens:?}");
-    same("records", &alone, &two);
+            )
+        };
+        let alone = ramekin_tests::kitchen::cook(&recipe("", 4));
+        let two = ramekin_tests::kitchen::cook(&recipe("comm = { kind = \"local\" }", 2));
+        let lines = steps(&alone);
+        let tokens: Vec<u64> = lines.iter().filter_map(|l| l["tokens"].as_u64()).collect();
+        assert!(tokens[0] != tokens[1], "the rows differ in length: {tokens:?}");
+        assert!(figure.is_none_or(|f| lines[0][f].is_number()), "{lines:?}");
+        same(objective, &alone, &two);
+    }
 }
 
 /// What other parts do in a step, they do as well on two ranks.

@@ -139,10 +139,16 @@ impl<'a> Rank<'a> {
                 return Ok(false);
             }
         }
-        let loss = team.told(chief.and_then(|chief| chief.journal.last_loss()))?;
+        let loss = team.told(chief.as_ref().and_then(|chief| chief.journal.last_loss()))?;
         self.trainer.finish(&self.assembly, self.step)?;
         self.event(Event::End, loss.unwrap_or(f64::NAN), &Map::new())?;
-        team.agree(&self.assembly, self.step)?;
+        let tensors = team.agree(&self.assembly, self.step)?;
+        if let Some(chief) = &chief
+            && team.ranks() > 1
+        {
+            let ranks = team.ranks();
+            chief.journal.say(&format!("all {tensors} trained tensors are the same bits on {ranks} ranks"));
+        }
         let links = self.traffic.links().map(|(_, link)| link);
         let own: Vec<u64> = links.iter().flat_map(|l| [l.sent, l.fetched]).collect();
         let all = team.total::<6>(own.try_into().unwrap_or_default())?;
