@@ -93,7 +93,7 @@ steps = 3
         let two = ramekin_tests::kitchen::cook(&recipe("comm = { kind = \"local\" }", 2));
         let lines = steps(&alone);
         let tokens: Vec<u64> = lines.iter().filter_map(|l| l["tokens"].as_u64()).collect();
-        assert!(tokens[0] != tokens[1], "the rows differ in length: {tokens:?}");
+        assert!(tokens.iter().any(|n| *n != tokens[0]), "the rows differ in length: {tokens:?}");
         assert!(figure.is_none_or(|f| lines[0][f].is_number()), "{lines:?}");
         same(objective, &alone, &two);
     }

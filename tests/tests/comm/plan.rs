@@ -30,6 +30,7 @@ fn as_planned(stage: &str) -> (Kitchen, Json) {
     kitchen.run(&[]).expect(0);
     let figures = kitchen.figures("0-train");
     let (planned, measured) = (number(&figures, "planned_peak"), number(&figures, "measured_peak"));
+    println!("{stage}: planned {planned}, measured {measured}");
     assert!(
         measured <= planned && planned <= 1.05 * measured,
         "{stage}: {planned} for {measured}\n{figures}"
