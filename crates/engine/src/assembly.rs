@@ -644,8 +644,11 @@ fn saved_adapter(folder: &Path) -> Result<(String, Box<dyn Adapter>)> {
         && let Some(modules) = config["modules_to_save"].as_array_mut()
     {
         modules.retain(|m| !m.as_str().is_some_and(|m| HEADS.contains(&m)));
-        if modules.is_empty() {
-            config["modules_to_save"] = Json::Null;
+        // A head that the objective keeps is no setting of the adapter, which may know no such key.
+        if modules.is_empty()
+            && let Some(config) = config.as_object_mut()
+        {
+            config.remove("modules_to_save");
         }
     }
     match load_adapter(&config)? {
