@@ -305,7 +305,7 @@ fn sliding_windows_are_served_or_refused() {
             let error = checked.expect_err(line.kind);
             let bad = error.downcast_ref::<BadSetting>().unwrap_or_else(|| panic!("{error:#}"));
             assert_eq!(bad.setting, "kind");
-            assert!(bad.message.contains("sliding window of 16 tokens"), "{}", bad.message);
+            assert!(bad.message.contains("no more than 16 tokens"), "{}", bad.message);
         } else {
             checked.unwrap_or_else(|e| panic!("{}: {e:#}", line.kind));
             same_bits(line.kind, &run(&model, &*roomy, sizes(&model)), &plain);
