@@ -28,6 +28,7 @@ mod schema;
 mod search;
 mod source;
 mod stage;
+mod train;
 mod wording;
 
 pub use bytes::Bytes;
