@@ -7,20 +7,19 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use ramekin_core::{
-    Array, BadRecipe, Category, DType, Elsewhere, Ledger, Meter, Param, Rng, UserError, meter,
-};
+use ramekin_core::{Array, BadRecipe, DType, Elsewhere, Ledger, Meter, Param, Rng, UserError, meter};
 use ramekin_data::Tokenizer;
 use ramekin_recipe::{Adapter as AdapterChoice, Dtype, Model as ModelChoice, Part};
-use ramekin_registry::{AnyPart, Slot, load_adapter};
+use ramekin_registry::{AnyPart, Slot};
 use ramekin_slots::{
     Adapter, AttachContext, Forward, LoadOptions, Loader, Model, ModelFacts, ModelFamily, Placement,
-    RandomSource, Selection, ShapeSource, Sites, WeightInfo, WeightSource,
+    RandomSource, Selection, ShapeSource, Sites, WeightSource,
 };
 use ramekin_tape::Value;
 use serde_json::Value as Json;
 
 use crate::inputs::{self, Origin};
+use crate::saved::{Headless, read, saved_adapter};
 use crate::shared::Shared;
 use crate::source::{FileSource, MemorySource};
 use crate::{blame, compat, parts, sparse};
@@ -353,7 +352,7 @@ pub fn family(config: &Json) -> Result<Box<dyn ModelFamily>> {
     }
 }
 
-fn unreachable_slot<T>(kind: &str) -> Result<T> {
+pub(crate) fn unreachable_slot<T>(kind: &str) -> Result<T> {
     anyhow::bail!("`{kind}` is registered under the wrong slot")
 }
 
@@ -419,7 +418,7 @@ impl Assembly {
                 adapter.load(&mut sparse.source(&*adapter)?)?;
             }
         } else if let Some(folder) = saved {
-            let mut file = Headless(FileSource::open(folder.join("adapter_model.safetensors"))?);
+            let mut file = Headless::open(&folder)?;
             self.heads.extend(file.heads(shape_only)?);
             if !shape_only {
                 adapter.load(&mut file)?;
@@ -580,80 +579,6 @@ impl Assembly {
             Json::Array(ids) => ids.iter().filter_map(Json::as_u64).map(|n| n as u32).collect(),
             _ => Vec::new(),
         }
-    }
-}
-
-/// A tensor of a file, or its shape.
-fn read(file: &mut FileSource, name: &str, shape_only: bool) -> Result<Array> {
-    let info = file.info(name).with_context(|| format!("`{}` has no `{name}`", file.label()))?;
-    if shape_only {
-        return Array::shape_only(&info.dims, info.dtype, Category::Workspace);
-    }
-    file.read(name, &info.dims)
-}
-
-/// Prefix of a base model's tensors in PEFT's files.
-const PEFT: &str = "base_model.model.";
-
-/// Modules that PEFT saves whole with adapters of sequence classifiers.
-const HEADS: [&str; 2] = ["classifier", "score"];
-
-/// An adapter's file without the head of a sequence classifier, which is an objective's.
-struct Headless(FileSource);
-
-impl Headless {
-    fn is_head(name: &str) -> bool {
-        let module = name.strip_prefix(PEFT).and_then(|n| n.rsplit_once('.'));
-        module.is_some_and(|(m, _)| HEADS.contains(&m))
-    }
-
-    fn heads(&mut self, shape_only: bool) -> Result<Vec<(String, Array)>> {
-        let names: Vec<String> = self.0.names().into_iter().filter(|n| Self::is_head(n)).collect();
-        let all =
-            names.into_iter().map(|n| Ok((n[PEFT.len()..].to_owned(), read(&mut self.0, &n, shape_only)?)));
-        all.collect()
-    }
-}
-
-impl WeightSource for Headless {
-    fn info(&self, name: &str) -> Option<WeightInfo> {
-        self.0.info(name)
-    }
-
-    fn read(&mut self, name: &str, dims: &[usize]) -> Result<Array> {
-        self.0.read(name, dims)
-    }
-
-    fn names(&self) -> Vec<String> {
-        self.0.names().into_iter().filter(|n| !Self::is_head(n)).collect()
-    }
-
-    fn label(&self) -> String {
-        self.0.label()
-    }
-}
-
-/// The adapter that a folder's `adapter_config.json` describes, not attached.
-fn saved_adapter(folder: &Path) -> Result<(String, Box<dyn Adapter>)> {
-    let file = folder.join("adapter_config.json");
-    let text = std::fs::read_to_string(&file)
-        .map_err(|e| UserError::new(format!("cannot read the adapter's config: {e}")).in_file(&file))?;
-    let mut config: Json = serde_json::from_str(&text)
-        .map_err(|e| UserError::new(format!("is no JSON: {e}")).at_line(&file, e.line()))?;
-    if config["task_type"] == "SEQ_CLS"
-        && let Some(modules) = config["modules_to_save"].as_array_mut()
-    {
-        modules.retain(|m| !m.as_str().is_some_and(|m| HEADS.contains(&m)));
-        // A head that the objective keeps is no setting of the adapter, which may know no such key.
-        if modules.is_empty()
-            && let Some(config) = config.as_object_mut()
-        {
-            config.remove("modules_to_save");
-        }
-    }
-    match load_adapter(&config)? {
-        (name, AnyPart::Adapter(a)) => Ok((name.to_owned(), a)),
-        _ => unreachable_slot("adapter"),
     }
 }
 

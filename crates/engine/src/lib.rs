@@ -18,7 +18,9 @@
 //! | `preflight` | what can be seen before the first stage: files that are not there |
 //! | `folder` | what is in a run folder, and what of it may go |
 //! | `blame` | mistakes that show only with models and data, back to their place in the recipe |
+//! | `saved` | adapters that were saved, without the heads of objectives |
 //! | [`team`] | one step over several ranks |
+//! | [`shared`] | frozen weights that ranks read from the same memory |
 //! | [`generation`] | prompts to tokens with a cache |
 //! | [`stages`] | train, generate, merge, eval, logits |
 //!
@@ -47,6 +49,7 @@ mod preflight;
 pub mod read;
 mod reader;
 pub mod run;
+mod saved;
 pub mod shared;
 pub mod source;
 mod sparse;
