@@ -73,6 +73,8 @@ impl Comm for Local {
     }
 }
 
+const APART: &str = "the ranks are not at the same place: one waits for tensors and one for figures";
+
 /// What a rank leaves at a meeting.
 #[derive(Clone)]
 enum Left {
@@ -116,7 +118,7 @@ impl Peer for End {
         let all = self.meet(Left::Bytes(own))?;
         let bytes = all.iter().map(|left| match left {
             Left::Bytes(bytes) => Ok(bytes.clone()),
-            _ => bail!("the ranks are not at the same place: one waits for tensors and one for figures"),
+            _ => bail!(APART),
         });
         let bytes = bytes.collect::<Result<Vec<_>>>()?;
         self.note(sent, bytes.iter().map(|b| b.len() as u64).sum());
@@ -146,9 +148,7 @@ impl Peer for End {
             let (name, array) = match left {
                 Left::Nothing => continue,
                 Left::Tensor(name, array) => (name, array),
-                Left::Bytes(_) => {
-                    bail!("the ranks are not at the same place: one waits for tensors and one for figures")
-                }
+                Left::Bytes(_) => bail!(APART),
             };
             all_bytes += array.bytes();
             let (first, sum) = found.get_or_insert_with(|| (name.clone(), onto(name)));

@@ -85,11 +85,6 @@ impl Usage {
         }
     }
 
-    /// Sets the bytes of one category.
-    pub fn set(&mut self, category: Category, bytes: u64) {
-        *self.get_mut(category) = bytes;
-    }
-
     fn get_mut(&mut self, category: Category) -> &mut u64 {
         match category {
             Category::Weights => &mut self.weights,

@@ -40,12 +40,6 @@ impl Traffic {
         [("host", self.host), ("disk", self.disk), ("ranks", self.ranks)]
     }
 
-    /// The links in the order of [`Traffic::links`].
-    pub fn of(links: [Link; 3]) -> Self {
-        let [host, disk, ranks] = links;
-        Traffic { host, disk, ranks }
-    }
-
     fn with(&self, other: &Traffic, f: impl Fn(u64, u64) -> u64 + Copy) -> Traffic {
         Traffic {
             host: self.host.with(other.host, f),

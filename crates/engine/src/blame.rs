@@ -37,10 +37,10 @@ pub fn at(place: &str, message: String, label: String, help: Option<String>) -> 
     BadRecipe { help, ..BadRecipe::new(message).at(place, label) }.into()
 }
 
-/// Gives a refusal of a setting the place of the part in a stage, where it knows none.
-pub fn part<T>(stage: usize, key: &str, result: Result<T>) -> Result<T> {
+/// Gives a refusal of a setting the place of its part in the recipe, where it knows none.
+pub fn part<T>(result: Result<T>, place: impl FnOnce() -> String) -> Result<T> {
     result.map_err(|e| match e.downcast::<BadSetting>() {
-        Ok(bad) if bad.part.is_none() => bad.of(format!("stage.{stage}.{key}")).into(),
+        Ok(bad) if bad.part.is_none() => bad.of(place()).into(),
         Ok(bad) => bad.into(),
         Err(e) => e,
     })

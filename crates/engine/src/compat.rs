@@ -17,7 +17,6 @@ pub fn check(index: usize, s: &TrainStage, plan: &Blueprint, assembly: &Assembly
     let Some(placement) = plan.placement.as_ref().filter(|_| assembly.is_streamed()) else { return Ok(()) };
     let estimator = parts::estimator(&s.estimator)?;
     let activation = parts::activation(&s.activation)?;
-    let title = |other: &str| format!("`placement/{}` cannot go with {other}", placement.kind);
     if assembly.trains_what_is_away() {
         let (what, culprit) = match (&plan.selection, s.adapter.first()) {
             (Some(part), _) => (format!("`selection/{}`", part.kind), part.path.clone()),
@@ -28,7 +27,9 @@ pub fn check(index: usize, s: &TrainStage, plan: &Blueprint, assembly: &Assembly
         return Err(trains_away(placement, &culprit, &what).into());
     }
     if estimator.needs_backward() && !activation.recomputes() {
-        return Err(BadRecipe::new(title(&format!("`activation/{}`", s.activation.kind)))
+        let message =
+            format!("`placement/{}` cannot go with `activation/{}`", placement.kind, s.activation.kind);
+        return Err(BadRecipe::new(message)
             .at(&placement.path, "lets a block's weights go after its forward")
             .at(&s.activation.path, "keeps them alive until backward")
             .help("recompute: `activation = { kind = \"checkpoint\" }`")

@@ -196,7 +196,7 @@ pub fn loss(
         model: &Run { assembly, activation },
         others,
     });
-    blame::part(assembly.stage(), "objective", loss)
+    blame::part(loss, || format!("stage.{}.objective", assembly.stage()))
 }
 
 /// [`Objective::counts`] over the micro-batches of a step.

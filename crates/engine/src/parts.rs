@@ -12,13 +12,11 @@ use ramekin_slots::{
 };
 use serde_json::Value as Json;
 
+use crate::blame;
+
 /// Puts the part's place in the recipe into a refusal of one of its settings.
 pub fn placed<T>(part: &Part, result: Result<T>) -> Result<T> {
-    result.map_err(|e| match e.downcast::<BadSetting>() {
-        Ok(bad) if bad.part.is_none() => bad.of(part.path.clone()).into(),
-        Ok(bad) => bad.into(),
-        Err(e) => e,
-    })
+    blame::part(result, || part.path.clone())
 }
 
 /// Settings of a data part.

@@ -266,7 +266,8 @@ impl Trainer {
                 loss,
                 figures,
             };
-            let wish = blame::part(assembly.stage(), &format!("hook.{i}"), hook.on(event, &mut cx))?;
+            let wish = hook.on(event, &mut cx);
+            let wish = blame::part(wish, || format!("stage.{}.hook.{i}", assembly.stage()))?;
             if flow == Flow::Go {
                 flow = wish;
             }

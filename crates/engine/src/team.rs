@@ -64,19 +64,16 @@ impl Team {
         Ok((0..each).flat_map(|i| by_rank.iter().map(move |r| r[i].clone())).collect())
     }
 
-    /// Numbers of every rank, added up.
+    /// What every rank has found, by rank.
     ///
     /// # Errors
     /// If a rank has failed.
-    pub fn total<const N: usize>(&self, own: [u64; N]) -> Result<[u64; N]> {
-        let Some(peer) = self.peer() else { return Ok(own) };
-        let mut sum = [0; N];
-        for bytes in peer.gather(own.iter().flat_map(|x| x.to_le_bytes()).collect())? {
-            for (s, x) in sum.iter_mut().zip(bytes.chunks_exact(8)) {
-                *s += u64::from_le_bytes(x.try_into().context("eight bytes")?);
-            }
-        }
-        Ok(sum)
+    pub fn gathered<T: Serialize + DeserializeOwned>(&self, own: T) -> Result<Vec<T>> {
+        let Some(peer) = self.peer() else { return Ok(vec![own]) };
+        peer.gather(serde_json::to_vec(&own)?)?
+            .iter()
+            .map(|bytes| Ok(serde_json::from_slice(bytes)?))
+            .collect()
     }
 
     /// What rank 0 has found, on every rank.

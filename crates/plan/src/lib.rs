@@ -19,6 +19,16 @@ pub struct Share {
     pub at_peak: Usage,
 }
 
+impl Share {
+    /// What several ranks hold together, each at its own peak.
+    pub fn sum(shares: &[Share]) -> Share {
+        shares.iter().fold(Share::default(), |sum, s| Share {
+            peak: sum.peak + s.peak,
+            at_peak: sum.at_peak.plus(&s.at_peak),
+        })
+    }
+}
+
 /// What a stage costs.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Bill {
@@ -74,9 +84,10 @@ impl Bill {
         }
         let mut shares = vec![rest; ranks];
         shares[0] = Share { peak: self.peak, at_peak: self.at_peak };
+        let Share { peak, at_peak } = Share::sum(&shares);
         Bill {
-            peak: shares.iter().map(|s| s.peak).sum(),
-            at_peak: shares.iter().fold(Usage::default(), |sum, s| sum.plus(&s.at_peak)),
+            peak,
+            at_peak,
             load_peak: self.load_peak + (ranks as u64 - 1) * self.load_peak.saturating_sub(shared),
             shares,
             shared,

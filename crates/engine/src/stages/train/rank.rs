@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::Result;
-use ramekin_core::{Category, Meter, Rng, Traffic, Usage, meter};
+use ramekin_core::{Meter, Rng, Traffic, meter};
 use ramekin_data::{Dataset, Sampler};
 use ramekin_plan::Share;
 use ramekin_recipe::TrainStage;
@@ -149,11 +149,8 @@ impl<'a> Rank<'a> {
             let ranks = team.ranks();
             chief.journal.say(&format!("all {tensors} trained tensors are the same bits on {ranks} ranks"));
         }
-        let links = self.traffic.links().map(|(_, link)| link);
-        let own: Vec<u64> = links.iter().flat_map(|l| [l.sent, l.fetched]).collect();
-        let all = team.total::<6>(own.try_into().unwrap_or_default())?;
-        self.traffic =
-            Traffic::of([0, 2, 4].map(|i| ramekin_core::Link { sent: all[i], fetched: all[i + 1] }));
+        let all = team.gathered(self.traffic)?;
+        self.traffic = all.iter().fold(Traffic::default(), |sum, own| sum.plus(own));
         Ok(true)
     }
 
@@ -184,13 +181,10 @@ impl<'a> Rank<'a> {
 
     /// What the other ranks held at the peak of the last step.
     fn others(&self) -> Result<Share> {
-        let meter = meter::current();
-        let own = numbers(meter.peak(), &meter.at_peak());
-        let all = self.trainer.team.total(own)?;
-        let rest: [u64; 8] = std::array::from_fn(|i| all[i] - own[i]);
-        let mut at_peak = Usage::default();
-        Category::ALL.iter().zip(&rest[1..]).for_each(|(c, n)| at_peak.set(*c, *n));
-        Ok(Share { peak: rest[0], at_peak })
+        let (meter, team) = (meter::current(), &self.trainer.team);
+        let mut all = team.gathered(Share { peak: meter.peak(), at_peak: meter.at_peak() })?;
+        all.remove(team.rank());
+        Ok(Share::sum(&all))
     }
 
     fn save(&self) -> Result<()> {
@@ -198,10 +192,6 @@ impl<'a> Rank<'a> {
         let Rank { checkpoints, assembly, trainer, ended, .. } = self;
         checkpoint::save(checkpoints, self.step, epoch, assembly, trainer, ended.as_deref())
     }
-}
-
-fn numbers(peak: u64, at_peak: &Usage) -> [u64; 8] {
-    std::array::from_fn(|i| if i == 0 { peak } else { at_peak.get(Category::ALL[i - 1]) })
 }
 
 /// Rows for looks beside the steps: each stream has an order of its own.
