@@ -137,6 +137,7 @@ struct State {
     live: Usage,
     away: [Away; 2],
     ranks: Link,
+    work: u64,
     peak_total: u64,
     at_peak: Usage,
     highest: Usage,
@@ -221,6 +222,16 @@ impl Meter {
         let link = &mut self.state().ranks;
         link.sent += sent;
         link.fetched += fetched;
+    }
+
+    /// Notes floating-point operations of a product, a multiplication and an addition each.
+    pub fn work(&self, operations: u64) {
+        self.state().work += operations;
+    }
+
+    /// Floating-point operations of all products since the beginning.
+    pub fn worked(&self) -> u64 {
+        self.state().work
     }
 
     /// What went over each link since the beginning.

@@ -78,9 +78,9 @@ pub fn train(
     // The second step is the larger one: optimizer state exists from its start.
     trainer.step(&assembly, &batches, 0)?;
     meter.reset_peak();
-    let before = meter.traffic();
+    let (before, worked) = (meter.traffic(), meter.worked());
     trainer.step(&assembly, &batches, 1)?;
-    let traffic = meter.traffic().since(&before);
+    let (traffic, work) = (meter.traffic().since(&before), meter.worked() - worked);
     let shared = if ranks > 1 { Shared::of(&assembly, blueprint).bytes() } else { 0 };
     let mut rest = Share { peak: meter.peak(), at_peak: meter.at_peak() };
     rest.peak -= shared;
@@ -89,14 +89,14 @@ pub fn train(
     let state: u64 = trainer.state(&assembly)?.iter().map(|s| s.array.bytes()).sum();
     let kept: u64 = assembly.ledger.borrow().touched().iter().map(|p| p.value().bytes()).sum();
     let bill = finish(stage, &meter, &assembly, load_peak).shared_out(ranks, rest, shared);
-    // Forward 2 and backward to the inputs 2 operations a parameter and token; 2 more for what trains.
-    let operations = 4.0 * bill.parameters as f64 + 2.0 * bill.trainable as f64;
+    let (all, billed) = ((shape.micro_batches * ranks) as u64, batches.len() as u64);
     Ok(Bill {
         tokens: shape.tokens(),
         tokens_exact: shape.exact,
         checkpoint: kept + state,
-        step_flops: operations * (shape.tokens() * shape.micro_batches * ranks) as f64,
-        traffic: traffic.scaled((shape.micro_batches * ranks) as u64, batches.len() as u64),
+        step_flops: work as f64 * all as f64 / billed as f64,
+        step_tokens: shape.tokens() as u64 * all,
+        traffic: traffic.scaled(all, billed),
         ..bill
     })
 }

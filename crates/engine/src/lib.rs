@@ -41,6 +41,7 @@ mod folder;
 pub mod generation;
 mod inputs;
 pub mod journal;
+pub mod machine;
 pub mod masks;
 pub mod objective;
 pub mod parts;

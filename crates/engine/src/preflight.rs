@@ -5,7 +5,9 @@ use std::path::{Component, Path, PathBuf};
 use anyhow::Result;
 use ramekin_core::BadRecipe;
 use ramekin_data::DataSettings;
-use ramekin_recipe::{Adapter, Config, MergeStage, Model, Part, Recipe, Stage, Tokenizer};
+use ramekin_recipe::{
+    Adapter, BenchStage, Config, MergeStage, Model, Part, Recipe, SearchStage, Stage, Tokenizer,
+};
 use ramekin_slots::ModelRef;
 use serde_json::Value as Json;
 
@@ -65,7 +67,9 @@ impl Look<'_> {
                 s.input.iter().try_for_each(|file| input(file))
             }
             Stage::Logits(s) => input(&s.input),
-            Stage::Search(s) => self.file(&format!("stage.{index}.recipe"), Path::new(&s.recipe), "file"),
+            Stage::Search(SearchStage { recipe, .. }) | Stage::Bench(BenchStage { recipe, .. }) => {
+                self.file(&format!("stage.{index}.recipe"), Path::new(recipe), "file")
+            }
             Stage::Compress(s) => self.data(&s.data),
             Stage::Merge(s) => self.merge(index, s),
         }

@@ -215,8 +215,13 @@ pub fn plan(recipe: &Recipe, base_dir: &Path) -> Result<Vec<Bill>> {
     let mut bills = Vec::new();
     for (index, stage) in recipe.stage.iter().enumerate() {
         let name = stage_name(recipe, index);
-        if let Stage::Search(s) = stage {
-            bills.extend(stages::search::bills(s, base_dir)?);
+        let tried = match stage {
+            Stage::Search(s) => Some(stages::search::bills(s, base_dir)?),
+            Stage::Bench(s) => Some(stages::bench::bills(index, s, base_dir)?),
+            _ => None,
+        };
+        if let Some(tried) = tried {
+            bills.extend(tried);
             continue;
         }
         let quantizer = stage.quantizer();
@@ -318,8 +323,10 @@ fn cook(recipe: &Recipe, options: &Options) -> Result<RunOutcome> {
 }
 
 fn cook_stage(cx: &mut StageContext<'_>, stage: &Stage) -> Result<Json> {
-    if let Stage::Search(s) = stage {
-        return stages::search::run(cx, s);
+    match stage {
+        Stage::Search(s) => return stages::search::run(cx, s),
+        Stage::Bench(s) => return stages::bench::run(cx, s),
+        _ => {}
     }
     let plan = cx.blueprint(stage, stage.quantizer())?;
     stages::run(cx, stage, &plan)

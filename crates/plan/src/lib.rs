@@ -63,8 +63,12 @@ pub struct Bill {
     /// Bytes of frozen weights that all ranks read from the same memory.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub shared: u64,
-    /// Floating-point operations of one optimizer step.
+    /// Floating-point operations of one optimizer step's products, all ranks together: linears, low-rank
+    /// branches, softmax attention.
     pub step_flops: f64,
+    /// Tokens of one optimizer step of the largest micro-batches, all ranks together.
+    #[serde(default)]
+    pub step_tokens: u64,
     /// What the planner changed to fit the budget.
     pub changes: Vec<String>,
     /// What would make it fit, where the budget is too small.

@@ -6,6 +6,7 @@ use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::doc::Doc;
 use crate::part::{Adapter, Part};
 use crate::path::join;
+use crate::bench::BenchStage;
 use crate::search::{SearchStage, Values};
 use crate::stage::{ALIASES, CompressStage, EvalStage, GenerateStage, MergeStage, Metric, Stage, TrainStage};
 
@@ -86,6 +87,7 @@ impl Check<'_> {
             Stage::Search(s) => self.search(s, errors),
             Stage::Merge(s) => self.merge(s, errors),
             Stage::Compress(s) => self.compress(s, errors),
+            Stage::Bench(s) => self.bench(s, errors),
             Stage::Logits(_) => {}
         }
         self.adapters(stage, errors);
@@ -225,6 +227,23 @@ impl Check<'_> {
                     errors.push(self.refuse(&name, "a logarithmic range needs a `min` above 0"));
                 }
                 _ => {}
+            }
+        }
+    }
+
+    fn bench(&self, s: &BenchStage, errors: &mut Diagnostics) {
+        self.positive("rounds", Some(s.rounds), errors);
+        if s.variant.is_empty() {
+            errors.push(self.refuse("variant", "add `[[stage.variant]]` with `name` and `set`"));
+        }
+        for (i, v) in s.variant.iter().enumerate() {
+            let at = join(&join(self.at, "variant"), &format!("{i}.name"));
+            if v.name.trim().is_empty() {
+                errors.push(self.doc.error_at(&at, "a variant needs a name", "expected what the row is called"));
+            } else if let Some(first) = s.variant[..i].iter().position(|w| w.name == v.name) {
+                let other = join(&join(self.at, "variant"), &format!("{first}.name"));
+                let title = format!("two variants are called `{}`", v.name);
+                errors.push(self.doc.conflict(title, (&at, "is the same"), (&other, "is the first")));
             }
         }
     }

@@ -11,6 +11,7 @@
 //! That is paid for by decoding a subtree again without the wrong entry after
 //! each mistake, which costs nothing on recipes that are right.
 
+mod bench;
 mod bytes;
 mod check;
 mod decode;
@@ -31,13 +32,14 @@ mod stage;
 mod train;
 mod wording;
 
+pub use bench::{BenchStage, Variant};
 pub use bytes::Bytes;
 pub use diagnostic::{Diagnostic, Diagnostics, Label};
 pub use doc::Doc;
 pub use part::{Adapter, Part};
 pub use placed::Placed;
 pub use recipe::{Allow, Config, Dtype, Memory, Model, Recipe, Tokenizer, TokenizerKind};
-pub use resolved::resolved;
+pub use resolved::{resolved, setting};
 pub use schema::schema;
 pub use search::{Goal, Range, SearchStage, Values};
 pub use source::{Source, Span};

@@ -119,6 +119,7 @@ impl Stage {
                 all.adapters(&mut s.adapter);
             }
             Stage::Search(s) => all.one("search", &mut s.search),
+            Stage::Bench(_) => {}
         }
         all.0
     }

@@ -66,8 +66,8 @@ impl Recipe {
         }
         // A top that has mistakes may have the model under a misspelt name.
         let begins = ["model", "stage.0.model"].iter().any(|path| doc.value(path).is_some());
-        let searches = matches!(stage.first(), Some(Stage::Search(_)));
-        if clear && doc.value("stage.0").is_some() && !begins && !searches {
+        let tries = stage.first().is_some_and(|s| s.tries().is_some());
+        if clear && doc.value("stage.0").is_some() && !begins && !tries {
             let title = "the first stage has no model to begin with";
             let help = "add `model = { source = \"…\" }` at the top of the recipe";
             errors.push(doc.error_at("stage.0", title, "begins with the recipe's `model`").help(help));
@@ -206,6 +206,7 @@ fn read_stage(doc: &Doc, at: &str, value: &Json, errors: &mut Diagnostics) -> Op
         Some("logits") => Stage::Logits(decode(doc, at, "logits", table, errors)?),
         Some("search") => Stage::Search(decode(doc, at, "search", table, errors)?),
         Some("compress") => Stage::Compress(decode(doc, at, "compress", table, errors)?),
+        Some("bench") => Stage::Bench(decode(doc, at, "bench", table, errors)?),
         Some(other) => {
             let label = match suggest(other, Stage::KINDS) {
                 Some(near) => format!("did you mean `{near}`?   all: {}", list(Stage::KINDS)),

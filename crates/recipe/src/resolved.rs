@@ -34,6 +34,11 @@ pub fn resolved(recipe: &Recipe) -> String {
     document.to_string()
 }
 
+/// A key and its value as `--set` takes them: `optimizer={ kind = "sgd" }`.
+pub fn setting(key: &str, value: &Json) -> String {
+    format!("{key}={}", value_of(value).map(|v| v.to_string()).unwrap_or_default())
+}
+
 fn table(entries: serde_json::Map<String, Json>) -> Table {
     let mut table = Table::new();
     for (key, value) in entries {

@@ -8,6 +8,7 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::part::{SLOTS, slot_definition};
 use crate::recipe::Top;
+use crate::bench::BenchStage;
 use crate::search::SearchStage;
 use crate::stage::{
     ALIASES, CompressStage, EvalStage, GenerateStage, LogitsStage, MergeStage, Stage, TrainStage,
@@ -150,7 +151,7 @@ impl JsonSchema for Stage {
 }
 
 /// Kind, struct and schema of every stage.
-fn stage_schemas(generator: &mut SchemaGenerator) -> [(&'static str, &'static str, Schema); 7] {
+fn stage_schemas(generator: &mut SchemaGenerator) -> [(&'static str, &'static str, Schema); 8] {
     [
         ("train", "TrainStage", TrainStage::json_schema(generator)),
         ("generate", "GenerateStage", GenerateStage::json_schema(generator)),
@@ -159,6 +160,7 @@ fn stage_schemas(generator: &mut SchemaGenerator) -> [(&'static str, &'static st
         ("logits", "LogitsStage", LogitsStage::json_schema(generator)),
         ("search", "SearchStage", SearchStage::json_schema(generator)),
         ("compress", "CompressStage", CompressStage::json_schema(generator)),
+        ("bench", "BenchStage", BenchStage::json_schema(generator)),
     ]
 }
 

@@ -5,6 +5,7 @@ use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value as Json;
 
+use crate::bench::BenchStage;
 use crate::bytes::Bytes;
 use crate::part::{Adapter, Part, by_default, list, many, one, one_or_many, slot};
 use crate::recipe::{Dtype, Model};
@@ -30,11 +31,14 @@ pub enum Stage {
     Search(SearchStage),
     /// Makes the model smaller.
     Compress(CompressStage),
+    /// Sets variants of a recipe side by side.
+    Bench(BenchStage),
 }
 
 impl Stage {
     /// The names of all kinds.
-    pub const KINDS: [&str; 7] = ["train", "generate", "merge", "eval", "logits", "search", "compress"];
+    pub const KINDS: [&str; 8] =
+        ["train", "generate", "merge", "eval", "logits", "search", "compress", "bench"];
 
     /// The `kind` as a recipe writes it.
     pub fn kind(&self) -> &'static str {
@@ -46,6 +50,16 @@ impl Stage {
             Stage::Logits(_) => "logits",
             Stage::Search(_) => "search",
             Stage::Compress(_) => "compress",
+            Stage::Bench(_) => "bench",
+        }
+    }
+
+    /// The recipe that the stage cooks with other values, for a stage that has no model of its own.
+    pub fn tries(&self) -> Option<&str> {
+        match self {
+            Stage::Search(s) => Some(&s.recipe),
+            Stage::Bench(s) => Some(&s.recipe),
+            _ => None,
         }
     }
 
@@ -57,7 +71,7 @@ impl Stage {
             Stage::Merge(s) => s.model.as_ref(),
             Stage::Eval(s) => s.model.as_ref(),
             Stage::Logits(s) => s.model.as_ref(),
-            Stage::Search(_) => None,
+            Stage::Search(_) | Stage::Bench(_) => None,
             Stage::Compress(s) => s.model.as_ref(),
         }
     }
@@ -70,7 +84,7 @@ impl Stage {
             Stage::Merge(s) => s.model.as_mut(),
             Stage::Eval(s) => s.model.as_mut(),
             Stage::Logits(s) => s.model.as_mut(),
-            Stage::Search(_) => None,
+            Stage::Search(_) | Stage::Bench(_) => None,
             Stage::Compress(s) => s.model.as_mut(),
         }
     }
@@ -83,8 +97,7 @@ impl Stage {
             Stage::Merge(s) => &mut s.adapter,
             Stage::Eval(s) => &mut s.adapter,
             Stage::Logits(s) => &mut s.adapter,
-            Stage::Search(_) => &mut [],
-            Stage::Compress(_) => &mut [],
+            Stage::Search(_) | Stage::Compress(_) | Stage::Bench(_) => &mut [],
         }
     }
 
@@ -95,7 +108,7 @@ impl Stage {
             Stage::Generate(s) => s.quantizer.as_ref(),
             Stage::Eval(s) => s.quantizer.as_ref(),
             Stage::Logits(s) => s.quantizer.as_ref(),
-            Stage::Merge(_) | Stage::Search(_) | Stage::Compress(_) => None,
+            Stage::Merge(_) | Stage::Search(_) | Stage::Compress(_) | Stage::Bench(_) => None,
         }
     }
 
@@ -106,7 +119,7 @@ impl Stage {
             Stage::Generate(s) => Some(&s.placement),
             Stage::Eval(s) => Some(&s.placement),
             Stage::Logits(s) => Some(&s.placement),
-            Stage::Merge(_) | Stage::Search(_) | Stage::Compress(_) => None,
+            Stage::Merge(_) | Stage::Search(_) | Stage::Compress(_) | Stage::Bench(_) => None,
         }
     }
 
@@ -117,7 +130,7 @@ impl Stage {
             Stage::Generate(s) => s.attention.as_ref(),
             Stage::Eval(s) => s.attention.as_ref(),
             Stage::Logits(s) => s.attention.as_ref(),
-            Stage::Merge(_) | Stage::Search(_) | Stage::Compress(_) => None,
+            Stage::Merge(_) | Stage::Search(_) | Stage::Compress(_) | Stage::Bench(_) => None,
         }
     }
 
@@ -129,8 +142,7 @@ impl Stage {
             Stage::Merge(s) => &s.adapter,
             Stage::Eval(s) => &s.adapter,
             Stage::Logits(s) => &s.adapter,
-            Stage::Search(_) => &[],
-            Stage::Compress(_) => &[],
+            Stage::Search(_) | Stage::Compress(_) | Stage::Bench(_) => &[],
         }
     }
 }

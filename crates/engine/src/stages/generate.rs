@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::io::Write as _;
+use std::time::Instant;
 
 use anyhow::Result;
 use candle_core::{Device, Tensor};
@@ -56,7 +57,9 @@ pub fn run(cx: &mut StageContext<'_>, s: &GenerateStage, plan: &Blueprint) -> Re
     let mut assembly = plan.assemble(false)?;
     let decoder = decoder(s, plan, &mut assembly)?;
     let prompts = prompts(s, plan, &assembly)?;
+    let begun = Instant::now();
     let made = generate(s, &assembly, &*decoder, &prompts, cx.recipe.seed)?;
+    let seconds = begun.elapsed().as_secs_f64().max(1e-9);
     let results = made.ids;
     write_ids(cx, &results, &assembly)?;
     let mut lines = Vec::new();
@@ -78,7 +81,13 @@ pub fn run(cx: &mut StageContext<'_>, s: &GenerateStage, plan: &Blueprint) -> Re
     let new: usize = results.iter().zip(&prompts).map(|(r, p)| r.len() - p.len()).sum();
     let kv_bytes = meter::current().highest().kv;
     ramekin_core::say!("  keys and values took {}", units::bytes(kv_bytes));
-    let mut figures = json!({ "sequences": results.len(), "new_tokens": new, "kv_bytes": kv_bytes });
+    let rate = new as f64 / seconds;
+    let mut figures = json!({
+        "sequences": results.len(),
+        "new_tokens": new,
+        "tokens_per_s": rate,
+        "kv_bytes": kv_bytes,
+    });
     for (name, x) in made.figures {
         figures[name] = json!(x);
     }

@@ -1,5 +1,6 @@
 //! The stages of a recipe, one file each.
 
+pub(crate) mod bench;
 mod compress;
 mod data;
 mod eval;
@@ -10,6 +11,7 @@ mod save;
 pub(crate) mod search;
 mod tokens;
 mod train;
+mod tried;
 
 use anyhow::Result;
 use ramekin_core::meter;
@@ -46,6 +48,7 @@ pub fn run(cx: &mut StageContext<'_>, stage: &Stage, plan: &Blueprint) -> Result
         Stage::Compress(s) => compress::run(cx, s, plan)?,
         Stage::Train(s) => train::run(cx, s, plan)?,
         Stage::Search(s) => return search::run(cx, s),
+        Stage::Bench(s) => return bench::run(cx, s),
     };
     figures["planned_peak"] = bill.total().into();
     figures["measured_peak"] = meter.peak().into();
@@ -61,6 +64,6 @@ pub fn bill(name: &str, index: usize, recipe: &Recipe, stage: &Stage, plan: &Blu
         Stage::Merge(s) => merge::bill(name, s, plan),
         Stage::Generate(s) => generate::bill(name, s, plan),
         Stage::Eval(s) => eval::bill(name, index, s, plan),
-        Stage::Search(_) => Ok(Bill { stage: name.to_owned(), ..Bill::default() }), // its trials have their own
+        Stage::Search(_) | Stage::Bench(_) => Ok(Bill { stage: name.to_owned(), ..Bill::default() }), // what they try has its own
     }
 }

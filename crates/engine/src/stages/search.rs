@@ -5,23 +5,23 @@
 //! was, inside a trial too.
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use ramekin_core::{BadRecipe, Rng, UserError};
+use ramekin_core::{BadRecipe, Rng};
 use ramekin_plan::Bill;
-use ramekin_recipe::{Doc, Goal, Recipe, SearchStage, Values};
+use ramekin_recipe::{Goal, SearchStage, Values, setting};
 use ramekin_slots::{Axis, Space, Trial};
 use ramekin_store::write_atomic;
 use serde_json::{Map, Value as Json, json};
 
-use crate::run::{Options, RunOutcome, StageContext, plan as plan_of};
-use crate::{parts, read};
+use super::tried::{Tried, columns};
+use crate::parts;
+use crate::run::StageContext;
 
 /// The bills of the recipe as it is written.
 pub fn bills(s: &SearchStage, base_dir: &Path) -> Result<Vec<Bill>> {
-    let (recipe, folder, _) = load(s, base_dir, &[])?;
-    plan_of(&recipe, &folder)
+    Tried::load(&s.recipe, base_dir, &[])?.plan()
 }
 
 fn space(s: &SearchStage) -> Space {
@@ -32,22 +32,6 @@ fn space(s: &SearchStage) -> Space {
     s.space.iter().map(|(key, values)| (key.clone(), axis(values))).collect()
 }
 
-/// The recipe with these values, the folder its paths start from, and its resolved text.
-fn load(s: &SearchStage, base_dir: &Path, overrides: &[String]) -> Result<(Recipe, PathBuf, String)> {
-    let file = base_dir.join(&s.recipe);
-    let wrong = |text: String| -> anyhow::Error { UserError::new(text).in_file(&file).into() };
-    let doc = Doc::open(&file, overrides).map_err(|e| wrong(e.render(false)))?;
-    let recipe = read::recipe(&doc).map_err(|e| wrong(e.render(false)))?;
-    let folder = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned();
-    let resolved = ramekin_recipe::resolved(&recipe);
-    Ok((recipe, folder, resolved))
-}
-
-/// A value as `--set` reads it: TOML.
-fn setting(key: &str, value: &Json) -> String {
-    format!("{key}={value}")
-}
-
 /// The figure that `STAGE/KEY.KEY` names.
 fn figure(stages: &Map<String, Json>, metric: &str) -> Option<f64> {
     let (stage, key) = metric.split_once('/')?;
@@ -55,7 +39,7 @@ fn figure(stages: &Map<String, Json>, metric: &str) -> Option<f64> {
 }
 
 /// A trial with what went wrong, if anything did.
-struct Tried {
+struct Done {
     trial: Trial,
     figure: Option<f64>,
     fault: Option<String>,
@@ -66,7 +50,7 @@ pub fn run(cx: &mut StageContext<'_>, s: &SearchStage) -> Result<Json> {
     let (space, search) = (space(s), parts::search(&s.search)?);
     let rng = Rng::new(cx.recipe.seed);
     let total = parts::placed(&s.search, search.trials(&space))?;
-    let mut tried: Vec<Tried> = Vec::new();
+    let mut tried: Vec<Done> = Vec::new();
     loop {
         let done: Vec<Trial> = tried.iter().map(|t| t.trial.clone()).collect();
         let Some(values) = parts::placed(&s.search, search.next(&space, &done, rng))? else { break };
@@ -74,7 +58,7 @@ pub fn run(cx: &mut StageContext<'_>, s: &SearchStage) -> Result<Json> {
         ramekin_core::say!("trial {} of {total}: {}", tried.len() + 1, named.join("  "));
         let (found, fault) = cook(cx, s, tried.len(), &named)?;
         let score = found.map(|x| if s.goal == Goal::Max { -x } else { x });
-        tried.push(Tried { trial: Trial { values, score }, figure: found, fault });
+        tried.push(Done { trial: Trial { values, score }, figure: found, fault });
         write_lines(cx, &space, &tried)?;
     }
     let best = best(&tried).with_context(|| format!("none of the {total} trials gave `{}`", s.metric))?;
@@ -105,17 +89,9 @@ fn cook(
     number: usize,
     overrides: &[String],
 ) -> Result<(Option<f64>, Option<String>)> {
-    let (recipe, base_dir, resolved) = load(s, &cx.options.base_dir, overrides)?;
-    if recipe.stage.iter().any(|stage| matches!(stage, ramekin_recipe::Stage::Search(_))) {
-        return Err(BadRecipe::new("a search cannot try a recipe that searches")
-            .at(format!("stage.{}.recipe", cx.index), "has a stage of kind `search`")
-            .into());
-    }
     let out = cx.dir.join("trials").join(format!("{number:03}"));
-    let resume = out.join("recipe.toml").exists();
-    let options = Options { out, base_dir, resume, stop: cx.options.stop.clone(), resolved };
-    let done: Result<RunOutcome> = crate::run(&recipe, &options);
-    match done {
+    let tried = Tried::load(&s.recipe, &cx.options.base_dir, overrides)?;
+    match tried.cook(cx, "search", out) {
         Ok(outcome) => match figure(&outcome.stages, &s.metric) {
             Some(x) if x.is_finite() => Ok((Some(x), None)),
             Some(x) => Ok((None, Some(format!("`{}` is {x}", s.metric)))),
@@ -137,13 +113,13 @@ fn cook(
     }
 }
 
-fn best(tried: &[Tried]) -> Option<usize> {
+fn best(tried: &[Done]) -> Option<usize> {
     let scored = tried.iter().enumerate().filter_map(|(i, t)| Some((i, t.trial.score?)));
     scored.min_by(|a, b| a.1.total_cmp(&b.1)).map(|(i, _)| i)
 }
 
 /// `trials.jsonl`: a line a trial.
-fn write_lines(cx: &StageContext<'_>, space: &Space, tried: &[Tried]) -> Result<()> {
+fn write_lines(cx: &StageContext<'_>, space: &Space, tried: &[Done]) -> Result<()> {
     let mut text = String::new();
     for (i, t) in tried.iter().enumerate() {
         let values: Map<String, Json> =
@@ -155,7 +131,7 @@ fn write_lines(cx: &StageContext<'_>, space: &Space, tried: &[Tried]) -> Result<
 }
 
 /// Trials, the best first, the best marked.
-fn table(space: &Space, tried: &[Tried], best: usize, metric: &str) -> String {
+fn table(space: &Space, tried: &[Done], best: usize, metric: &str) -> String {
     let mut rows: Vec<usize> = (0..tried.len()).collect();
     rows.sort_by(|a, b| {
         let score = |i: &usize| tried[*i].trial.score.unwrap_or(f64::INFINITY);
@@ -170,12 +146,5 @@ fn table(space: &Space, tried: &[Tried], best: usize, metric: &str) -> String {
         row.extend(t.trial.values.iter().map(ToString::to_string));
         cells.push(row);
     }
-    let width = |c: usize| cells.iter().map(|r| r[c].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..cells[0].len()).map(width).collect();
-    let mut out = String::new();
-    for row in &cells {
-        let line: Vec<String> = row.iter().zip(&widths).map(|(cell, w)| format!("{cell:<w$}")).collect();
-        let _ = writeln!(out, "  {}", line.join("  ").trim_end());
-    }
-    out
+    columns(&cells, usize::MAX)
 }

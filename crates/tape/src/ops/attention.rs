@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use anyhow::{Result, ensure};
-use ramekin_core::{Array, Category};
+use ramekin_core::{Array, Category, meter};
 use ramekin_kernels::attention as kernel;
 use ramekin_kernels::attention::{Reach, Segment};
 
@@ -42,6 +42,16 @@ impl AttentionSpec {
     }
 }
 
+/// Operations of the scores and of the sums of values: 4·D for each query head and key that it sees.
+fn operations(segments: &[Segment], spec: &AttentionSpec) -> u64 {
+    let seen = |s: &Segment| -> usize {
+        let before = s.k_len - s.q_len;
+        let of = |end: usize| if spec.causal { end - spec.reach.first(end) } else { s.k_len };
+        (before + 1..=s.k_len).map(of).sum()
+    };
+    (4 * spec.heads * spec.head_dim * segments.iter().map(seen).sum::<usize>()) as u64
+}
+
 /// Keys and values, `[M, K·D]` each.
 pub struct KeyValue<'a> {
     /// Keys, rotated.
@@ -74,6 +84,8 @@ pub fn attention(
             "segment {s:?} of {n} queries and {m} keys"
         );
     }
+    let products = operations(segments, &spec);
+    meter::current().work(products);
     let shape_only = qa.is_shape_only() || ka.is_shape_only();
     let (y, lse) = dispatch!(qa, T => {
         let mut lse = vec![0.0 as T; if shape_only { 0 } else { n * spec.heads }];
@@ -101,6 +113,7 @@ pub fn attention(
         let segments = segments.clone();
         Ok(Box::new(move |g: Array| {
             let (q, k, v, out, lse) = (q.get()?, k.get()?, v.get()?, out.get()?, lse.get()?);
+            meter::current().work(5 * products / 2); // scores again, and a gradient of each operand
             if g.is_shape_only() {
                 let like = |a: &Array| Array::shape_only(a.dims(), a.dtype(), Category::Workspace).map(Some);
                 return Ok(vec![like(&q)?, like(&k)?, like(&v)?]);

@@ -4,7 +4,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use anyhow::{Result, ensure};
-use ramekin_core::{Array, DType, Element, View};
+use ramekin_core::{Array, DType, Element, View, meter};
 use ramekin_kernels::linear::{self as kernel, WeightRows};
 use ramekin_kernels::{elementwise, matmul};
 
@@ -92,6 +92,11 @@ fn check(x: &Array, inputs: usize, outputs: usize, bias: Option<&Value>) -> Resu
     Ok(())
 }
 
+/// Notes a product of `[n, i]` and `[i, o]`, also where a plan makes none.
+fn count(n: usize, o: usize, i: usize) {
+    meter::current().work(2 * (n * o * i) as u64);
+}
+
 fn copy_of(x: &Array) -> Result<Array> {
     if x.is_shape_only() {
         return Array::shape_only(x.dims(), x.dtype(), ramekin_core::Category::Workspace);
@@ -112,6 +117,7 @@ fn bias_flow(tracked: Option<bool>, g: &Array, outputs: usize) -> Result<Option<
 }
 
 fn input_flow(g: &Array, w: &Array, n: usize, o: usize, i: usize, dims: &[usize]) -> Result<Array> {
+    count(n, o, i);
     dispatch!(g, T => output::<T>(dims, &[g, w], |out| {
         matmul::nn(n, o, i, 1.0 as T, &g.view::<T>()?, &w.view::<T>()?, false, out);
         Ok(())
@@ -119,6 +125,7 @@ fn input_flow(g: &Array, w: &Array, n: usize, o: usize, i: usize, dims: &[usize]
 }
 
 fn weight_flow(g: &Array, x: &Array, n: usize, o: usize, i: usize) -> Result<Array> {
+    count(n, o, i);
     dispatch!(g, T => output::<T>(&[o, i], &[g, x], |out| {
         matmul::tn(n, o, i, 1.0 as T, &g.view::<T>()?, &x.view::<T>()?, false, out);
         Ok(())
@@ -139,6 +146,7 @@ pub fn linear(tape: &Tape, x: &Value, w: &Value, bias: Option<&Value>) -> Result
     let (o, i) = (wa.dims()[0], wa.dims()[1]);
     check(xa, i, o, bias)?;
     let (n, _) = xa.rows();
+    count(n, o, i);
     let y = dispatch!(xa, T => output::<T>(&out_dims(xa, o), &[xa, wa], |out| {
         matmul::nt(n, o, i, 1.0 as T, &xa.view::<T>()?, &wa.view::<T>()?, false, out);
         if let Some(b) = bias {
@@ -170,6 +178,7 @@ pub fn linear_onto(tape: &Tape, y: Value, x: &Value, w: &Value) -> Result<Value>
     check(&xa, i, o, None)?;
     ensure!(y.array().rows().1 == o, "{:?} cannot take {o} outputs", y.dims());
     let (n, _) = xa.rows();
+    count(n, o, i);
     let (sum, before) = y.split();
     let sum = if sum.is_unique() { sum } else { copy_of(&sum)? };
     if !sum.is_shape_only() {
@@ -203,6 +212,7 @@ pub fn linear_packed(
     check(xa, i, o, bias)?;
     ensure!(!w.is_absent(), "a packed weight [{o}, {i}] is not in memory: its block was not asked for");
     let (n, _) = xa.rows();
+    count(n, o, i);
     let shape_only = w.is_shape_only() || xa.is_shape_only();
     let y = dispatch!(xa, T => Array::build::<T>(&out_dims(xa, o), shape_only, ramekin_core::Category::Workspace, |out| {
         let bias: Option<View<'_, T>> = bias.map(|b| b.array().view::<T>()).transpose()?;
@@ -217,6 +227,7 @@ pub fn linear_packed(
         Ok(Box::new(move |g: Array| {
             let gx = weight
                 .map(|w| {
+                    count(n, o, i);
                     dispatch!(g, T => Array::build::<T>(&x_dims, shape_only, ramekin_core::Category::Workspace, |out| {
                         kernel::backward_input(&g.view::<T>()?, n, &Rows(&*w), false, out);
                         Ok(())
