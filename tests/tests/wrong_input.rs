@@ -114,6 +114,11 @@ cases! {
     adapter_other_shape
     adapter_unknown_kind
     adapter_unsupported_field
+    bench_of_a_bench
+    bench_stage_beyond
+    bench_two_of_a_name
+    bench_unknown_key_in_set
+    bench_without_variants
     budget_too_small
     budget_too_small_run
     char_unknown_in_data

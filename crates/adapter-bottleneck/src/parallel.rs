@@ -33,13 +33,11 @@ pub struct ParallelSettings {
     /// Share of the bottleneck's inputs dropped in training, in [0, 1).
     pub adapter_dropout: f64,
     /// Factor of what is added: a number, or "learned".
-    #[schemars(with = "serde_json::Value")]
     pub scaling: Scaling,
     /// `mam_adapter` starts at the base model, `bert` near it.
     #[serde(alias = "init_weights")]
     pub init: Init,
     /// Linears to adapt: names or path endings, a regular expression for whole paths, or "all-linear".
-    #[schemars(with = "serde_json::Value")]
     pub target_modules: Modules,
 }
 

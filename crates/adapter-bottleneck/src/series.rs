@@ -44,7 +44,6 @@ pub struct SeriesSettings {
     /// Share of the bottleneck's inputs dropped in training, in [0, 1).
     pub adapter_dropout: f64,
     /// Factor of what is added: a number, or "learned".
-    #[schemars(with = "serde_json::Value")]
     pub scaling: Scaling,
     /// `mam_adapter` starts at the base model, `bert` near it.
     #[serde(alias = "init_weights")]
@@ -53,7 +52,6 @@ pub struct SeriesSettings {
     /// of an MLP (`gate_proj`, `up_proj`, `dense_h_to_4h`, `fc_in`, `fc1`), `output` elsewhere.
     pub position: Option<Position>,
     /// Linears to adapt: names or path endings, a regular expression for whole paths, or "all-linear".
-    #[schemars(with = "serde_json::Value")]
     pub target_modules: Modules,
 }
 

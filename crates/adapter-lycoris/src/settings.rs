@@ -33,10 +33,8 @@ macro_rules! settings {
             /// Chance that a module's update is left out of a micro-batch of training, in [0, 1).
             pub module_dropout: f64,
             /// Modules to adapt: names or path endings, a regular expression for whole paths, or "all-linear".
-            #[schemars(with = "serde_json::Value")]
             pub target_modules: Modules,
             /// Modules to leave out again.
-            #[schemars(with = "Option<serde_json::Value>")]
             pub exclude_modules: Option<Modules>,
             /// Layers to adapt, by number; all if absent.
             pub layers_to_transform: Option<Vec<usize>>,

@@ -57,7 +57,6 @@ pub struct UniptSettings {
     /// The side network is this many times narrower than the model, from 1 to the model's width.
     pub reduction: usize,
     /// Hidden states to read: "all", or a list of numbers with the last state among them.
-    #[schemars(with = "serde_json::Value")]
     pub layers: Layers,
     /// `linear` or `mlp`.
     pub phi: Phi,

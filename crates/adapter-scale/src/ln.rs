@@ -28,10 +28,8 @@ from_peft = LnTuning::from_peft }
 pub struct LnTuningSettings {
     /// Norms to train: names or path endings, or a regular expression for whole paths; absent is all but
     /// those inside an attention.
-    #[schemars(with = "Option<serde_json::Value>")]
     pub target_modules: Option<Modules>,
     /// Modules to leave out again.
-    #[schemars(with = "Option<serde_json::Value>")]
     pub exclude_modules: Option<Modules>,
     /// Modules trained whole, as copies that are saved with the adapter.
     pub modules_to_save: Option<Vec<String>>,

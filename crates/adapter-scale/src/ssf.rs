@@ -69,7 +69,6 @@ pub enum All {
 #[serde(default, deny_unknown_fields)]
 pub struct SsfSettings {
     /// Where the pairs go: "all", or a list of `linear`, `conv`, `norm`, `patch_embed` and `final_norm`.
-    #[schemars(with = "serde_json::Value")]
     pub sites: Places,
     /// Spread σ of the initial scales around 1 and shifts around 0, at least 0; 0 starts at the base model.
     pub init_std: f64,

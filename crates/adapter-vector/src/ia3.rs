@@ -29,14 +29,11 @@ from_peft = PeftAdapter::<Ia3>::from_peft }
 #[serde(default, deny_unknown_fields)]
 pub struct Ia3Settings {
     /// Modules to adapt: names or path endings, a regular expression for whole paths, or "all-linear".
-    #[schemars(with = "serde_json::Value")]
     pub target_modules: Modules,
     /// Modules to leave out again.
-    #[schemars(with = "Option<serde_json::Value>")]
     pub exclude_modules: Option<Modules>,
     /// Targets whose inputs are scaled instead of their outputs: names, a part of `target_modules`, or a
     /// regular expression for whole paths. If absent, `down_proj` where it is a target.
-    #[schemars(with = "Option<serde_json::Value>")]
     pub feedforward_modules: Option<Modules>,
     /// Modules trained whole, as copies that are saved with the adapter.
     pub modules_to_save: Option<Vec<String>>,

@@ -59,7 +59,6 @@ pub struct VeraSettings {
     /// Saves the shared matrices with the adapter; without, they are drawn again from their seed.
     pub save_projection: bool,
     /// Modules to adapt: names or path endings, a regular expression for whole paths, or "all-linear".
-    #[schemars(with = "serde_json::Value")]
     pub target_modules: Modules,
     /// Layers to adapt, by number; all if absent.
     pub layers_to_transform: Option<Vec<usize>>,

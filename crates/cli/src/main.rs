@@ -8,8 +8,8 @@ mod chat;
 mod failure;
 mod parts;
 mod recipes;
+mod standard;
 
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -51,15 +51,21 @@ enum Command {
     Plan(RecipeArgs),
     /// Parses and validates a recipe; needs no model.
     Check(RecipeArgs),
-    /// Lists every part, or describes those of a slot or one of them.
+    /// The reference: every part, those of a slot or one of them, with settings, defaults, traits and source.
     Parts {
         /// `SLOT` or `SLOT/NAME`.
         which: Option<String>,
         /// Prints the JSON Schema of the recipe language.
         #[arg(long)]
         schema: bool,
-        /// Prints JSON alone on standard output.
+        /// A line a part.
         #[arg(long)]
+        brief: bool,
+        /// The reference as Markdown.
+        #[arg(long, conflicts_with = "brief")]
+        markdown: bool,
+        /// Prints JSON alone on standard output.
+        #[arg(long, conflicts_with_all = ["brief", "markdown"])]
         json: bool,
     },
     /// Talks to a model or to what a run made.
@@ -113,14 +119,22 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Plan(args) => plan(&args),
         Command::Check(args) => {
             let loaded = Loaded::open(&args.recipe, &args.set)?;
-            if args.json {
-                println!("{}", json!({ "ok": true, "stages": loaded.recipe.stage.len() }));
-            } else {
-                println!("{}: {} stages, nothing wrong", args.recipe.display(), loaded.recipe.stage.len());
-            }
-            Ok(())
+            let stages = loaded.recipe.stage.len();
+            let said = match args.json {
+                true => json!({ "ok": true, "stages": stages }).to_string(),
+                false => format!("{}: {stages} stages, nothing wrong", args.recipe.display()),
+            };
+            Ok(standard::print(&(said + "\n"))?)
         }
-        Command::Parts { which, schema, json } => Ok(parts::show(which.as_deref(), schema, json)?),
+        Command::Parts { which, schema, brief, markdown, json } => {
+            let form = match (json, markdown, brief) {
+                (true, _, _) => parts::Form::Json,
+                (_, true, _) => parts::Form::Markdown,
+                (_, _, true) => parts::Form::Brief,
+                _ => parts::Form::Full,
+            };
+            Ok(parts::show(which.as_deref(), schema, form)?)
+        }
         Command::Chat(args) => Ok(chat::run(&args)?),
     }
 }
@@ -128,13 +142,11 @@ fn dispatch(command: Command) -> Result<(), Failure> {
 fn plan(args: &RecipeArgs) -> Result<(), Failure> {
     let loaded = Loaded::open(&args.recipe, &args.set)?;
     let bills = loaded.explain(ramekin_engine::run::plan(&loaded.recipe, &loaded.base_dir))?;
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&bills).map_err(anyhow::Error::from)?);
-    } else {
-        for bill in &bills {
-            print!("{}", bill.table());
-        }
-    }
+    let text = match args.json {
+        true => serde_json::to_string_pretty(&bills).map_err(anyhow::Error::from)? + "\n",
+        false => bills.iter().map(|b| b.table()).collect(),
+    };
+    standard::print(&text)?;
     if let Some(budget) = loaded.recipe.memory.budget {
         for bill in &bills {
             bill.check(budget.0).with_context(|| format!("stage {}", bill.stage))?;
@@ -174,5 +186,5 @@ fn run(args: &RecipeArgs, out: Option<PathBuf>, resume: bool) -> Result<(), Fail
     } else {
         format!("done: {}", out.display())
     };
-    Ok(writeln!(std::io::stdout(), "{done}").context("cannot write to standard output")?)
+    Ok(standard::print(&(done + "\n"))?)
 }

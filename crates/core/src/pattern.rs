@@ -6,12 +6,13 @@
 //! list, `exclude_modules` takes modules out again.
 
 use regex::Regex;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{BadSetting, suggest};
 
 /// The value of `target_modules` or `exclude_modules`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Modules {
     /// Names or path endings.

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json, json};
 
 use crate::assembly::Blueprint;
-use crate::{folder, journal, preflight, stages};
+use crate::{folder, journal, machine, preflight, stages};
 
 /// How a recipe is run.
 #[derive(Clone)]
@@ -216,7 +216,7 @@ pub fn plan(recipe: &Recipe, base_dir: &Path) -> Result<Vec<Bill>> {
     for (index, stage) in recipe.stage.iter().enumerate() {
         let name = stage_name(recipe, index);
         let tried = match stage {
-            Stage::Search(s) => Some(stages::search::bills(s, base_dir)?),
+            Stage::Search(s) => Some(stages::search::bills(index, s, base_dir)?),
             Stage::Bench(s) => Some(stages::bench::bills(index, s, base_dir)?),
             _ => None,
         };
@@ -227,7 +227,9 @@ pub fn plan(recipe: &Recipe, base_dir: &Path) -> Result<Vec<Bill>> {
         let quantizer = stage.quantizer();
         let plan = blueprint(recipe, stage, quantizer, &carry, base_dir)?;
         let plan = Blueprint { stage: index, ..plan };
-        bills.push(stages::bill(&name, index, recipe, stage, &plan)?);
+        let bill = stages::bill(&name, index, recipe, stage, &plan)?;
+        let step_seconds = bill.step_flops / machine::operations_per_second();
+        bills.push(Bill { step_seconds, ..bill });
         if matches!(stage, Stage::Train(_)) && !plan.trains_base() {
             // The adapter does not exist yet; the next stage is billed on the bare base it will sit on.
             carry.leave_adapters(&plan, Vec::new());

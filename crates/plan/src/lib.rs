@@ -69,11 +69,23 @@ pub struct Bill {
     /// Tokens of one optimizer step of the largest micro-batches, all ranks together.
     #[serde(default)]
     pub step_tokens: u64,
+    /// A guess of the seconds of one optimizer step: its products at the speed of a dense one; 0 where none was made.
+    #[serde(default)]
+    pub step_seconds: f64,
     /// What the planner changed to fit the budget.
     pub changes: Vec<String>,
     /// What would make it fit, where the budget is too small.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nearest: Option<String>,
+}
+
+/// `350 ms`, `2.4 s`, `130 s`.
+fn seconds(s: f64) -> String {
+    match s {
+        _ if s < 1.0 => format!("{:.0} ms", 1e3 * s),
+        _ if s < 10.0 => format!("{s:.1} s"),
+        _ => format!("{s:.0} s"),
+    }
 }
 
 fn is_zero(n: &u64) -> bool {
@@ -145,6 +157,15 @@ impl Bill {
         for (link, bytes_of) in self.traffic.links().into_iter().filter(|(_, l)| !l.is_idle()) {
             let (sent, fetched) = (bytes(bytes_of.sent), bytes(bytes_of.fetched));
             let _ = writeln!(out, "  traffic      {link}: {sent} sent and {fetched} fetched a step");
+        }
+        if self.step_seconds > 0.0 {
+            let _ = writeln!(
+                out,
+                "  time         at least {} a step: {:.3} GFLOP of products at the {:.0} GFLOP/s of a dense f32 one here",
+                seconds(self.step_seconds),
+                self.step_flops / 1e9,
+                self.step_flops / self.step_seconds / 1e9
+            );
         }
         if let [first, rest, ..] = &self.shares[..] {
             let _ = writeln!(

@@ -2,11 +2,11 @@
 
 use serde_json::Value as Json;
 
+use crate::bench::BenchStage;
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::doc::Doc;
 use crate::part::{Adapter, Part};
 use crate::path::join;
-use crate::bench::BenchStage;
 use crate::search::{SearchStage, Values};
 use crate::stage::{ALIASES, CompressStage, EvalStage, GenerateStage, MergeStage, Metric, Stage, TrainStage};
 
@@ -237,13 +237,18 @@ impl Check<'_> {
             errors.push(self.refuse("variant", "add `[[stage.variant]]` with `name` and `set`"));
         }
         for (i, v) in s.variant.iter().enumerate() {
-            let at = join(&join(self.at, "variant"), &format!("{i}.name"));
+            let name = |i: usize| join(&join(&join(self.at, "variant"), &i.to_string()), "name");
+            let at = name(i);
             if v.name.trim().is_empty() {
-                errors.push(self.doc.error_at(&at, "a variant needs a name", "expected what the row is called"));
+                errors.push(self.doc.error_at(
+                    &at,
+                    "a variant needs a name",
+                    "expected what the row is called",
+                ));
             } else if let Some(first) = s.variant[..i].iter().position(|w| w.name == v.name) {
-                let other = join(&join(self.at, "variant"), &format!("{first}.name"));
                 let title = format!("two variants are called `{}`", v.name);
-                errors.push(self.doc.conflict(title, (&at, "is the same"), (&other, "is the first")));
+                let (here, there) = ((&*at, "the same name again"), (&*name(first), "the first one"));
+                errors.push(self.doc.conflict(title, here, there));
             }
         }
     }

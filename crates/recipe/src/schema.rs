@@ -6,9 +6,9 @@ use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::{Map, Value as Json, json};
 
+use crate::bench::BenchStage;
 use crate::part::{SLOTS, slot_definition};
 use crate::recipe::Top;
-use crate::bench::BenchStage;
 use crate::search::SearchStage;
 use crate::stage::{
     ALIASES, CompressStage, EvalStage, GenerateStage, LogitsStage, MergeStage, Stage, TrainStage,

@@ -122,7 +122,8 @@ fn type_of(p: &Json, root: &Json) -> String {
     }
     for key in ["anyOf", "oneOf"] {
         if let Some(options) = p[key].as_array() {
-            let mut kinds: Vec<String> = options.iter().map(|o| type_of(o, root)).collect();
+            let mut kinds: Vec<String> =
+                options.iter().filter(|o| o["type"] != "null").map(|o| type_of(o, root)).collect();
             kinds.dedup();
             return kinds.join(" | ");
         }
@@ -135,8 +136,12 @@ fn type_of(p: &Json, root: &Json) -> String {
     }
     match &p["type"] {
         Json::String(t) if t == "array" => format!("list of {}", type_of(&p["items"], root)),
+        Json::Array(ts) if ts.contains(&json!("array")) => format!("list of {}", type_of(&p["items"], root)),
         Json::String(t) => t.clone(),
-        Json::Array(ts) => ts.iter().filter_map(Json::as_str).collect::<Vec<_>>().join(" | "),
+        // That a setting may be left out shows in its default.
+        Json::Array(ts) => {
+            ts.iter().filter_map(Json::as_str).filter(|t| *t != "null").collect::<Vec<_>>().join(" | ")
+        }
         _ => "any".to_owned(),
     }
 }

@@ -93,6 +93,8 @@ pub struct StageData {
     pub audit: Vec<Check>,
     /// What the model wrote.
     pub samples: Vec<Sample>,
+    /// The stage's own table, the head first; nothing where it has none.
+    pub table: Vec<Vec<String>>,
     /// Sentences about the stage (`merged 28 adapters; certificate …`).
     pub notes: Vec<String>,
 }

@@ -13,6 +13,7 @@ use crate::chart::{AreaChart, LineChart, Overlay, Size, area_chart, line_chart};
 use crate::data::{Check, Figure, Outcome, ReportData, Sample, StageData};
 use crate::progress::human;
 use crate::scale::{short, smooth};
+use crate::table::table_card;
 
 const STYLE: &str = include_str!("report.css");
 
@@ -194,6 +195,7 @@ fn stage_section(out: &mut String, stage: &StageData, number: Option<usize>) {
     plain_card(out, stage, "Tokens per second", true, |s| s.tokens_per_s);
     memory_card(out, stage);
     bill_card(out, stage);
+    table_card(out, "Side by side", &stage.table);
     audit_card(out, &stage.audit);
     out.push_str("</div>\n");
     samples(out, &stage.samples);

@@ -175,12 +175,14 @@ fn several_stages() {
     data.stages.push(StageData {
         kind: "merge".into(),
         notes: vec!["28 adapters merged; largest difference of a logit 3e-6".into()],
+        table: vec![vec!["variant".into(), "peak".into()], vec!["keep".into(), "432.9".into()]],
         ..StageData::default()
     });
     data.outcome = Outcome::Failed("the disk is full".into());
     let page = render(&data);
     assert_balanced(&page);
     assert!(page.contains("<span>stage 2</span> merge") && page.contains("3e-6"));
+    assert!(page.contains("<th>keep</th><td>432.9</td>"));
     assert!(page.contains("the disk is full"));
 }
 
@@ -197,6 +199,7 @@ fn hostile_text_stays_text() {
     let stage = &mut data.stages[0];
     stage.kind = evil.into();
     stage.notes = vec![evil.into()];
+    stage.table = vec![vec![evil.into(); 2]; 2];
     stage.audit = vec![Check { name: evil.into(), passed: false, detail: evil.into() }];
     stage.samples = vec![Sample {
         prompt: evil.into(),

@@ -19,6 +19,7 @@ pub mod progress;
 pub mod scale;
 pub mod scatter;
 pub mod summary;
+mod table;
 pub mod tensorboard;
 
 pub use data::{Check, Figure, Outcome, ReportData, Sample, StageData};

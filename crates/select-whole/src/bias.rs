@@ -24,7 +24,6 @@ pub struct BiasSettings {
     /// Trains the weights of norms too.
     pub norms: bool,
     /// Modules whose biases train: names or path endings, or a regular expression for whole paths. All if absent.
-    #[schemars(with = "Option<serde_json::Value>")]
     pub target_modules: Option<Modules>,
 }
 

@@ -18,10 +18,8 @@ source = "plain fine-tuning", traits = [NeedsBackboneBackward, IdentityAtStart] 
 #[serde(default, deny_unknown_fields)]
 pub struct FullSettings {
     /// Modules to train: names or path endings, or a regular expression for whole paths. All if absent.
-    #[schemars(with = "Option<serde_json::Value>")]
     pub modules: Option<Modules>,
     /// Modules to leave frozen again.
-    #[schemars(with = "Option<serde_json::Value>")]
     pub exclude_modules: Option<Modules>,
 }
 

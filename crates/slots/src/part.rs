@@ -99,6 +99,37 @@ impl Slot {
     }
 }
 
+impl Slot {
+    /// What its parts decide, in a few words.
+    pub fn purpose(self) -> &'static str {
+        match self {
+            Slot::Model => "architectures, chosen by a model's `config.json`",
+            Slot::Quantizer => "how frozen weights are stored",
+            Slot::Adapter => "extra parameters at the sites of a model; a list, in order",
+            Slot::Selection => "which weights of the base train, and when",
+            Slot::Method => "a method that fills several slots at once",
+            Slot::Estimator => "how a gradient is obtained",
+            Slot::Gradient => "what lies between gradient and optimizer; a list, in order",
+            Slot::Optimizer => "the update rule and its state",
+            Slot::Schedule => "the learning rate by step",
+            Slot::Objective => "the loss",
+            Slot::Data => "rows to learn from or to measure on",
+            Slot::Activation => "what survives from forward to backward",
+            Slot::Placement => "where weights live while they are not used",
+            Slot::Attention => "which of the tokens before it a token sees",
+            Slot::Kv => "what a cache of keys and values keeps",
+            Slot::Reducer => "fewer tokens between blocks; a list, in order",
+            Slot::Decode => "from logits to tokens",
+            Slot::Prune => "what of a model goes",
+            Slot::Merge => "several models into one",
+            Slot::Search => "which recipe is tried next",
+            Slot::Comm => "several ranks that train as one",
+            Slot::Hook => "reacts to the events of training; a list, in order",
+            Slot::Track => "where figures go besides the run folder; a list",
+        }
+    }
+}
+
 /// What a part declares of itself; the plan refuses or warns by it and tests measure it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]

@@ -56,12 +56,13 @@ fn overrides(s: &BenchStage) -> Vec<Vec<String>> {
 
 /// The recipe of variant `i` of stage `index`.
 fn load(index: usize, s: &BenchStage, i: usize, overrides: &[String], base_dir: &Path) -> Result<Tried> {
-    let tried = Tried::load(&s.recipe, base_dir, overrides)
+    let tried = Tried::load((index, "bench"), &s.recipe, base_dir, overrides)
         .map_err(|e| e.context(format!("variant `{}`", s.variant[i].name)))?;
     let kinds = tried.kinds();
     if s.stage as usize >= kinds.len() {
         let title = format!("`{}` has no stage {}", s.recipe, s.stage);
-        let label = format!("its stages are 0 to {}: {}", kinds.len() - 1, kinds.join(", "));
+        let named: Vec<String> = kinds.iter().enumerate().map(|(i, kind)| format!("{i} ({kind})")).collect();
+        let label = format!("it has {}", named.join(", "));
         return Err(BadRecipe::new(title).at(format!("stage.{index}.stage"), label).into());
     }
     Ok(tried)
@@ -85,8 +86,10 @@ pub fn run(cx: &mut StageContext<'_>, s: &BenchStage) -> Result<Json> {
     let mut rows: Vec<Row> = bills.iter().zip(&s.variant).map(|(b, v)| planned(b, v, rate)).collect();
     let mut speeds: Vec<Vec<f64>> = vec![Vec::new(); rows.len()];
     for round in 0..s.rounds {
-        for (i, set) in sets.iter().enumerate().filter(|(i, _)| rows[*i].fault.is_none()).collect::<Vec<_>>() {
-            let of = if s.rounds > 1 { format!(", round {} of {}", round + 1, s.rounds) } else { String::new() };
+        for (i, set) in sets.iter().enumerate().filter(|(i, _)| rows[*i].fault.is_none()).collect::<Vec<_>>()
+        {
+            let of =
+                if s.rounds > 1 { format!(", round {} of {}", round + 1, s.rounds) } else { String::new() };
             ramekin_core::say!("variant {} of {}: {}{of}", i + 1, rows.len(), rows[i].variant);
             match cook(cx, s, i, round, set) {
                 Ok((found, speed)) => {
@@ -156,7 +159,7 @@ fn cook(
 ) -> Result<(Figures, Option<f64>)> {
     let out = cx.dir.join("variants").join(format!("{i:02}-{round}"));
     let tried = load(cx.index, s, i, set, &cx.options.base_dir)?;
-    let outcome = tried.cook(cx, "bench", out.clone())?;
+    let outcome = tried.cook(cx, out.clone())?;
     let figures = outcome.stages.values().nth(s.stage as usize).unwrap_or(&Json::Null);
     let found = Figures {
         peak: figures["measured_peak"].as_u64().unwrap_or(0),

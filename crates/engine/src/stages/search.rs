@@ -20,8 +20,8 @@ use crate::parts;
 use crate::run::StageContext;
 
 /// The bills of the recipe as it is written.
-pub fn bills(s: &SearchStage, base_dir: &Path) -> Result<Vec<Bill>> {
-    Tried::load(&s.recipe, base_dir, &[])?.plan()
+pub fn bills(index: usize, s: &SearchStage, base_dir: &Path) -> Result<Vec<Bill>> {
+    Tried::load((index, "search"), &s.recipe, base_dir, &[])?.plan()
 }
 
 fn space(s: &SearchStage) -> Space {
@@ -62,7 +62,8 @@ pub fn run(cx: &mut StageContext<'_>, s: &SearchStage) -> Result<Json> {
         write_lines(cx, &space, &tried)?;
     }
     let best = best(&tried).with_context(|| format!("none of the {total} trials gave `{}`", s.metric))?;
-    let table = table(&space, &tried, best, &s.metric);
+    let cells = cells(&space, &tried, best, &s.metric);
+    let table = columns(&cells, usize::MAX);
     ramekin_core::say!("{}", table.trim_end());
     write_atomic(cx.dir.join("trials.txt"), table.as_bytes())?;
     let points: Vec<(f64, f64)> =
@@ -79,6 +80,7 @@ pub fn run(cx: &mut StageContext<'_>, s: &SearchStage) -> Result<Json> {
         "best": tried[best].figure,
         "best_trial": best,
         "values": chosen,
+        "table": cells,
     }))
 }
 
@@ -90,8 +92,8 @@ fn cook(
     overrides: &[String],
 ) -> Result<(Option<f64>, Option<String>)> {
     let out = cx.dir.join("trials").join(format!("{number:03}"));
-    let tried = Tried::load(&s.recipe, &cx.options.base_dir, overrides)?;
-    match tried.cook(cx, "search", out) {
+    let tried = Tried::load((cx.index, "search"), &s.recipe, &cx.options.base_dir, overrides)?;
+    match tried.cook(cx, out) {
         Ok(outcome) => match figure(&outcome.stages, &s.metric) {
             Some(x) if x.is_finite() => Ok((Some(x), None)),
             Some(x) => Ok((None, Some(format!("`{}` is {x}", s.metric)))),
@@ -131,7 +133,7 @@ fn write_lines(cx: &StageContext<'_>, space: &Space, tried: &[Done]) -> Result<(
 }
 
 /// Trials, the best first, the best marked.
-fn table(space: &Space, tried: &[Done], best: usize, metric: &str) -> String {
+fn cells(space: &Space, tried: &[Done], best: usize, metric: &str) -> Vec<Vec<String>> {
     let mut rows: Vec<usize> = (0..tried.len()).collect();
     rows.sort_by(|a, b| {
         let score = |i: &usize| tried[*i].trial.score.unwrap_or(f64::INFINITY);
@@ -146,5 +148,5 @@ fn table(space: &Space, tried: &[Done], best: usize, metric: &str) -> String {
         row.extend(t.trial.values.iter().map(ToString::to_string));
         cells.push(row);
     }
-    columns(&cells, usize::MAX)
+    cells
 }

@@ -20,15 +20,26 @@ pub struct Tried {
 }
 
 impl Tried {
-    /// Reads `file`, a path from `base_dir`, with each `K=V` of `overrides`.
+    /// Reads the recipe that stage `index` of a kind names, a path from `base_dir`, with each `K=V` of `overrides`.
     ///
     /// # Errors
-    /// Mistakes in it, by the name of its file.
-    pub fn load(file: &str, base_dir: &Path, overrides: &[String]) -> Result<Self> {
+    /// Mistakes in it, by the name of its file; if it would try recipes itself.
+    pub fn load(
+        (index, kind): (usize, &str),
+        file: &str,
+        base_dir: &Path,
+        overrides: &[String],
+    ) -> Result<Self> {
+        let written = file;
         let file = base_dir.join(file);
         let wrong = |text: String| -> anyhow::Error { UserError::new(text).in_file(&file).into() };
         let doc = Doc::open(&file, overrides).map_err(|e| wrong(e.render(false)))?;
         let recipe = read::recipe(&doc).map_err(|e| wrong(e.render(false)))?;
+        if let Some(inner) = recipe.stage.iter().find(|s| s.tries().is_some()) {
+            let title = format!("a {kind} cannot try a recipe that tries recipes itself");
+            let label = format!("`{written}` has a stage of kind `{}`", inner.kind());
+            return Err(BadRecipe::new(title).at(format!("stage.{index}.recipe"), label).into());
+        }
         let folder = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned();
         let resolved = ramekin_recipe::resolved(&recipe);
         Ok(Tried { recipe, folder, resolved })
@@ -44,16 +55,11 @@ impl Tried {
         self.recipe.stage.iter().map(|s| s.kind()).collect()
     }
 
-    /// Cooks it into `out`, or reads what was cooked there before; `kind` is that of the stage that asks.
+    /// Cooks it into `out`, or reads what was cooked there before.
     ///
     /// # Errors
-    /// If it would try recipes itself; what goes wrong in it.
-    pub fn cook(self, cx: &StageContext<'_>, kind: &str, out: PathBuf) -> Result<RunOutcome> {
-        if let Some(inner) = self.recipe.stage.iter().find(|s| s.tries().is_some()) {
-            let title = format!("a {kind} cannot try a recipe that tries recipes itself");
-            let label = format!("has a stage of kind `{}`", inner.kind());
-            return Err(BadRecipe::new(title).at(format!("stage.{}.recipe", cx.index), label).into());
-        }
+    /// What goes wrong in it.
+    pub fn cook(self, cx: &StageContext<'_>, out: PathBuf) -> Result<RunOutcome> {
         let resume = out.join("recipe.toml").exists();
         let stop = cx.options.stop.clone();
         let options = Options { out, base_dir: self.folder, resume, stop, resolved: self.resolved };
