@@ -44,8 +44,8 @@ recipe = "trial.toml"
 search = {how}
 metric = "0-train/eval.loss"
 [stage.space]
-"stage.0.optimizer.lr" = [1e-3, 1e-2, 1e30]
-"stage.0.adapter.0.r" = [2, 4]
+"stage.0.optimizer.lr" = [1e-3, 1e-2]
+"memory.budget" = ["1GiB", "2GiB", "1MiB"]
 "#
     ))
 }
@@ -105,13 +105,13 @@ fn a_search_ends_with_its_best_wherever_it_was_interrupted() {
 }
 
 #[test]
-fn a_trial_that_diverges_is_a_row_and_the_best_is_another() {
+fn a_trial_that_does_not_fit_is_a_row_and_the_best_is_another() {
     let kitchen = search(r#"{ kind = "grid" }"#);
     kitchen.run(&[]).expect(0);
     let found = lines(&kitchen.out("trials.jsonl"));
     let failed: Vec<&Json> = found.iter().filter(|l| l["fault"].is_string()).collect();
-    assert!(!failed.is_empty(), "a rate of 1e30 goes nowhere: {found:?}");
-    assert!(failed.iter().all(|l| l["values"]["stage.0.optimizer.lr"] == 1e30 && l["figure"].is_null()));
+    assert_eq!(failed.len(), 2, "{found:?}");
+    assert!(failed.iter().all(|l| l["values"]["memory.budget"] == "1MiB" && l["figure"].is_null()));
     assert_eq!(kitchen.figures("0-search")["failed"], failed.len());
 }
 
@@ -127,8 +127,8 @@ name = "as it is"
 name = "checkpoint"
 set = { "stage.0.activation.kind" = "checkpoint" }
 [[stage.variant]]
-name = "a rate beyond all"
-set = { "stage.0.optimizer" = { kind = "sgd", lr = 1e30 }, "stage.0.max_grad_norm" = 0, "stage.0.steps" = 9 }
+name = "in a thimble"
+set = { "memory.budget" = "1MiB" }
 "#;
 
 #[test]
@@ -138,7 +138,7 @@ fn a_bench_shows_plan_and_meter_side_by_side() {
     outcome.expect(0);
     let rows = lines(&kitchen.out("bench.jsonl"));
     let names: Vec<&str> = rows.iter().filter_map(|r| r["variant"].as_str()).collect();
-    assert_eq!(names, ["as it is", "checkpoint", "a rate beyond all"]);
+    assert_eq!(names, ["as it is", "checkpoint", "in a thimble"]);
     for row in &rows[..2] {
         let peak = |side: &str| row[side]["peak"].as_f64().expect("a peak");
         let (planned, measured) = (peak("planned"), peak("measured"));
@@ -156,7 +156,7 @@ fn a_bench_shows_plan_and_meter_side_by_side() {
         );
     }
     assert!(rows[1]["planned"]["peak"].as_f64() < rows[0]["planned"]["peak"].as_f64());
-    assert!(rows[2]["fault"].as_str().is_some_and(|f| f.contains("finite")), "{}", rows[2]);
+    assert!(rows[2]["fault"].as_str().is_some_and(|f| f.contains("the budget is 1.0 MiB")), "{}", rows[2]);
     let table = std::fs::read_to_string(kitchen.out("bench.txt")).expect("a table");
     assert!(outcome.stderr.contains(table.trim_end()), "what is shown is what is written");
     assert_eq!(kitchen.figures("0-bench")["failed"], 1);
@@ -199,13 +199,15 @@ fn every_rung_of_the_memory_ladder_is_lower() {
     assert!(peaks.is_sorted_by(|a, b| a > b), "{peaks:?}");
 }
 
-/// The ladder's own rungs over a smaller model, measured: each lower than the one before, as planned.
+/// The ladder's own rungs over a smaller model, measured: as planned, none higher than the one before. (With so
+/// few tokens and words the logits are not what fills the peak, so that two rungs may be level.)
 #[test]
 fn the_memory_ladder_is_what_was_planned() {
     let recipes = Path::new(env!("CARGO_MANIFEST_DIR")).join("../recipes");
     let read = |name: &str| std::fs::read_to_string(recipes.join(name)).expect("a recipe");
     let kitchen = Kitchen::new(&read("memory-ladder.toml").replace("bench/ladder-step.toml", "step.toml"));
     let step = read("bench/ladder-step.toml")
+        .replace("vocab_size = 16384", "vocab_size = 4096")
         .replace("hidden_size = 256", "hidden_size = 128")
         .replace("intermediate_size = 688", "intermediate_size = 344")
         .replace("max_length = 256", "max_length = 128")
@@ -218,7 +220,7 @@ fn the_memory_ladder_is_what_was_planned() {
         let peak = |side: &str| row[side]["peak"].as_f64().expect("a peak");
         let (planned, measured) = (peak("planned"), peak("measured"));
         assert!(measured <= planned && planned <= 1.05 * measured, "{row}");
-        assert!(measured < last, "{} needs {measured}, the rung above {last}", row["variant"]);
+        assert!(measured <= last, "{} needs {measured}, the rung above {last}", row["variant"]);
         last = measured;
     }
     assert_eq!(rows.len(), 10);

@@ -189,7 +189,8 @@ impl State {
         Ok(())
     }
 
-    /// Begins to read what followed here the last time, or the next block where this is new.
+    /// Begins to read what followed here the last time, or the next block on the way where this is new; what was
+    /// read ahead for another way goes.
     fn read_ahead(&mut self, block: usize, count: usize) {
         let before = self.last.1;
         if let (earlier, Some(before)) = self.last {
@@ -197,9 +198,20 @@ impl State {
         }
         self.last = (before, Some(block));
         let (mut past, mut at) = (before, block);
+        let mut coming = Vec::new();
         for _ in 0..count {
-            let next = self.order.get(&(past, at)).copied().unwrap_or(at + 1);
+            let onward = if past.is_some_and(|p| p > at) { at.checked_sub(1) } else { Some(at + 1) };
+            let Some(next) = self.order.get(&(past, at)).copied().or(onward) else { break };
             (past, at) = (Some(at), next);
+            coming.push(next);
+        }
+        for (_, block) in self.blocks.iter_mut().filter(|(n, b)| b.ahead.is_some() && !coming.contains(n)) {
+            block.ahead = None;
+            if let Some(spool) = &self.spool {
+                block.tensors.iter().filter_map(|t| t.ticket).for_each(|t| spool.forgo(t));
+            }
+        }
+        for next in coming {
             let Some(found) = self.blocks.get_mut(&next).filter(|b| b.held == 0 && b.ahead.is_none()) else {
                 continue;
             };

@@ -161,6 +161,16 @@ impl Spool {
         }
     }
 
+    /// Lets go of bytes that were read ahead and are not wanted after all; they can still be had.
+    pub fn forgo(&self, ticket: Ticket) {
+        let mut state = self.shared.state();
+        if let Some(entry) = state.entries.get_mut(&ticket)
+            && matches!(entry.place, Place::Coming | Place::Here(_))
+        {
+            entry.place = Place::Disk;
+        }
+    }
+
     /// The bytes again. They stay on disk until [`Spool::free`].
     ///
     /// # Errors
@@ -250,14 +260,17 @@ fn work(shared: &Shared) {
                 }
             }
             Job::Read(ticket) => {
-                let Some((offset, len)) = state.entries.get(&ticket).map(|e| (e.offset, e.len)) else {
+                let wanted = state.entries.get(&ticket).filter(|e| matches!(e.place, Place::Coming));
+                let Some((offset, len)) = wanted.map(|e| (e.offset, e.len)) else {
                     continue;
                 };
                 drop(state);
                 let done = shared.read(offset, len);
                 state = shared.state();
                 state.read += len as u64;
-                if let Some(entry) = state.entries.get_mut(&ticket) {
+                if let Some(entry) = state.entries.get_mut(&ticket)
+                    && matches!(entry.place, Place::Coming)
+                {
                     entry.place = match done {
                         Ok(bytes) => Place::Here(bytes),
                         Err(e) => Place::Lost(format!("cannot read the scratch file: {e}")),
@@ -286,6 +299,19 @@ mod tests {
         for (i, t) in tickets.iter().enumerate().rev() {
             assert_eq!(spool.get(*t).unwrap(), data(i));
             assert_eq!(spool.get(*t).unwrap(), data(i), "a second time");
+        }
+    }
+
+    #[test]
+    fn what_is_forgone_can_still_be_had() {
+        let spool = spool(Some(4e6));
+        let tickets: Vec<Ticket> = (0..8u8).map(|i| spool.put(vec![i; 20_000]).unwrap()).collect();
+        for round in 0..3 {
+            tickets.iter().for_each(|t| spool.prefetch(*t));
+            tickets.iter().skip(round).step_by(2).for_each(|t| spool.forgo(*t));
+            for (i, t) in tickets.iter().enumerate() {
+                assert_eq!(spool.get(*t).unwrap(), vec![i as u8; 20_000], "round {round}");
+            }
         }
     }
 
