@@ -98,6 +98,13 @@ impl Draft {
         draft
     }
 
+    /// The same with this many steps.
+    pub fn long(mut self, steps: usize) -> Self {
+        self.keys.retain(|(k, _)| k != "steps");
+        self.key("steps", &steps.to_string());
+        self
+    }
+
     fn toml(&self) -> String {
         let mut text = String::from("name = \"matrix\"\nseed = 1\n");
         let (kind, model) = self.model.as_ref().map_or(("llama", MODEL), |(k, m)| (&**k, &**m));

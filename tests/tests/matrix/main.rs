@@ -9,8 +9,8 @@ mod table;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{LazyLock, Mutex};
 
 use draft::{Draft, End, cook};
 use ramekin_core::Draws;
@@ -51,8 +51,8 @@ fn data() -> tempfile::TempDir {
     folder
 }
 
-/// Runs every group of parts, on two threads.
-fn run(groups: &[Vec<&Entry>]) -> Vec<End> {
+/// Runs every draft with the parts that it is of, on two threads.
+fn run(groups: &[(Draft, Vec<&Entry>)]) -> Vec<End> {
     ramekin_catalog::link();
     let data = data();
     let next = AtomicUsize::new(0);
@@ -63,8 +63,8 @@ fn run(groups: &[Vec<&Entry>]) -> Vec<End> {
             scope.spawn(|| {
                 loop {
                     let i = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(group) = groups.get(i) else { return };
-                    let (end, recipe) = cook(&Draft::of(group), data.path());
+                    let Some((draft, group)) = groups.get(i) else { return };
+                    let (end, recipe) = cook(draft, data.path());
                     let silent = |text: &str| group.iter().find(|e| !text.contains(e.name));
                     let fault = match &end {
                         End::Works => None,
@@ -124,7 +124,7 @@ fn pairs() {
     for (i, a) in TABLE.iter().enumerate() {
         groups.extend(TABLE[i + 1..].iter().filter(|b| meet(a, b)).map(|b| vec![a, b]));
     }
-    let ends = run(&groups);
+    let ends = run(&groups.iter().map(|g| (Draft::of(g), g.clone())).collect::<Vec<_>>());
     let found: BTreeMap<(String, String), &End> =
         groups.iter().zip(&ends).map(|(g, e)| ((g[0].label(), g[1].label()), e)).collect();
     let page = page(&found);
@@ -136,42 +136,83 @@ fn pairs() {
     assert!(written == page, "`COMPOSITION.md` is not what came out; RAMEKIN_BLESS=1 writes it anew");
 }
 
-/// Threes by a draw that is always the same.
-#[test]
-fn triples() {
-    let mut draws = toy::draws("matrix/triples", 7);
-    let mut groups: Vec<Vec<&Entry>> = Vec::new();
-    while groups.len() < 30 {
-        let picked: Vec<&Entry> = (0..3).map(|_| &TABLE[draws.below(TABLE.len())]).collect();
-        if meet(picked[0], picked[1]) && meet(picked[1], picked[2]) && meet(picked[0], picked[2]) {
-            groups.push(picked);
+/// Groups of `size` parts that go together in pairs, by a draw that is always the same.
+fn drawn(what: &str, size: usize, groups: usize) -> Vec<Vec<&'static Entry>> {
+    let mut draws = toy::draws(what, 7);
+    let mut found: Vec<Vec<&Entry>> = Vec::new();
+    while found.len() < groups {
+        let picked: Vec<&Entry> = (0..size).map(|_| &TABLE[draws.below(TABLE.len())]).collect();
+        // A refusal names the two that disagree; those are among the pairs.
+        let together = pairs_of(&picked).iter().all(|[a, b]| a.slot != b.slot && meet(a, b) && allowed(a, b));
+        if together {
+            found.push(picked);
         }
     }
-    // A refusal names the two that disagree, so pairs of a refused triple are looked at instead.
-    let (works, refused): (Vec<_>, Vec<_>) =
-        groups.into_iter().partition(|g| pairs_of(g).iter().all(allowed));
-    assert!(works.len() >= 15, "only {} of the triples are of pairs that go together", works.len());
-    drop(refused);
-    let ends = run(&works);
-    assert!(
-        ends.iter().all(|e| *e == End::Works),
-        "three parts that go together in pairs do not as three: {ends:?}"
-    );
+    found
+}
+
+/// Parts that go together in pairs do so as three.
+#[test]
+fn triples() {
+    let groups = drawn("matrix/triples", 3, 30);
+    let ends = run(&groups.iter().map(|g| (Draft::of(g), g.clone())).collect::<Vec<_>>());
+    let not = groups.iter().zip(&ends).filter(|(_, e)| **e != End::Works);
+    let not: Vec<_> = not.map(|(g, e)| (g.iter().map(|p| p.label()).collect::<Vec<_>>(), e)).collect();
+    assert!(not.is_empty(), "three parts that go together in pairs do not as three: {not:?}");
+}
+
+/// And as five of five slots, over a whole training instead of three steps.
+#[test]
+fn five_long_recipes_of_five_slots() {
+    let groups = drawn("matrix/fives", 5, 5);
+    let long = |g: &Vec<&'static Entry>| (Draft::of(g).long(120), g.clone());
+    let ends = run(&groups.iter().map(long).collect::<Vec<_>>());
+    let labels: Vec<Vec<String>> = groups.iter().map(|g| g.iter().map(|p| p.label()).collect()).collect();
+    assert!(ends.iter().all(|e| *e == End::Works), "{labels:?}: {ends:?}");
 }
 
 fn pairs_of<'a>(group: &[&'a Entry]) -> Vec<[&'a Entry; 2]> {
-    vec![[group[0], group[1]], [group[0], group[2]], [group[1], group[2]]]
+    let pairs = group.iter().enumerate().flat_map(|(i, a)| group[i + 1..].iter().map(move |b| [*a, *b]));
+    pairs.collect()
 }
 
 /// What the page says of a pair.
-fn allowed(pair: &[&Entry; 2]) -> bool {
-    let page = std::fs::read_to_string(page_file()).unwrap_or_default();
-    let labels = pair.map(Entry::label);
-    !page.lines().any(|l| labels.iter().all(|name| l.contains(&format!("`{name}`"))))
+fn allowed(a: &Entry, b: &Entry) -> bool {
+    static PAGE: LazyLock<String> =
+        LazyLock::new(|| std::fs::read_to_string(page_file()).unwrap_or_default());
+    let labels = [a.label(), b.label()];
+    !PAGE.lines().any(|l| labels.iter().all(|name| l.contains(&format!("`{name}`"))))
 }
 
 fn page_file() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../COMPOSITION.md")
+}
+
+/// A table of slots against slots: pairs that work, and those that are refused.
+fn slots(text: &mut String, found: &BTreeMap<(String, String), &End>) {
+    let of = |label: &str| label.split('/').next().unwrap_or_default().to_owned();
+    let mut counts: BTreeMap<(String, String), [usize; 2]> = BTreeMap::new();
+    for ((a, b), end) in found {
+        let (a, b) = (of(a), of(b));
+        for key in [(a.clone(), b.clone()), (b.clone(), a.clone())].into_iter().take(1 + usize::from(a != b))
+        {
+            counts.entry(key).or_default()[usize::from(**end != End::Works)] += 1;
+        }
+    }
+    let names: Vec<String> = Slot::ALL
+        .iter()
+        .map(|s| s.name().to_owned())
+        .filter(|n| counts.keys().any(|(a, _)| a == n))
+        .collect();
+    let _ = writeln!(text, "| | {} |\n|{}", names.join(" | "), " --- |".repeat(names.len() + 1));
+    for a in &names {
+        let cell = |b: &String| match counts.get(&(a.clone(), b.clone())) {
+            None => String::new(),
+            Some([works, 0]) => works.to_string(),
+            Some([works, refused]) => format!("{works} −{refused}"),
+        };
+        let _ = writeln!(text, "| **{a}** | {} |", names.iter().map(cell).collect::<Vec<_>>().join(" | "));
+    }
 }
 
 fn page(found: &BTreeMap<(String, String), &End>) -> String {
@@ -183,9 +224,11 @@ fn page(found: &BTreeMap<(String, String), &End>) -> String {
     let refused = found.iter().filter(|(_, e)| ***e != End::Works).count();
     let _ = writeln!(
         text,
-        "{} pairs work together, {refused} are refused.\n\n## Refused\n",
+        "{} pairs work together, {refused} are refused.\n\n## By slot\n\nPairs that work; `−n` of them are refused.\n",
         found.len() - refused
     );
+    slots(&mut text, found);
+    text.push_str("\n## Refused\n\n");
     for ((a, b), end) in found {
         if let End::Refused(why) = end {
             let line = why.lines().next().unwrap_or_default().trim_start_matches("error: ");
