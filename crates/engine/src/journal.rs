@@ -257,6 +257,7 @@ fn fill(part: &mut StageData, figures: &Json) {
         })
         .collect();
     part.table = serde_json::from_value(figures["table"].clone()).unwrap_or_default();
+    part.notes.extend(figures["note"].as_str().map(str::to_owned));
     part.notes.extend(compressed(figures));
     if let Some(relative) = figures["relative"].as_f64() {
         let what = if figures["method"].is_string() { "the merge" } else { "base + adapter" };

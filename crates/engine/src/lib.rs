@@ -22,7 +22,8 @@
 //! | [`team`] | one step over several ranks |
 //! | [`shared`] | frozen weights that ranks read from the same memory |
 //! | [`generation`] | prompts to tokens with a cache |
-//! | [`stages`] | train, generate, merge, eval, logits |
+//! | [`stages`] | train, generate, merge, eval, logits, compress, search, bench |
+//! | [`machine`] | what this machine multiplies, for guesses of time |
 //!
 //! Nothing below this crate knows a recipe.
 

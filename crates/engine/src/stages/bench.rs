@@ -20,6 +20,9 @@ use super::tried::{Tried, columns};
 use crate::machine;
 use crate::run::StageContext;
 
+/// How the table is read.
+const UNITS: &str = "MiB at the peak; host and disk: MiB over the link in a step";
+
 /// What a variant's stage held and did; bytes, tokens a second.
 #[derive(Clone, Debug, Default, Serialize)]
 struct Figures {
@@ -117,7 +120,7 @@ pub fn run(cx: &mut StageContext<'_>, s: &BenchStage) -> Result<Json> {
     }
     let cells = cells(&rows);
     let mut text = columns(&cells, 2);
-    let _ = writeln!(text, "  MiB at the peak; host and disk: MiB over the link in a step");
+    let _ = writeln!(text, "  {UNITS}");
     for row in rows.iter().filter(|r| r.fault.is_some()) {
         let _ = writeln!(text, "  {}: {}", row.variant, row.fault.as_deref().unwrap_or_default());
     }
@@ -133,6 +136,7 @@ pub fn run(cx: &mut StageContext<'_>, s: &BenchStage) -> Result<Json> {
         "threads": rayon::current_num_threads(),
         "failed": rows.iter().filter(|r| r.fault.is_some()).count(),
         "table": cells,
+        "note": UNITS,
     }))
 }
 
