@@ -30,6 +30,7 @@ mod mask_view;
 mod pack;
 mod paired;
 mod parts;
+mod pieces;
 mod python;
 mod settings;
 mod source;

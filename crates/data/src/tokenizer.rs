@@ -19,6 +19,7 @@ use ramekin_core::UserError;
 use serde_json::{Map, Value as Json, json};
 use tokenizers::Tokenizer as Inner;
 
+use crate::pieces::Cuts;
 use crate::template::ChatTemplate;
 
 /// Names of the special tokens a template may ask for.
@@ -52,6 +53,8 @@ impl Encoded {
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
     pub(crate) inner: Inner,
+    /// Where long texts are cut.
+    cuts: Cuts,
     /// What `tokenizer_config.json` said, without the chat template.
     pub(crate) config: Map<String, Json>,
     /// Special tokens by their Hugging Face name.
@@ -158,9 +161,11 @@ impl Tokenizer {
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| anyhow::anyhow!("{e}"))?;
         let id = |key: &str| specials.get(key).and_then(|t| inner.token_to_id(t));
+        let cuts = Cuts::of(&inner);
         let (bos, eos, pad) = (id("bos_token"), id("eos_token"), id("pad_token"));
         Ok(Tokenizer {
             inner,
+            cuts,
             config: Map::new(),
             specials,
             bos,
@@ -176,10 +181,25 @@ impl Tokenizer {
     /// # Errors
     /// Text the tokenizer has no token for, naming the first such character.
     pub fn encode(&self, text: &str, specials: bool) -> Result<Vec<u32>> {
-        match self.inner.encode_fast(text, specials) {
+        let pieces = self.cuts.cut(text);
+        let [one] = pieces[..] else { return self.encode_pieces(&pieces, specials) };
+        match self.inner.encode_fast(one, specials) {
             Ok(encoding) => Ok(encoding.get_ids().to_vec()),
-            Err(e) => Err(self.cannot(text, e)),
+            Err(e) => Err(self.cannot(one, e)),
         }
+    }
+
+    /// The pieces one after the other, within what specials stand around any text.
+    fn encode_pieces(&self, pieces: &[&str], specials: bool) -> Result<Vec<u32>> {
+        let first = pieces.iter().find_map(|p| p.chars().next()).unwrap_or('a').to_string();
+        let (bare, around) = (self.encode(&first, false)?, self.encode(&first, specials)?);
+        let start = around.windows(bare.len().max(1)).position(|w| w == bare).unwrap_or(0);
+        let mut ids = around[..start].to_vec();
+        for piece in pieces {
+            ids.extend(self.encode(piece, false)?);
+        }
+        ids.extend_from_slice(&around[start + bare.len()..]);
+        Ok(ids)
     }
 
     /// The same with the place of each token in the text.

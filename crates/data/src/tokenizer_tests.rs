@@ -28,6 +28,20 @@ fn bpe_is_learned_the_same_every_time() {
     assert_eq!(first, pool.install(learn));
 }
 
+/// A long text in pieces has the tokens that it has whole.
+#[test]
+fn pieces_of_a_text_have_its_tokens() {
+    let text: Vec<String> = crate::tiny::text(3, 400_000).collect();
+    let text = text.join("\n").replace(". ", ".\n\n  ").replace("lived with", "lived\nwith");
+    let chars = Tokenizer::characters(&text).unwrap();
+    for (tokenizer, specials) in [(small(), true), (small(), false), (&chars, true)] {
+        let pieces = tokenizer.cuts.cut(&text);
+        assert!(pieces.len() > 2, "{} pieces of {} bytes", pieces.len(), text.len());
+        let whole = tokenizer.inner.encode_fast(&*text, specials).unwrap();
+        assert_eq!(tokenizer.encode(&text, specials).unwrap(), whole.get_ids());
+    }
+}
+
 #[test]
 fn bpe_specials_digits_and_size() {
     let t = small();
