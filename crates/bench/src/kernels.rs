@@ -4,6 +4,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use ramekin_kernels::attention::{self, Segment, Shape};
+use ramekin_kernels::bf16::{self, Bf16Rows};
 use ramekin_kernels::cross_entropy::{self, Options};
 use ramekin_kernels::linear::{self, WeightRows};
 use ramekin_kernels::philox::Stream;
@@ -34,6 +35,7 @@ fn random(n: usize) -> Vec<f32> {
 /// Measures all of them.
 pub fn run(figures: &mut Figures) {
     products(figures);
+    narrow(figures);
     packed(figures);
     attentions(figures);
     one_query(figures);
@@ -56,6 +58,45 @@ fn products(figures: &mut Figures) {
         figures.add("kernels", format!("{size}, x·wᵀ"), rate(forward), "GFLOP/s");
         figures.add("kernels", format!("{size}, g·w"), rate(to_input), "GFLOP/s");
         figures.add("kernels", format!("{size}, gᵀ·x"), rate(to_weight), "GFLOP/s");
+    }
+}
+
+/// Bits of bf16 as they lie.
+struct Bits(Vec<u16>, usize, usize);
+
+impl Bf16Rows for Bits {
+    fn out_features(&self) -> usize {
+        self.1
+    }
+    fn in_features(&self) -> usize {
+        self.2
+    }
+    fn rows(&self, first: usize, out: &mut [u16]) {
+        out.copy_from_slice(&self.0[first * self.2..][..out.len()]);
+    }
+    fn as_dense(&self) -> Option<&[u16]> {
+        Some(&self.0)
+    }
+}
+
+/// Products in bf16, where the machine multiplies it.
+fn narrow(figures: &mut Figures) {
+    let Some(unit) = bf16::unit() else { return };
+    for (m, n, k) in
+        [(1024, 1024, 1024), (512, 1536, 576), (512, 576, 1536), (2048, 1408, 512), (512, 32000, 512)]
+    {
+        let (x, g) = (random(m * k), random(m * n));
+        let w = Bits(random(n * k).into_iter().map(bf16::round).collect(), n, k);
+        let (mut y, mut gx) = (vec![0.0; m * n], vec![0.0; m * k]);
+        let rate = |s: f64| 2.0 * (m * n * k) as f64 / s / 1e9;
+        let forward = best(|| bf16::forward(&x, m, &w, None, &mut y));
+        let backward = best(|| bf16::backward_input(&g, m, &w, false, &mut gx));
+        let one = best(|| bf16::forward(&x[..k], 1, &w, None, &mut y[..n]));
+        let case = format!("linear {m}×{n}×{k} in bf16 ({unit:?})");
+        figures.add("kernels", format!("{case}, forward"), rate(forward), "GFLOP/s");
+        figures.add("kernels", format!("{case}, backward to the input"), rate(backward), "GFLOP/s");
+        let read = (2 * n * k) as f64 / one / 1e9;
+        figures.add("kernels", format!("linear 1×{n}×{k} in bf16"), read, "GB/s of weight");
     }
 }
 

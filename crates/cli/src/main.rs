@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
+use ramekin_core::UserError;
 use ramekin_engine::Options;
 use serde_json::json;
 
@@ -94,10 +95,22 @@ fn main() -> ExitCode {
         Command::Parts { json, .. } => *json,
         Command::Chat(_) => false,
     };
-    match dispatch(cli.command) {
+    match processor().and_then(|()| dispatch(cli.command)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(json),
     }
+}
+
+/// `RAMEKIN_CPU` caps the instruction sets; a name that is none is no cap.
+fn processor() -> Result<(), Failure> {
+    use ramekin_kernels::cpu;
+    let Some(name) = std::env::var_os(cpu::VARIABLE) else { return Ok(()) };
+    let name = name.to_string_lossy().into_owned();
+    if cpu::limit(&name).is_some() {
+        return Ok(());
+    }
+    let wrong = UserError::new(format!("`{}` cannot be `{name}`", cpu::VARIABLE));
+    Err(anyhow::Error::from(wrong.help(format!("it may be {}", cpu::NAMES.join(", ")))).into())
 }
 
 /// `RAMEKIN_THREADS` caps the worker threads.

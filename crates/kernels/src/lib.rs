@@ -13,14 +13,16 @@
 //!   function says what it expects.
 //!
 //! Inner loops are plain Rust that the compiler vectorises; they are compiled for AVX-512, AVX2 and the
-//! baseline, and the widest one that the machine offers is taken at run time.
+//! baseline, and the widest one that the machine offers is taken at run time ([`cpu`]).
 
 pub mod activation;
 pub mod adafactor;
 pub mod adamw;
 pub mod adamw8bit;
 pub mod attention;
+pub mod bf16;
 pub mod broadcast;
+pub mod cpu;
 pub mod cross_entropy;
 pub mod divergence;
 mod dot;

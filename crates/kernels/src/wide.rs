@@ -7,6 +7,8 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use crate::cpu::{self, Cpu};
+
 /// The instruction sets that loops are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(dead_code)] // the wide ones are never made on other processors
@@ -32,23 +34,12 @@ pub(crate) fn isa() -> Isa {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
 fn detect() -> Isa {
-    let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
-    let avx512 = is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512dq")
-        && is_x86_feature_detected!("avx512vl");
-    match (avx2, avx512) {
-        (true, true) => Isa::Avx512,
-        (true, false) => Isa::Avx2,
-        _ => Isa::Baseline,
+    match cpu::found() {
+        Cpu::Portable => Isa::Baseline,
+        Cpu::Avx2 => Isa::Avx2,
+        Cpu::Avx512 | Cpu::Avx512Bf16 | Cpu::Amx => Isa::Avx512,
     }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn detect() -> Isa {
-    Isa::Baseline
 }
 
 /// Declares functions whose bodies are compiled for each instruction set; see the module's page.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Result, bail};
 use ramekin_core::{Array, Category, DType, Ledger, Param, Rng, UserError, suggest};
 
-use ramekin_tape::ops::Reach;
+use ramekin_tape::ops::{self, Reach};
 
 use crate::{
     AttentionRule, LinearBase, LinearSite, ModuleSite, NormInfo, PackedWeight, Placement, Quantizer, Sites,
@@ -273,7 +273,9 @@ impl<'a> Loader<'a> {
             drop(weight);
             return quantizer.pack_shape(name, shape);
         }
-        quantizer.pack(name, &weight.to_f32()?, shape)
+        let packed = quantizer.pack(name, &weight.to_f32()?, shape)?;
+        // A bf16 model multiplies in bf16, packed or not.
+        Ok(if self.options.dtype == DType::BF16 { ops::InBf16::of(packed) } else { packed })
     }
 
     /// A head that uses a table which is loaded already.

@@ -4,11 +4,13 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use anyhow::{Result, ensure};
+use half::slice::HalfFloatSliceExt as _;
 use ramekin_core::{Array, DType, Element, View, meter};
-use ramekin_kernels::linear::{self as kernel, WeightRows};
+use ramekin_kernels::bf16::Bf16Rows;
+use ramekin_kernels::linear::WeightRows;
 use ramekin_kernels::{elementwise, matmul};
 
-use super::output;
+use super::{in_bf16, output};
 use crate::dispatch;
 use crate::tape::{SavedKind, Tape, Value};
 
@@ -33,6 +35,11 @@ pub trait PackedWeight: Send + Sync {
     fn rows_f32(&self, first: usize, out: &mut [f32]);
     /// Rows `first..` as f64.
     fn rows_f64(&self, first: usize, out: &mut [f64]);
+    /// Calls `work` with the weight in bf16, where its products are to be in bf16; whether it did.
+    fn in_bf16(&self, work: &mut dyn FnMut(&dyn Bf16Rows)) -> bool {
+        let _ = work;
+        false
+    }
 }
 
 /// Puts a packed weight together again from its bulk.
@@ -134,7 +141,7 @@ fn weight_flow(g: &Array, x: &Array, n: usize, o: usize, i: usize) -> Result<Arr
 
 /// `x` `[…, I]`, `w` `[O, I]`, `bias` `[O]` → `[…, O]`. Keeps `x` only if `w`
 /// trains, `w` only if `x` is tracked; a frozen `w` costs no product of its own.
-/// A frozen `w` in bf16 or f16 is widened tile by tile.
+/// A frozen `w` in f16 is widened tile by tile, one in bf16 multiplied as such where the machine does that.
 pub fn linear(tape: &Tape, x: &Value, w: &Value, bias: Option<&Value>) -> Result<Value> {
     if matches!(w.array().dtype(), DType::BF16 | DType::F16) {
         ensure!(!w.is_tracked(), "a weight in {:?} cannot train; hold it in f32", w.array().dtype());
@@ -216,7 +223,7 @@ pub fn linear_packed(
     let shape_only = w.is_shape_only() || xa.is_shape_only();
     let y = dispatch!(xa, T => Array::build::<T>(&out_dims(xa, o), shape_only, ramekin_core::Category::Workspace, |out| {
         let bias: Option<View<'_, T>> = bias.map(|b| b.array().view::<T>()).transpose()?;
-        kernel::forward(&xa.view::<T>()?, n, &Rows(&**w), bias.as_deref(), out);
+        in_bf16::forward(&xa.view::<T>()?, n, &**w, bias.as_deref(), out);
         Ok(())
     }))?;
     let parents: Vec<&Value> = std::iter::once(x).chain(bias).collect();
@@ -229,7 +236,7 @@ pub fn linear_packed(
                 .map(|w| {
                     count(n, o, i);
                     dispatch!(g, T => Array::build::<T>(&x_dims, shape_only, ramekin_core::Category::Workspace, |out| {
-                        kernel::backward_input(&g.view::<T>()?, n, &Rows(&*w), false, out);
+                        in_bf16::backward_input(&g.view::<T>()?, n, &*w, out);
                         Ok(())
                     }))
                 })
@@ -280,5 +287,10 @@ impl PackedWeight for HalfWeight {
     }
     fn rows_f64(&self, first: usize, out: &mut [f64]) {
         self.widen(first, out);
+    }
+    fn in_bf16(&self, work: &mut dyn FnMut(&dyn Bf16Rows)) -> bool {
+        let Ok(w) = self.0.view::<half::bf16>() else { return false };
+        work(&in_bf16::Bits(w.deref().reinterpret_cast(), self.shape()));
+        true
     }
 }
