@@ -7,7 +7,7 @@ use serde_json::Value as Json;
 
 use crate::{
     ActivationPolicy, Adapter, AttentionRule, Comm, Decoder, Estimator, GradientTransform, Hook, KvPolicy,
-    Merger, ModelFamily, Objective, Optimizer, Placement, Pruner, Quantizer, Schedule, Search, Selection,
+    Merger, Method, ModelFamily, Objective, Optimizer, Placement, Pruner, Quantizer, Schedule, Search, Selection,
     Track,
 };
 
@@ -129,6 +129,8 @@ pub enum AnyPart {
     Adapter(Box<dyn Adapter>),
     /// What of the base trains, and when.
     Selection(Box<dyn Selection>),
+    /// Parts of several slots.
+    Method(Box<dyn Method>),
     /// How a gradient is obtained.
     Estimator(Box<dyn Estimator>),
     /// Reacts to events of training.
