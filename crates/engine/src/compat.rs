@@ -70,7 +70,9 @@ pub fn method(s: &TrainStage, plan: &Blueprint) -> Result<()> {
             (None, Some(_)) => {
                 return Err(BadRecipe::new(title("the adapter that the stage before leaves"))
                     .at(&method.path, own)
-                    .help("fold that adapter in with a `merge` stage between, or name the stage's own `model`")
+                    .help(
+                        "fold that adapter in with a `merge` stage between, or name the stage's own `model`",
+                    )
                     .into());
             }
             (None, None) => {}

@@ -75,12 +75,15 @@ impl MeftAdapter {
 
 impl Adapter for MeftAdapter {
     fn attach(&mut self, cx: &mut AttachContext<'_>) -> Result<Vec<String>> {
-        let (s, count) = (self.settings.clone(), cx.facts.blocks);
+        let (s, facts) = (self.settings.clone(), cx.facts);
+        let count = facts.blocks;
         s.check_layers(count)?;
-        if cx.facts.halves.len() != count {
-            let kind = &cx.facts.model_type;
-            return Err(UserError::new(format!("blocks of `{kind}` are not attention, then MLP: `meft` has no place"))
-                .into());
+        if facts.halves.len() != count {
+            let kind = &facts.model_type;
+            return Err(UserError::new(format!(
+                "blocks of `{kind}` are not attention, then MLP: `meft` has no place"
+            ))
+            .into());
         }
         let sites = cx.sites.clone();
         let first = match s.num_rev_layers {
@@ -88,20 +91,21 @@ impl Adapter for MeftAdapter {
             _ => 0,
         };
         let (mut alone, mut found) = (Vec::new(), Vec::new());
-        for halves in cx.facts.halves[first..].to_vec() {
+        for halves in &facts.halves[first..] {
             let block = halves.mlp.rsplit_once('.').map_or("", |(block, _)| block).to_owned();
-            let mut make = |name: &str, norm| Net::new(&s, &mut self.kept, cx, &format!("{block}.{name}"), norm);
-            let mut attach = |path: String, net: Net, behind: bool| -> Result<()> {
-                module(&sites, &path)?.attach(Rc::new(AtModule { net, behind }));
-                found.push(path);
+            let mut make =
+                |name: &str, norm| Net::new(&s, &mut self.kept, cx, &format!("{block}.{name}"), norm);
+            let mut attach = |path: &str, net: Net, behind: bool| -> Result<()> {
+                module(&sites, path)?.attach(Rc::new(AtModule { net, behind }));
+                found.push(path.to_owned());
                 Ok(())
             };
             if s.variant == Variant::Meft3 {
-                attach(halves.attention, make("attn_adapter", false)?, true)?;
+                attach(&halves.attention, make("attn_adapter", false)?, true)?;
             } else {
                 alone.push(make("rev_adapter", s.layernorm_in_adapter)?);
             }
-            attach(halves.mlp, make("ffn_adapter", false)?, false)?;
+            attach(&halves.mlp, make("ffn_adapter", false)?, false)?;
         }
         let layers = Layers { variant: s.variant, factors: s.factors(), first, count, alone };
         cx.sites.around().attach_path(Rc::new(TwoStreams(Rc::new(layers))))?;
@@ -127,7 +131,10 @@ impl Adapter for MeftAdapter {
     }
 
     fn unmergeable(&self) -> Option<String> {
-        Some("two streams run through its layers, for which a plain model has no place; serve it unmerged".to_owned())
+        Some(
+            "two streams run through its layers, for which a plain model has no place; serve it unmerged"
+                .to_owned(),
+        )
     }
 }
 

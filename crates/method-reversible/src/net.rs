@@ -8,8 +8,8 @@ use anyhow::Result;
 use ramekin_core::{Array, Category, Param};
 use ramekin_peft::{Kept, zeros};
 use ramekin_slots::{AttachContext, Forward};
-use ramekin_tape::ops::{self, Activation};
 use ramekin_tape::Value;
+use ramekin_tape::ops::{self, Activation};
 
 use crate::settings::MeftSettings;
 

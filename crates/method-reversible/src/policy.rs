@@ -56,8 +56,11 @@ impl Reversible {
         ramekin_core::say!(
             "  warning: undoing {layers} layers turns rounding into errors of about {expected:.0e} of their inputs, \
              which gradients cannot do with; set `checkpoint_every` to \"auto\" or to {}",
-            MeftSettings { checkpoint_every: MeftSettings::default().checkpoint_every, ..self.settings.clone() }
-                .every(array.dtype())
+            MeftSettings {
+                checkpoint_every: MeftSettings::default().checkpoint_every,
+                ..self.settings.clone()
+            }
+            .every(array.dtype())
         );
     }
 }

@@ -132,9 +132,10 @@ impl MeftSettings {
             return Err(BadSetting::new("freeze_irreversible_layers", why));
         }
         match &self.checkpoint_every {
-            Every::Named(name) if name != "auto" => {
-                Err(BadSetting::new("checkpoint_every", format!("is {name:?}; it must be a number or \"auto\"")))
-            }
+            Every::Named(name) if name != "auto" => Err(BadSetting::new(
+                "checkpoint_every",
+                format!("is {name:?}; it must be a number or \"auto\""),
+            )),
             _ => Ok(()),
         }
     }
@@ -146,7 +147,12 @@ impl MeftSettings {
             BadSetting::unless(undone <= layers, "num_rev_layers", undone, &allowed)?;
         }
         if let Every::Layers(every) = self.checkpoint_every {
-            BadSetting::unless(every <= layers, "checkpoint_every", every, &format!("{allowed}, or \"auto\""))?;
+            BadSetting::unless(
+                every <= layers,
+                "checkpoint_every",
+                every,
+                &format!("{allowed}, or \"auto\""),
+            )?;
         }
         Ok(())
     }

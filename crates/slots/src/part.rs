@@ -7,8 +7,8 @@ use serde_json::Value as Json;
 
 use crate::{
     ActivationPolicy, Adapter, AttentionRule, Comm, Decoder, Estimator, GradientTransform, Hook, KvPolicy,
-    Merger, Method, ModelFamily, Objective, Optimizer, Placement, Pruner, Quantizer, Schedule, Search, Selection,
-    Track,
+    Merger, Method, ModelFamily, Objective, Optimizer, Placement, Pruner, Quantizer, Schedule, Search,
+    Selection, Track,
 };
 
 /// The places of a recipe that parts fill.
