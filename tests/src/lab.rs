@@ -103,6 +103,13 @@ pub fn trainer(lr: f64) -> Trainer {
     }
 }
 
+/// The parts of [`trainer`] with the activation policy that a method brings, where it brings one.
+pub fn method_trainer(lr: f64, method: &Part) -> Trainer {
+    let own = parts::installed(method).unwrap_or_else(|e| panic!("{e:#}")).activation;
+    let plain = trainer(lr);
+    Trainer { activation: own.unwrap_or(plain.activation), ..plain }
+}
+
 /// Runs this many updates on one batch; returns the losses before each.
 pub fn train(assembly: &Assembly, trainer: &mut Trainer, batch: &LabelledBatch, steps: u64) -> Vec<f64> {
     let one = [batch.clone()];

@@ -11,6 +11,7 @@ pub mod kitchen;
 pub mod lab;
 pub mod recall;
 pub mod selecting;
+pub mod suite;
 pub mod toy;
 pub mod toy_model;
 

@@ -142,6 +142,8 @@ impl Toy {
             head_dim: d / self.heads,
             max_position_embeddings: 64,
             reach: vec![ramekin_tape::ops::Reach::ALL; self.layers],
+            activation: ramekin_tape::ops::Activation::Silu,
+            halves: Vec::new(),
             causal: self.causal,
             tie_word_embeddings: false,
         };

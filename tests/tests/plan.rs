@@ -129,6 +129,22 @@ fn adapters_elsewhere() {
 }
 
 #[test]
+fn methods() {
+    let nf4 = "quantizer = { kind = \"nf4\" }\n";
+    for (settings, more) in [
+        ("kind = \"meft\"", ""),
+        ("kind = \"meft\", variant = \"meft2\", checkpoint_every = 0, dropout = 0.1", nf4),
+        ("kind = \"meft\", variant = \"meft3\", checkpoint_every = 1", nf4),
+        ("kind = \"meft\", num_rev_layers = 2, layernorm_in_adapter = true, report_drift = true", ""),
+        ("kind = \"meft\", num_rev_layers = 2, freeze_irreversible_layers = true", ""),
+        ("kind = \"meft\", num_rev_layers = 0", ""),
+    ] {
+        let stage = format!("{more}method = {{ {settings} }}\n{ROWS}\nbatch = {{ micro_batch_size = 4 }}");
+        plan_against_meter(&format!("{settings} {more}"), "", &stage);
+    }
+}
+
+#[test]
 fn lora_with_checkpointing() {
     let stage = format!(
         "{LORA}\n{ROWS}\nactivation = {{ kind = \"checkpoint\" }}\nbatch = {{ micro_batch_size = 8 }}"
@@ -284,12 +300,13 @@ fn no_dense_weight_and_never_all_logits() {
 }
 
 /// Families of parts: their crates' names begin so.
-const FAMILIES: [&str; 10] = [
+const FAMILIES: [&str; 11] = [
     "ramekin-activation-",
     "ramekin-adapter-",
     "ramekin-decode-",
     "ramekin-gradient-",
     "ramekin-kv-",
+    "ramekin-method-",
     "ramekin-model-",
     "ramekin-objective-",
     "ramekin-optim-",

@@ -4,19 +4,16 @@
 //! declares is measured: identity at the start, merging. The rest holds for all: gradients, saving and
 //! loading, a frozen base, settings, and the run on shapes that a plan is.
 
-use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 
-use ramekin_core::{Category, DType, Param, Rng};
+use ramekin_core::{Param, Rng};
 use ramekin_engine::assembly::{Assembly, Blueprint};
-use ramekin_engine::step::LabelledBatch;
 use ramekin_registry::{PartEntry, Slot, Trait};
 use ramekin_slots::FlatBatch;
-use ramekin_store::{Data, write_safetensors};
-use ramekin_tape::GradStore;
 use ramekin_tests::compare::{close, difference, largest, same_bits};
 use ramekin_tests::lab::{self, assemble, new_adapter, saved_adapter, sequences};
+use ramekin_tests::suite::{self, differences, listed, same_files, save_adapter, stir};
+use ramekin_tests::toy;
 use serde_json::{Value as Json, json};
 
 /// How a part is tried on the small llama.
@@ -110,18 +107,6 @@ fn probe() -> FlatBatch {
     FlatBatch::new(&sequences(&[17, 5, 1], 61, 3))
 }
 
-/// Moves every trainable number of an adapter away from where it starts.
-fn stir(assembly: &Assembly, by: f64) {
-    for param in assembly.trainable() {
-        let mut noise = vec![0f32; param.value().len()];
-        Rng::new(23).named("suite/stir", param.name()).fill_normal(0, by, &mut noise);
-        param
-            .value()
-            .update(|x: &mut [f32]| x.iter_mut().zip(noise).for_each(|(x, n)| *x += n))
-            .expect("f32");
-    }
-}
-
 fn declares(part: &PartEntry, what: Trait) -> bool {
     part.traits.contains(&what)
 }
@@ -145,14 +130,6 @@ fn identity_at_start_where_declared() {
     });
 }
 
-fn loss_f64(assembly: &Assembly, batch: &LabelledBatch) -> (f64, BTreeMap<String, Vec<f64>>) {
-    let mut store = GradStore::new();
-    let done =
-        lab::trainer(1e-2).micro_batch(assembly, batch, &[batch.active() as f64], 0, false, &mut store);
-    let grads = store.iter().map(|(p, g)| (p.name().to_owned(), g.view::<f64>().expect("f64").to_vec()));
-    (done.unwrap_or_else(|e| panic!("{e:#}")), grads.collect())
-}
-
 /// Whole-model loss against central differences in f64, at up to four entries of each tensor.
 #[test]
 fn gradients_are_differences() {
@@ -160,48 +137,9 @@ fn gradients_are_differences() {
     each(|_, case| {
         let assembly = assemble(&blueprint(case));
         stir(&assembly, 0.3);
-        for entry in assembly.ledger.borrow().entries() {
-            let param = entry.param.as_ref().expect("nothing is packed");
-            param.set(param.value().to_dtype(DType::F64, Category::Weights).expect("f64"));
-        }
-        let (_, grads) = loss_f64(&assembly, &batch);
-        assert_eq!(grads.len(), assembly.trainable().len(), "`{}`: a gradient for each tensor", case.part);
-        let mut seen = 0;
-        for param in assembly.trainable() {
-            let grad = &grads[param.name()];
-            let norm = grad.iter().map(|g| g * g).sum::<f64>().sqrt();
-            assert!(norm > 1e-9, "`{}`: nothing flows to {}", case.part, param.name());
-            if case.detached.iter().any(|tail| param.name().ends_with(tail)) {
-                continue;
-            }
-            seen += 1;
-            let nudge = |i: usize, by: f64| param.value().update(|x: &mut [f64]| x[i] += by).expect("f64");
-            let count = grad.len().min(4);
-            for i in (0..count).map(|k| k * grad.len() / count) {
-                nudge(i, 1e-5);
-                let up = loss_f64(&assembly, &batch).0;
-                nudge(i, -2e-5);
-                let down = loss_f64(&assembly, &batch).0;
-                nudge(i, 1e-5);
-                let off = ((up - down) / 2e-5 - grad[i]).abs();
-                assert!(
-                    off <= 1e-6 * norm,
-                    "`{}`: {}[{i}] is off by {off:.1e} of {norm:.1e}",
-                    case.part,
-                    param.name()
-                );
-            }
-        }
-        assert!(seen > 0, "`{}`: nothing was compared", case.part);
+        toy::to_f64(&assembly);
+        differences(case.part, &assembly, &lab::trainer(1e-2), &batch, case.detached);
     });
-}
-
-/// Writes the adapter's files.
-fn save(assembly: &Assembly, folder: &Path) {
-    let file = assembly.adapters[0].adapter.file("base").expect("an adapter's file");
-    let all: Vec<(String, Data)> = file.tensors.iter().map(|(n, a)| (n.clone(), Data::from(a))).collect();
-    write_safetensors(folder.join("adapter_model.safetensors"), &all, &[("format", "pt")]).expect("written");
-    std::fs::write(folder.join("adapter_config.json"), file.config.to_string()).expect("written");
 }
 
 #[test]
@@ -210,17 +148,14 @@ fn saved_and_loaded_is_the_same_to_the_bit() {
         let assembly = assemble(&blueprint(case));
         stir(&assembly, 0.3);
         let folder = tempfile::tempdir().expect("a folder");
-        save(&assembly, folder.path());
+        save_adapter(&assembly, folder.path());
         let adapters = vec![saved_adapter(folder.path())];
         let again = assemble(&Blueprint { adapters, ..lab::fresh_model(config()) });
         let logits = |a: &Assembly| lab::logits(a, &probe(), true);
         same_bits(case.part, &logits(&again), &logits(&assembly));
         let second = tempfile::tempdir().expect("a folder");
-        save(&again, second.path());
-        for name in ["adapter_config.json", "adapter_model.safetensors"] {
-            let read = |folder: &Path| std::fs::read(folder.join(name)).expect("a file");
-            assert!(read(folder.path()) == read(second.path()), "`{}`: {name} is another one", case.part);
-        }
+        save_adapter(&again, second.path());
+        same_files(case.part, folder.path(), second.path());
     });
 }
 
@@ -292,25 +227,7 @@ fn the_base_stays_what_it_was() {
 
 #[test]
 fn settings_are_complete_and_closed() {
-    for (part, _) in parts() {
-        let full = (part.complete)(json!({})).unwrap_or_else(|e| panic!("`{}`: {e}", part.name));
-        let schema = (part.schema)().to_value();
-        let known = schema["properties"].as_object().expect("properties");
-        for (key, value) in full.as_object().expect("an object") {
-            let described =
-                known.get(key).unwrap_or_else(|| panic!("`{}`: `{key}` is in no schema", part.name));
-            assert!(described["description"].is_string(), "`{}`: `{key}` is not described", part.name);
-            assert_eq!(&described["default"], value, "`{}`: the default of `{key}`", part.name);
-        }
-        assert_eq!(known.len(), full.as_object().map_or(0, serde_json::Map::len), "`{}`", part.name);
-        assert_eq!(schema["additionalProperties"], json!(false), "`{}` is open", part.name);
-        let again = (part.complete)(full.clone()).unwrap_or_else(|e| panic!("`{}`: {e}", part.name));
-        assert_eq!(again, full, "`{}`: complete settings are complete", part.name);
-        (part.build)(full).unwrap_or_else(|e| panic!("`{}` refuses its defaults: {e:#}", part.name));
-        let refused =
-            (part.build)(json!({ "no_such_setting": 1 })).err().expect("an unknown key").to_string();
-        assert!(refused.contains("no_such_setting"), "`{}`: {refused}", part.name);
-    }
+    parts().into_iter().for_each(|(part, _)| suite::settings(part));
 }
 
 /// A plan's assembly has the same parameters in the same shapes, and its step runs without numbers.
@@ -321,10 +238,6 @@ fn shapes_alone_run() {
         each(|_, case| {
             let blueprint = Blueprint { quantizer: quantizer.clone(), ..blueprint(case) };
             let (real, shapes) = (assemble(&blueprint), blueprint.assemble(true).expect("shapes"));
-            let listed = |a: &Assembly| -> Vec<(String, Vec<usize>, bool)> {
-                let ledger = a.ledger.borrow();
-                ledger.entries().iter().map(|e| (e.name.clone(), e.shape.clone(), e.is_trainable())).collect()
-            };
             assert_eq!(listed(&real), listed(&shapes), "`{}`", case.part);
             assert!(shapes.is_shape_only());
             lab::train(&shapes, &mut lab::trainer(1e-2), &batch, 1);

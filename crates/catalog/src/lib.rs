@@ -27,6 +27,7 @@ use ramekin_kv_dense as _;
 use ramekin_kv_evict as _;
 use ramekin_kv_quant as _;
 use ramekin_merge_vectors as _;
+use ramekin_method_reversible as _;
 use ramekin_model_llama as _;
 use ramekin_objective_distil as _;
 use ramekin_objective_head as _;

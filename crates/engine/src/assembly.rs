@@ -12,7 +12,7 @@ use ramekin_data::Tokenizer;
 use ramekin_recipe::{Adapter as AdapterChoice, Dtype, Model as ModelChoice, Part};
 use ramekin_registry::{AnyPart, Slot};
 use ramekin_slots::{
-    Adapter, AttachContext, Forward, LoadOptions, Loader, Model, ModelFacts, ModelFamily, Placement,
+    Adapter, AttachContext, Forward, Half, LoadOptions, Loader, Model, ModelFacts, ModelFamily, Placement,
     RandomSource, Selection, ShapeSource, Sites, WeightSource,
 };
 use ramekin_tape::Value;
@@ -35,6 +35,8 @@ pub struct Blueprint {
     pub adapters: Vec<AdapterChoice>,
     /// Which weights of the base train; the model is then held dense, unless a quantizer says otherwise.
     pub selection: Option<Part>,
+    /// What brings parts of several slots; its adapters are attached after the others.
+    pub method: Option<Part>,
     /// Where weights live while they are not used; in memory if absent.
     pub placement: Option<Part>,
     /// What tokens see; what the config says if absent.
@@ -132,6 +134,7 @@ impl Blueprint {
             quantizer: None,
             adapters: Vec::new(),
             selection: None,
+            method: None,
             placement: None,
             attention: None,
             base_dir: PathBuf::from("."),
@@ -246,6 +249,9 @@ impl Blueprint {
         for (index, choice) in self.adapters.iter().enumerate() {
             assembly.attach(self, index, choice, shape_only)?;
         }
+        if let Some(part) = &self.method {
+            assembly.install(self, part, shape_only)?;
+        }
         if let Some(part) = &self.selection {
             assembly.select(self, part, shape_only)?;
         } else if self.full_training {
@@ -327,6 +333,10 @@ impl Model for Streamed {
         fx.sites.with_block(index, || self.0.block(index, fx, x))
     }
 
+    fn half(&self, index: usize, half: Half, fx: &Forward, x: &Value) -> Result<Value> {
+        fx.sites.with_block(index, || self.0.half(index, half, fx, x))
+    }
+
     fn final_norm(&self, fx: &Forward, x: &Value) -> Result<Value> {
         self.0.final_norm(fx, x)
     }
@@ -393,25 +403,13 @@ impl Assembly {
             Some((seed, owner)) => (seed, owner),
             None => (plan.seed, owner.clone()),
         };
-        let mut ledger = self.ledger.borrow_mut();
-        let mut cx = AttachContext {
-            sites: self.sites.clone(),
-            ledger: &mut ledger,
-            facts: self.model.facts(),
-            rng: Rng::new(seed),
-            owner: drawn_as.clone(),
-            index,
-            stage: plan.stage,
-            shape_only,
-        };
-        let attached = adapter.attach(&mut cx);
+        let attached = self.put(plan, &mut *adapter, index, (seed, &drawn_as), shape_only);
         let sites = match choice {
             AdapterChoice::New(part) => parts::placed(part, attached)?,
             AdapterChoice::Saved { folder, .. } => {
                 attached.with_context(|| format!("the adapter in `{folder}`"))?
             }
         };
-        drop(ledger);
         if let Some(sparse) = sparse {
             if !shape_only {
                 sparse.check_base(plan)?;
@@ -425,6 +423,40 @@ impl Assembly {
             }
         }
         self.adapters.push(Attached { owner, kind, entered: drawn_as, adapter, sites });
+        Ok(())
+    }
+
+    /// Puts an adapter at its sites; it is drawn by this seed under this name.
+    fn put(
+        &self,
+        plan: &Blueprint,
+        adapter: &mut dyn Adapter,
+        index: usize,
+        (seed, owner): (u64, &str),
+        shape_only: bool,
+    ) -> Result<Vec<String>> {
+        adapter.attach(&mut AttachContext {
+            sites: self.sites.clone(),
+            ledger: &mut self.ledger.borrow_mut(),
+            facts: self.model.facts(),
+            rng: Rng::new(seed),
+            owner: owner.to_owned(),
+            index,
+            stage: plan.stage,
+            shape_only,
+        })
+    }
+
+    /// Attaches the adapters that a method brings.
+    fn install(&mut self, plan: &Blueprint, part: &Part, shape_only: bool) -> Result<()> {
+        let owner = if part.path.is_empty() { "method" } else { &part.path };
+        for mut adapter in parts::installed(part)?.adapters {
+            let index = self.adapters.len();
+            let attached = self.put(plan, &mut *adapter, index, (plan.seed, owner), shape_only);
+            let sites = parts::placed(part, attached)?;
+            let (owner, kind) = (owner.to_owned(), part.kind.clone());
+            self.adapters.push(Attached { entered: owner.clone(), owner, kind, adapter, sites });
+        }
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 use anyhow::Result;
 use ramekin_core::{BadRecipe, BadSetting};
 use ramekin_recipe::{Adapter, Part, Recipe, Stage, TrainStage};
+use ramekin_registry::Slot;
 
 use crate::assembly::{Assembly, Blueprint};
 use crate::parts;
@@ -16,7 +17,7 @@ pub fn check(index: usize, s: &TrainStage, plan: &Blueprint, assembly: &Assembly
     let at = |key: &str| format!("stage.{index}.{key}");
     let Some(placement) = plan.placement.as_ref().filter(|_| assembly.is_streamed()) else { return Ok(()) };
     let estimator = parts::estimator(&s.estimator)?;
-    let activation = parts::activation(&s.activation)?;
+    let activation = parts::policy(s)?;
     if assembly.trains_what_is_away() {
         let (what, culprit) = match (&plan.selection, s.adapter.first()) {
             (Some(part), _) => (format!("`selection/{}`", part.kind), part.path.clone()),
@@ -27,12 +28,62 @@ pub fn check(index: usize, s: &TrainStage, plan: &Blueprint, assembly: &Assembly
         return Err(trains_away(placement, &culprit, &what).into());
     }
     if estimator.needs_backward() && !activation.recomputes() {
-        let message =
-            format!("`placement/{}` cannot go with `activation/{}`", placement.kind, s.activation.kind);
-        return Err(BadRecipe::new(message)
+        let (slot, keeps) = s.method.as_ref().map_or(("activation", &s.activation), |part| ("method", part));
+        let message = format!("`placement/{}` cannot go with `{slot}/{}`", placement.kind, keeps.kind);
+        let found = BadRecipe::new(message)
             .at(&placement.path, "lets a block's weights go after its forward")
-            .at(&s.activation.path, "keeps them alive until backward")
-            .help("recompute: `activation = { kind = \"checkpoint\" }`")
+            .at(&keeps.path, "keeps them alive until backward");
+        return Err(match slot {
+            "activation" => found.help("recompute: `activation = { kind = \"checkpoint\" }`"),
+            _ => found.help("keep the weights with `placement = { kind = \"resident\" }`"),
+        }
+        .into());
+    }
+    Ok(())
+}
+
+/// Refuses what a stage names, or stands on, beside a method that brings one itself.
+///
+/// # Errors
+/// [`BadRecipe`] with both places.
+pub fn method(s: &TrainStage, plan: &Blueprint) -> Result<()> {
+    let Some(method) = &s.method else { return Ok(()) };
+    let taken = parts::installed(method)?.taken();
+    let title = |other: &str| format!("`method/{}` cannot go with {other}", method.kind);
+    if taken.contains(&Slot::Adapter) {
+        let own = "brings an adapter of its own";
+        match (s.adapter.first(), plan.adapters.first()) {
+            (Some(Adapter::New(part)), _) => {
+                return Err(BadRecipe::new(title(&format!("`adapter/{}`", part.kind)))
+                    .at(&part.path, "is attached beside it")
+                    .at(&method.path, own)
+                    .help("keep one of the two")
+                    .into());
+            }
+            (Some(Adapter::Saved { path, .. }), _) => {
+                return Err(BadRecipe::new(title("this adapter"))
+                    .at(path, "is attached beside it")
+                    .at(&method.path, own)
+                    .help("keep one of the two")
+                    .into());
+            }
+            (None, Some(_)) => {
+                return Err(BadRecipe::new(title("the adapter that the stage before leaves"))
+                    .at(&method.path, own)
+                    .help(
+                        "fold that adapter in with a `merge` stage between, or name the stage's own `model`",
+                    )
+                    .into());
+            }
+            (None, None) => {}
+        }
+    }
+    // `keep` is there where nothing is written.
+    if taken.contains(&Slot::Activation) && s.activation.kind != "keep" {
+        return Err(BadRecipe::new(title(&format!("`activation/{}`", s.activation.kind)))
+            .at(&s.activation.path, "decides what the blocks keep for backward")
+            .at(&method.path, "decides that itself")
+            .help("leave `activation` out")
             .into());
     }
     Ok(())
@@ -74,7 +125,8 @@ fn transforms(s: &TrainStage, plan: &Blueprint, assembly: &Assembly) -> Result<(
     let params = assembly.trainable();
     for part in &s.gradient {
         let Err(error) = parts::gradient(part)?.check(&params) else { continue };
-        let trains = plan.selection.as_ref().map(|p| ("selection", p)).or_else(|| {
+        let brings = s.method.as_ref().map(|p| ("method", p));
+        let trains = plan.selection.as_ref().map(|p| ("selection", p)).or(brings).or_else(|| {
             s.adapter.iter().find_map(|a| match a {
                 Adapter::New(p) => Some(("adapter", p)),
                 Adapter::Saved { .. } => None,

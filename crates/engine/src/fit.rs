@@ -45,7 +45,7 @@ impl Way {
             );
             Way { rows, micros, ..self.clone() }.changed(Allow::MicroBatchSize, change)
         }));
-        if self.stage.activation.kind == "keep" {
+        if self.stage.activation.kind == "keep" && self.stage.method.is_none() {
             for way in all.clone() {
                 let mut way = way.changed(Allow::Checkpoint, "activation keep → checkpoint".to_owned());
                 way.stage.activation = Part::of("checkpoint");

@@ -3,12 +3,12 @@
 use anyhow::{Context, Result, bail};
 use ramekin_core::BadSetting;
 use ramekin_data::DataSettings;
-use ramekin_recipe::Part;
+use ramekin_recipe::{Part, TrainStage};
 use ramekin_registry::{AnyPart, Slot, build};
 pub use ramekin_slots::Decoder;
 use ramekin_slots::{
-    ActivationPolicy, Adapter, AttentionRule, Comm, Estimator, GradientTransform, Hook, KvPolicy, Merger,
-    Objective, Optimizer, Placement, Pruner, Quantizer, Schedule, Search, Selection, Track,
+    ActivationPolicy, Adapter, AttentionRule, Builder, Comm, Estimator, GradientTransform, Hook, KvPolicy,
+    Merger, Method, Objective, Optimizer, Placement, Pruner, Quantizer, Schedule, Search, Selection, Track,
 };
 use serde_json::Value as Json;
 
@@ -48,6 +48,8 @@ makers! {
     adapter: Adapter => Adapter;
     /// A selection, not attached.
     selection: Selection => Selection;
+    /// A method, not installed.
+    method: Method => Method;
     /// An estimator.
     estimator: Estimator => Estimator;
     /// A placement.
@@ -80,6 +82,19 @@ makers! {
     pruner: Prune => Pruner;
     /// A decoder, its settings not yet held against each other.
     any_decoder: Decode => Decoder;
+}
+
+/// What a method brings, not attached.
+pub fn installed(part: &Part) -> Result<Builder> {
+    let mut builder = Builder::default();
+    placed(part, method(part)?.install(&mut builder))?;
+    Ok(builder)
+}
+
+/// The activation policy of a stage: its method's, else its own.
+pub fn policy(s: &TrainStage) -> Result<Box<dyn ActivationPolicy>> {
+    let own = s.method.as_ref().map(installed).transpose()?.and_then(|built| built.activation);
+    own.map_or_else(|| activation(&s.activation), Ok)
 }
 
 /// A decoder.

@@ -33,8 +33,8 @@ pub fn underlined(doc: &Doc, error: &anyhow::Error) -> Option<Diagnostic> {
 /// The part of another slot in the same stage, or in one before that it takes over from.
 fn beside(doc: &Doc, part: &str, slot: &str) -> Option<(String, String)> {
     let stage: usize = part.split('.').nth(1)?.parse().ok()?;
-    // What trains is an adapter or a selection, whichever there is.
-    let slots = [slot, if slot == "adapter" { "selection" } else { slot }];
+    // What trains is an adapter, a selection or what a method brings, whichever there is.
+    let slots = if slot == "adapter" { ["adapter", "selection", "method"] } else { [slot; 3] };
     (0..=stage).rev().find_map(|stage| {
         slots.iter().find_map(|slot| {
             let places = [format!("stage.{stage}.{slot}"), format!("stage.{stage}.{slot}.0")];

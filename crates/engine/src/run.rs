@@ -176,16 +176,18 @@ fn blueprint(
         adapters.extend(saved.map(|f| Adapter::Saved { folder: f.clone(), path: String::new() }));
     }
     adapters.extend(stage.adapters().iter().cloned());
-    let selection = match stage {
-        Stage::Train(s) => s.selection.clone(),
-        _ => None,
+    let (selection, method) = match stage {
+        Stage::Train(s) => (s.selection.clone(), s.method.clone()),
+        _ => (None, None),
     };
-    let full_training = matches!(stage, Stage::Train(_)) && adapters.is_empty() && selection.is_none();
+    let something = !adapters.is_empty() || selection.is_some() || method.is_some();
+    let full_training = matches!(stage, Stage::Train(_)) && !something;
     let base_dir = base_dir.to_owned();
     Ok(Blueprint {
         quantizer,
         adapters,
         selection,
+        method,
         placement: stage.placement().cloned(),
         attention: stage.attention().cloned().or_else(|| carry.attention.clone().filter(|_| inherits)),
         base_dir,

@@ -95,6 +95,10 @@ fn blocks(
     mut h: Value,
     policy: Option<&dyn ActivationPolicy>,
 ) -> Result<Value> {
+    if let Some(path) = fx.sites.around().path().filter(|_| fx.mode.adapters) {
+        let h = path.forward(fx, model, h, policy)?;
+        return model.final_norm(fx, &h);
+    }
     for i in 0..model.facts().blocks {
         h = match policy {
             None => model.block(i, fx, &h)?,
@@ -363,7 +367,8 @@ impl Trainer {
             selection.after_step(&mut self.round(assembly, &assembly.ledger.borrow(), step + 1))?;
         }
         let flow = self.event(Event::AfterUpdate, assembly, step + 1, loss, &none)?;
-        let figures = figures.means();
+        let mut figures = figures.means();
+        figures.extend(self.activation.figures());
         Ok(StepReport { loss, grad_norm, lr, tokens, flow, figures })
     }
 

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use ramekin_core::BadSetting;
 use ramekin_slots::ModelFacts;
-use ramekin_tape::ops::Reach;
+use ramekin_tape::ops::{Activation, Reach};
 use serde_json::Value as Json;
 
 use crate::rope::RopeConfig;
@@ -147,6 +147,8 @@ impl LlamaConfig {
             tie_word_embeddings: self.tie_word_embeddings,
             causal: true,
             reach: self.reach.clone(),
+            activation: Activation::Silu,
+            halves: Vec::new(), // known once the layers have names
         }
     }
 }

@@ -5,7 +5,7 @@
 use std::rc::Rc;
 
 use anyhow::Result;
-use ramekin_slots::{Forward, Loader, MlpSite, Model, ModelFacts};
+use ramekin_slots::{Forward, Half, Halves, Loader, MlpSite, Model, ModelFacts};
 use ramekin_tape::Value;
 use ramekin_tape::ops::{self, AttentionSpec};
 
@@ -98,8 +98,9 @@ impl LlamaModel {
         } else {
             loader.linear(HEAD, c.vocab_size, d, false, true)?;
         }
+        let half = |n: &LayerNames| Halves { attention: n.attention.clone(), mlp: n.mlp.clone() };
         Ok(LlamaModel {
-            facts: config.facts(),
+            facts: ModelFacts { halves: layers.iter().map(half).collect(), ..config.facts() },
             inv_freq: Rc::new(config.rope.inv_freq(config.head_dim)),
             layers,
             config,
@@ -160,15 +161,25 @@ impl Model for LlamaModel {
     fn block(&self, index: usize, fx: &Forward, x: &Value) -> Result<Value> {
         let names = &self.layers[index];
         fx.module(&names.layer, x.clone(), |x| {
-            let h = {
-                let n = self.norm(fx, &x, &names.input_norm)?;
-                let mixed = fx.module(&names.attention, n, |n| self.attention(index, fx, n))?;
-                ops::add(&fx.tape, &x, &mixed)?
-            };
-            let n = self.norm(fx, &h, &names.post_norm)?;
-            let mixed = fx.module(&names.mlp, n, |n| self.mlp(index, fx, n))?;
-            ops::add(&fx.tape, &h, &mixed)
+            let h = self.half(index, Half::Attention, fx, &x)?;
+            drop(x);
+            self.half(index, Half::Mlp, fx, &h)
         })
+    }
+
+    fn half(&self, index: usize, half: Half, fx: &Forward, x: &Value) -> Result<Value> {
+        let names = &self.layers[index];
+        let mixed = match half {
+            Half::Attention => {
+                let n = self.norm(fx, x, &names.input_norm)?;
+                fx.module(&names.attention, n, |n| self.attention(index, fx, n))?
+            }
+            Half::Mlp => {
+                let n = self.norm(fx, x, &names.post_norm)?;
+                fx.module(&names.mlp, n, |n| self.mlp(index, fx, n))?
+            }
+        };
+        ops::add(&fx.tape, x, &mixed)
     }
 
     fn mlp(&self, block: usize) -> Option<MlpSite> {

@@ -22,7 +22,8 @@ pub struct Check<'a> {
 pub fn check_training(doc: &Doc, stages: &[Stage], errors: &mut Diagnostics) {
     let mut left = false;
     for (i, stage) in stages.iter().enumerate() {
-        let adapted = !stage.adapters().is_empty() || left && stage.model().is_none();
+        let brings = matches!(stage, Stage::Train(s) if s.method.is_some());
+        let adapted = !stage.adapters().is_empty() || brings || left && stage.model().is_none();
         let (all, word) = match stage {
             Stage::Train(s) => {
                 left = adapted && s.selection.is_none();
@@ -68,11 +69,16 @@ pub fn check_training(doc: &Doc, stages: &[Stage], errors: &mut Diagnostics) {
 /// A selection trains the base, an adapter stands on a base that stays.
 fn beside_adapter(doc: &Doc, i: usize, stage: &Stage, selection: &Part) -> Diagnostic {
     let trains = (&*selection.path, "trains weights of the base");
-    let other = format!("stage.{i}.adapter.0");
-    let title = "a selection cannot go with an adapter";
-    let found = match stage.adapters().is_empty() {
-        false => doc.conflict(title, (&other, "stands on a base that stays as it is"), trains),
-        true => doc.error_at(trains.0, title, "the stage before leaves an adapter on the base"),
+    let (title, place) = match stage {
+        Stage::Train(s) if s.method.is_some() => {
+            ("a selection cannot go with a method", Some(format!("stage.{i}.method")))
+        }
+        _ if stage.adapters().is_empty() => ("a selection cannot go with an adapter", None),
+        _ => ("a selection cannot go with an adapter", Some(format!("stage.{i}.adapter.0"))),
+    };
+    let found = match place {
+        Some(other) => doc.conflict(title, (&other, "stands on a base that stays as it is"), trains),
+        None => doc.error_at(trains.0, title, "the stage before leaves an adapter on the base"),
     };
     found.help("train them in stages of their own, with a `merge` stage between")
 }

@@ -60,6 +60,7 @@ impl Stage {
                 all.perhaps("attention", &mut s.attention);
                 all.adapters(&mut s.adapter);
                 all.perhaps("selection", &mut s.selection);
+                all.perhaps("method", &mut s.method);
                 all.one("estimator", &mut s.estimator);
                 all.list("gradient", &mut s.gradient);
                 all.one("optimizer", &mut s.optimizer);

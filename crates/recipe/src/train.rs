@@ -37,6 +37,10 @@ pub struct TrainStage {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "one::<{ slot::SELECTION }>")]
     pub selection: Option<Part>,
+    /// A method that brings parts of several slots, such as an adapter with an activation policy. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "one::<{ slot::METHOD }>")]
+    pub method: Option<Part>,
     /// How a gradient is obtained. Default: `{ kind = "backprop" }`.
     #[serde(default = "by_default::<{ slot::ESTIMATOR }>")]
     #[schemars(schema_with = "one::<{ slot::ESTIMATOR }>")]

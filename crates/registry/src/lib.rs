@@ -169,6 +169,9 @@ macro_rules! any {
     (selection, $p:expr) => {
         Ok($crate::AnyPart::Selection(Box::new($p)))
     };
+    (method, $p:expr) => {
+        Ok($crate::AnyPart::Method(Box::new($p)))
+    };
     (estimator, $p:expr) => {
         Ok($crate::AnyPart::Estimator(Box::new($p)))
     };

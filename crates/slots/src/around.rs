@@ -1,5 +1,5 @@
-//! Sites around the blocks: keys and values before every segment, rows before every segment, and the
-//! whole network from outside.
+//! Sites around the blocks: keys and values before every segment, rows before every segment, the way
+//! through the blocks, and the whole network from outside.
 //!
 //! Each has room for one adapter a model. All of them are off where [`crate::Mode::adapters`] is.
 
@@ -11,7 +11,7 @@ use anyhow::{Result, bail};
 use ramekin_core::{BadSetting, UserError};
 use ramekin_tape::{Value, ops};
 
-use crate::{FlatBatch, Forward};
+use crate::{ActivationPolicy, FlatBatch, Forward, Model};
 
 /// Constant keys and values that every query of every segment sees.
 pub trait AttentionAdapter {
@@ -29,6 +29,19 @@ pub trait RowAdapter {
     fn rows(&self, fx: &Forward) -> Result<Value>;
 }
 
+/// Another way through the blocks than one after the other on one stream.
+pub trait PathAdapter {
+    /// From what comes before the first block to what the final norm is given, `[N, d]` both. `policy` decides
+    /// what is kept for backward; there is none where nothing is walked back.
+    fn forward(
+        &self,
+        fx: &Forward,
+        model: &Rc<dyn Model>,
+        h: Value,
+        policy: Option<&dyn ActivationPolicy>,
+    ) -> Result<Value>;
+}
+
 /// A network beside the backbone, which runs without tape.
 pub trait NetworkAdapter {
     /// From all hidden states to what the head is given, `[N, d]`: `states[0]` is the embedding's output,
@@ -41,6 +54,7 @@ pub trait NetworkAdapter {
 pub struct Around {
     prefix: Place<dyn AttentionAdapter>,
     rows: Place<dyn RowAdapter>,
+    path: Place<dyn PathAdapter>,
     network: Place<dyn NetworkAdapter>,
 }
 
@@ -87,6 +101,14 @@ impl Around {
         self.rows.fill("virtual tokens", adapter)
     }
 
+    /// Attaches a way through the blocks.
+    ///
+    /// # Errors
+    /// If there is one already.
+    pub fn attach_path(&self, adapter: Rc<dyn PathAdapter>) -> Result<()> {
+        self.path.fill("a way through its blocks", adapter)
+    }
+
     /// Attaches a network beside the backbone.
     ///
     /// # Errors
@@ -103,6 +125,11 @@ impl Around {
     /// The virtual tokens.
     pub fn rows(&self) -> Option<Rc<dyn RowAdapter>> {
         self.rows.get()
+    }
+
+    /// The way through the blocks.
+    pub fn path(&self) -> Option<Rc<dyn PathAdapter>> {
+        self.path.get()
     }
 
     /// The network beside the backbone.

@@ -7,8 +7,9 @@
 //! |---|---|---|
 //! | `model` | [`ModelFamily`], [`Model`] | architecture from `config.json` |
 //! | `quantizer` | [`Quantizer`] | how a frozen weight is stored |
-//! | `adapter` | [`Adapter`], [`LinearAdapter`], [`ModuleAdapter`], [`AttentionAdapter`], [`RowAdapter`], [`NetworkAdapter`] | extra parameters at sites |
+//! | `adapter` | [`Adapter`], [`LinearAdapter`], [`ModuleAdapter`], [`AttentionAdapter`], [`RowAdapter`], [`PathAdapter`], [`NetworkAdapter`] | extra parameters at sites |
 //! | `selection` | [`Selection`] | which entries of the base train, and when |
+//! | `method` | [`Method`], [`Builder`] | several slots at once |
 //! | `estimator` | [`Estimator`] | how a gradient is obtained |
 //! | `gradient` | [`GradientTransform`] | gradient to gradient |
 //! | `optimizer` | [`Optimizer`] | update rule and its state |
@@ -38,6 +39,7 @@ mod hook;
 mod kv;
 mod loader;
 mod merge;
+mod method;
 mod model;
 mod model_ref;
 mod module;
@@ -56,7 +58,9 @@ mod track;
 mod training;
 
 pub use adapter::{Adapter, AdapterFile, AttachContext, Below, LinearAdapter};
-pub use around::{Around, AttentionAdapter, Longer, NetworkAdapter, RowAdapter, check_virtual_tokens};
+pub use around::{
+    Around, AttentionAdapter, Longer, NetworkAdapter, PathAdapter, RowAdapter, check_virtual_tokens,
+};
 pub use attention::AttentionRule;
 pub use comm::{Comm, Peer, RankFailed};
 pub use decode::{Decoder, Draft, Line, LogitRows, Logits, Other, Session, Stepper, Words};
@@ -69,7 +73,8 @@ pub use loader::{LoadOptions, Loader, RandomSource, ShapeSource, WeightInfo, Wei
 pub use merge::{
     Candidate, Codec, Held, Judge, MergedTensor, Merger, Origin, PIECE, Piece, Stored, TaskVectors, ranges,
 };
-pub use model::{Model, ModelFacts, ModelFamily, no_bias};
+pub use method::{Builder, Method};
+pub use model::{Half, Halves, Model, ModelFacts, ModelFamily, no_bias};
 pub use model_ref::ModelRef;
 pub use module::{Affine, ModuleAdapter, ModuleSite, NormInfo};
 pub use objective::{
@@ -91,4 +96,4 @@ pub use search::{Axis, Search, Space, Trial};
 pub use selection::{Differences, RoundContext, Selection, SelectionFile};
 pub use sites::{LinearBase, LinearSite, ParamSite, Sites};
 pub use track::{Track, TrackContext};
-pub use training::{ActivationPolicy, Block, Schedule, Stateful};
+pub use training::{ActivationPolicy, Block, Schedule, Stateful, run_coupled};

@@ -2,10 +2,10 @@
 
 use std::rc::Rc;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use ramekin_core::UserError;
 use ramekin_tape::Value;
-use ramekin_tape::ops::Reach;
+use ramekin_tape::ops::{Activation, Reach};
 use serde_json::Value as Json;
 
 use crate::{Forward, Loader, MlpSite};
@@ -29,6 +29,28 @@ pub struct ModelFacts {
     pub causal: bool,
     /// What the tokens of each block's attention see of those before them.
     pub reach: Vec<Reach>,
+    /// The function inside the blocks' MLPs.
+    pub activation: Activation,
+    /// The modules in each block that is attention, then MLP, each with its residual; empty for other blocks.
+    pub halves: Vec<Halves>,
+}
+
+/// Paths of a block's two modules.
+#[derive(Clone, Debug)]
+pub struct Halves {
+    /// Attention, its norm and residual not included.
+    pub attention: String,
+    /// MLP, likewise.
+    pub mlp: String,
+}
+
+/// One half of a block, its norm and residual included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Half {
+    /// The first.
+    Attention,
+    /// The second.
+    Mlp,
 }
 
 /// A causal language model. Rows are tokens of a [`crate::FlatBatch`].
@@ -39,6 +61,14 @@ pub trait Model {
     fn embed(&self, fx: &Forward) -> Result<Value>;
     /// Block `index` on `[N, d]`.
     fn block(&self, index: usize, fx: &Forward, x: &Value) -> Result<Value>;
+    /// One half of block `index` on `[N, d]`, where [`ModelFacts::halves`] has it.
+    ///
+    /// # Errors
+    /// If blocks of this model have no halves.
+    fn half(&self, index: usize, half: Half, fx: &Forward, x: &Value) -> Result<Value> {
+        let _ = (half, fx, x);
+        bail!("block {index} of `{}` is not attention, then MLP", self.facts().model_type)
+    }
     /// The norm before the head, on `[N, d]`.
     fn final_norm(&self, fx: &Forward, x: &Value) -> Result<Value>;
     /// The linears of a block's MLP; `None` where it has none that channels can be cut from.

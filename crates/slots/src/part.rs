@@ -7,8 +7,8 @@ use serde_json::Value as Json;
 
 use crate::{
     ActivationPolicy, Adapter, AttentionRule, Comm, Decoder, Estimator, GradientTransform, Hook, KvPolicy,
-    Merger, ModelFamily, Objective, Optimizer, Placement, Pruner, Quantizer, Schedule, Search, Selection,
-    Track,
+    Merger, Method, ModelFamily, Objective, Optimizer, Placement, Pruner, Quantizer, Schedule, Search,
+    Selection, Track,
 };
 
 /// The places of a recipe that parts fill.
@@ -160,6 +160,8 @@ pub enum AnyPart {
     Adapter(Box<dyn Adapter>),
     /// What of the base trains, and when.
     Selection(Box<dyn Selection>),
+    /// Parts of several slots.
+    Method(Box<dyn Method>),
     /// How a gradient is obtained.
     Estimator(Box<dyn Estimator>),
     /// Reacts to events of training.

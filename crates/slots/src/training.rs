@@ -1,10 +1,11 @@
 //! The other slots of a training step.
 
+use std::ops::Range;
 use std::rc::Rc;
 
 use anyhow::Result;
 use ramekin_core::Array;
-use ramekin_tape::Value;
+use ramekin_tape::{Coupling, Streams, Value, couple};
 
 use crate::{Forward, StateTensor};
 
@@ -41,4 +42,34 @@ pub trait ActivationPolicy {
     }
     /// Runs block `index` on `x`.
     fn run(&self, fx: &Forward, index: usize, block: Block, x: &Value) -> Result<Value>;
+    /// Runs layers on two streams; F and G of each are kept, or not, as blocks are.
+    fn run_streams(
+        &self,
+        fx: &Forward,
+        net: &Rc<dyn Coupling>,
+        layers: Range<usize>,
+        streams: Streams,
+    ) -> Result<Streams> {
+        run_coupled(fx, net, layers, streams, &|index, block, x| self.run(fx, index, block, x))
+    }
+    /// What was seen since this was last asked, for the step's figures.
+    fn figures(&self) -> Vec<(&'static str, f64)> {
+        Vec::new()
+    }
+}
+
+/// Runs layers on two streams with F and G as blocks that `run` is given.
+pub fn run_coupled(
+    fx: &Forward,
+    net: &Rc<dyn Coupling>,
+    layers: Range<usize>,
+    streams: Streams,
+    run: &dyn Fn(usize, Block, &Value) -> Result<Value>,
+) -> Result<Streams> {
+    layers.into_iter().try_fold(streams, |now, layer| {
+        let (f, g) = (net.clone(), net.clone());
+        let f: Block = Rc::new(move |fx, x| f.f(&fx.tape, layer, x));
+        let g: Block = Rc::new(move |fx, x| g.g(&fx.tape, layer, x));
+        couple(&fx.tape, &**net, now, |x2| run(layer, f, x2), |y1| run(layer, g, y1))
+    })
 }

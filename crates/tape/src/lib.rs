@@ -11,7 +11,7 @@
 //!   a [`SavedHook`].
 //! * [`Tape::checkpoint`] runs a segment again in backward instead of keeping
 //!   what it saved; [`Tape::chunked`] takes a sum over row chunks, value and
-//!   gradient in one pass.
+//!   gradient in one pass; [`Tape::reversible`] undoes layers on two streams.
 //! * [`Tape::backward`] hands every parameter's gradient to a [`GradSink`] the
 //!   moment it is complete.
 //! * [`Tape::island`] wraps a function that is written with candle's autograd.
@@ -19,11 +19,13 @@
 mod chunked;
 mod island;
 pub mod ops;
+mod reversible;
 mod segment;
 mod sink;
 mod tape;
 
 pub use chunked::{ChunkLoss, ChunkRows};
+pub use reversible::{Coupling, Reversal, Streams, couple};
 pub use sink::{GradSink, GradStore};
 pub use tape::{Backward, ParamView, Saved, SavedHook, SavedKind, Tape, Value};
 

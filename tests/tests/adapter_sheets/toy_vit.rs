@@ -73,6 +73,8 @@ pub fn facts(width: usize, blocks: usize) -> ModelFacts {
         tie_word_embeddings: false,
         causal: false,
         reach: vec![ramekin_tape::ops::Reach::ALL; blocks],
+        activation: ramekin_tape::ops::Activation::Gelu,
+        halves: Vec::new(),
     }
 }
 

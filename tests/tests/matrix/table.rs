@@ -124,6 +124,7 @@ pub const TABLE: &[Entry] = &[
         },
     ),
     part(Slot::Selection, "s2ft", "o_ratio = 0.5, d_ratio = 0.25"),
+    part(Slot::Method, "meft", "adapter_bottleneck_dim = 8"),
     part(Slot::Estimator, "backprop", ""),
     with(Slot::Estimator, "mezo", "zo_eps = 1e-3, n_directions = 16", no_clipping),
     part(Slot::Gradient, "clip", "max_norm = 0.5"),

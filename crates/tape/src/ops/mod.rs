@@ -89,6 +89,11 @@ pub fn ones_like(x: &Array) -> Result<Array> {
     Array::from_tensor(x.tensor().ones_like()?, Category::Workspace)
 }
 
+/// Zeros of the same shape and type.
+pub(crate) fn zeros_like(x: &Array) -> Result<Array> {
+    dispatch!(x, T => output::<T>(x.dims(), &[x], |_| Ok(())))
+}
+
 /// A scalar of the same type.
 pub(crate) fn scalar_like(x: &Array, value: f64) -> Result<Array> {
     if x.is_shape_only() {

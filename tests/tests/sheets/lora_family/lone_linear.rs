@@ -56,6 +56,8 @@ impl Lone {
             tie_word_embeddings: false,
             causal: true,
             reach: vec![ramekin_tape::ops::Reach::ALL],
+            activation: ramekin_tape::ops::Activation::Linear,
+            halves: Vec::new(),
         };
         let mut cx = AttachContext {
             sites: sites.clone(),

@@ -43,7 +43,7 @@ pub fn trainer(s: &TrainStage, seed: u64, total_steps: u64) -> Result<Trainer> {
     let one_by_one = gradient.iter().any(|g| g.updates_in_backward()) || !estimator.needs_backward();
     Ok(Trainer {
         objective: parts::objective(&s.objective)?,
-        activation: parts::activation(&s.activation)?,
+        activation: parts::policy(s)?,
         estimator,
         optimizer: parts::optimizer(&s.optimizer)?,
         schedule: parts::schedule(&s.schedule)?,

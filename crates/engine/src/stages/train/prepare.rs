@@ -53,6 +53,7 @@ impl<'a> Prepared<'a> {
         whole: bool,
     ) -> Result<Self> {
         check_hooks(index, stage)?;
+        compat::method(stage, plan)?;
         let _scope = meter::scope(Meter::new());
         let mut assembly = plan.assemble(true)?;
         let mut objective = parts::objective(&stage.objective)?;
