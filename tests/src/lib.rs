@@ -7,6 +7,7 @@
 pub mod compare;
 pub mod decoding;
 pub mod domains;
+pub mod images;
 pub mod kitchen;
 pub mod lab;
 pub mod recall;

@@ -132,6 +132,7 @@ impl Toy {
         load().expect("a toy loads");
         let (ledger, sites, _) = loader.finish().expect("a toy loads");
         let facts = ModelFacts {
+            images: None,
             model_type: "toy".to_owned(),
             vocab_size: self.vocabulary,
             hidden_size: d,

@@ -300,7 +300,7 @@ fn no_dense_weight_and_never_all_logits() {
 }
 
 /// Families of parts: their crates' names begin so.
-const FAMILIES: [&str; 11] = [
+const FAMILIES: [&str; 12] = [
     "ramekin-activation-",
     "ramekin-adapter-",
     "ramekin-decode-",
@@ -311,6 +311,7 @@ const FAMILIES: [&str; 11] = [
     "ramekin-objective-",
     "ramekin-optim-",
     "ramekin-quant-",
+    "ramekin-reduce-",
     "ramekin-schedule-",
 ];
 

@@ -226,7 +226,7 @@ impl Adapter for Ssf {
         self.kept.params().map(|(key, p)| (key.to_owned(), p.clone())).collect()
     }
 
-    fn groups(&self) -> Vec<(ParamId, ParamGroup)> {
+    fn groups(&self, _: f64) -> Vec<(ParamId, ParamGroup)> {
         let vectors = self.kept.params().filter(|(_, p)| p.value().dims().len() == 1);
         vectors.map(|(_, p)| (p.id(), ParamGroup { decay: false, ..ParamGroup::default() })).collect()
     }

@@ -160,10 +160,12 @@ fn attentions(figures: &mut Figures) {
         let segments: Vec<_> =
             (0..batch).map(|b| Segment { q_start: b * t, q_len: t, k_start: b * t, k_len: t }).collect();
         let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; rows * heads]);
-        let f = best(|| attention::forward(&q, &k, &v, &segments, &shape, &mut out, &mut lse));
+        let f = best(|| attention::forward(&q, &k, &v, None, &segments, &shape, &mut out, &mut lse));
         let (mut gq, mut gk, mut gv) = (q.clone(), k.clone(), v.clone());
         let b = best(|| {
-            attention::backward(&g, &q, &k, &v, &out, &lse, &segments, &shape, &mut gq, &mut gk, &mut gv);
+            attention::backward(
+                &g, &q, &k, &v, None, &out, &lse, &segments, &shape, &mut gq, &mut gk, &mut gv,
+            );
         });
         let pairs = (batch * heads * t * (t + 1) / 2 * d) as f64;
         let case = format!("attention {batch}×{t}, {heads}/{kv_heads} heads of {d}");
@@ -180,7 +182,7 @@ fn one_query(figures: &mut Figures) {
             Shape { heads, kv_heads, head_dim: d, scale: 0.125, reach: attention::Reach::ALL, causal: true };
         let s = [Segment { q_start: 0, q_len: 1, k_start: 0, k_len: t }];
         let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; heads]);
-        let f = best(|| attention::forward(&q, &k, &v, &s, &shape, &mut out, &mut lse));
+        let f = best(|| attention::forward(&q, &k, &v, None, &s, &shape, &mut out, &mut lse));
         let bytes = (2 * t * kv_heads * d * 4) as f64;
         figures.add(
             "kernels",

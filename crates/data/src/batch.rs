@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ramekin_core::{Draws, Rng};
+use ramekin_slots::Images;
 
 use crate::dataset::Dataset;
 use crate::example::IGNORED;
@@ -27,6 +28,8 @@ pub struct Batch {
     pub segments: Vec<Range<usize>>,
     /// For each segment the numbers to predict of it; mostly none.
     pub targets: Vec<Vec<f32>>,
+    /// The images that ids are numbers of, where rows are images.
+    pub images: Option<Arc<Images>>,
     /// How many rows the batch was made of.
     pub rows: usize,
 }
@@ -54,7 +57,7 @@ impl Batch {
 
     /// A batch of these rows of a data set, in this order.
     pub fn of_rows<'a>(data: &Dataset, rows: impl IntoIterator<Item = &'a Row>) -> Self {
-        let mut batch = Batch::default();
+        let mut batch = Batch { images: data.images.clone(), ..Batch::default() };
         for row in rows {
             batch.push(data, row);
         }
@@ -145,7 +148,7 @@ impl Sampler {
     /// Micro-batch `micro` of step `step`, both from 0. Empty only if the data set is.
     pub fn batch(&self, step: usize, micro: usize) -> Batch {
         let first = (step as u64 * self.micros_per_step as u64 + micro as u64) * self.rows_per_micro as u64;
-        let mut batch = Batch::default();
+        let mut batch = Batch { images: self.data.images.clone(), ..Batch::default() };
         for p in first..first + self.rows_per_micro as u64 {
             if let Some(row) = self.row_at(p) {
                 batch.push(&self.data, row);

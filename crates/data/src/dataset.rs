@@ -1,10 +1,11 @@
 //! Loading a data set: rows in, examples and packed rows out, with a report.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::Result;
 use ramekin_core::{BadSetting, UserError};
-use ramekin_slots::Rows;
+use ramekin_slots::{Images, Rows};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -58,6 +59,8 @@ pub struct Dataset {
     pub kind: Rows,
     /// The examples held out by `split`.
     pub dev: Option<Box<Dataset>>,
+    /// The images that ids are numbers of, where rows are images.
+    pub images: Option<Arc<Images>>,
 }
 
 /// Rows taken through tokenising together; bounds what lies in memory as text.

@@ -330,7 +330,7 @@ settings! {
 settings! {
     /// Settings of `data = { kind = "builtin", … }`: text and tasks that the project writes itself.
     BuiltinSettings {
-        /// Which text or task: `tiny-text`, `records`, `counts`, `preferences` or `colours`.
+        /// Which text or task: `tiny-text`, `records`, `counts`, `preferences`, `colours`, or `glyphs` (images).
         name: String,
         /// Seed of what is written; the same seed writes the same rows.
         #[serde(default)]
@@ -368,7 +368,8 @@ fn default_rows() -> usize {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TokensSettings {
-    /// The `.safetensors` file.
+    /// The `.safetensors` file: `input_ids` and perhaps `attention_mask` and `labels`, or `pixel_values` and
+    /// `labels` for a model of images.
     pub path: PathBuf,
     /// Whether every step takes all of the file's rows, in order; else they are dealt out like any other rows.
     #[serde(default = "yes")]

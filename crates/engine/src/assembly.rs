@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use ramekin_core::{Array, BadRecipe, DType, Elsewhere, Ledger, Meter, Param, Rng, UserError, meter};
+use ramekin_core::{Array, DType, Elsewhere, Ledger, Meter, Param, Rng, UserError, meter};
 use ramekin_data::Tokenizer;
 use ramekin_recipe::{Adapter as AdapterChoice, Dtype, Model as ModelChoice, Part};
 use ramekin_registry::{AnyPart, Slot};
@@ -18,11 +18,12 @@ use ramekin_slots::{
 use ramekin_tape::Value;
 use serde_json::Value as Json;
 
+use crate::around::Around;
 use crate::inputs::{self, Origin};
 use crate::saved::{Headless, read, saved_adapter};
 use crate::shared::Shared;
 use crate::source::{FileSource, MemorySource};
-use crate::{blame, compat, parts, sparse};
+use crate::{around, blame, compat, parts, sparse};
 
 /// What a stage wants to stand on.
 #[derive(Clone)]
@@ -33,6 +34,8 @@ pub struct Blueprint {
     pub quantizer: Option<Part>,
     /// What is attached, in order.
     pub adapters: Vec<AdapterChoice>,
+    /// What leaves fewer tokens, attached behind the adapters.
+    pub reducers: Vec<Part>,
     /// Which weights of the base train; the model is then held dense, unless a quantizer says otherwise.
     pub selection: Option<Part>,
     /// What brings parts of several slots; its adapters are attached after the others.
@@ -74,11 +77,20 @@ pub struct Attached {
     /// Its part's name.
     pub kind: String,
     /// What its parameters are entered under.
-    entered: String,
+    pub(crate) entered: String,
+    /// What it does around the blocks.
+    pub around: Around,
     /// The adapter.
     pub adapter: Box<dyn Adapter>,
     /// Paths of the linears it sits at.
     pub sites: Vec<String>,
+}
+
+/// What a stage attaches to its model.
+#[derive(Clone, Copy)]
+enum Choice<'a> {
+    Adapter(&'a AdapterChoice),
+    Reducer(&'a Part),
 }
 
 /// A selection's place in the recipe.
@@ -133,6 +145,7 @@ impl Blueprint {
             model,
             quantizer: None,
             adapters: Vec::new(),
+            reducers: Vec::new(),
             selection: None,
             method: None,
             placement: None,
@@ -246,8 +259,12 @@ impl Blueprint {
             heads: BTreeMap::new(),
         };
         drop(aside);
-        for (index, choice) in self.adapters.iter().enumerate() {
-            assembly.attach(self, index, choice, shape_only)?;
+        for choice in &self.adapters {
+            assembly.attach(self, Choice::Adapter(choice), shape_only)?;
+        }
+        for part in &self.reducers {
+            around::check_attention(self, part, assembly.model.facts())?;
+            assembly.attach(self, Choice::Reducer(part), shape_only)?;
         }
         if let Some(part) = &self.method {
             assembly.install(self, part, shape_only)?;
@@ -257,7 +274,7 @@ impl Blueprint {
         } else if self.full_training {
             assembly.train_everything()?;
         }
-        assembly.check_network()?;
+        around::check(&assembly)?;
         Ok(assembly)
     }
 
@@ -382,21 +399,22 @@ fn check_tokenizer(tokenizer: Option<&Tokenizer>, facts: &ModelFacts) -> Result<
 }
 
 impl Assembly {
-    fn attach(
-        &mut self,
-        plan: &Blueprint,
-        index: usize,
-        choice: &AdapterChoice,
-        shape_only: bool,
-    ) -> Result<()> {
-        let ((kind, mut adapter), owner, saved) = match choice {
-            AdapterChoice::New(part) => ((part.kind.clone(), parts::adapter(part)?), part.path.clone(), None),
-            AdapterChoice::Saved { folder, path } => {
+    fn attach(&mut self, plan: &Blueprint, choice: Choice<'_>, shape_only: bool) -> Result<()> {
+        let index = self.adapters.len();
+        let ((kind, mut adapter), slot, owner, saved) = match choice {
+            Choice::Adapter(AdapterChoice::New(part)) => {
+                ((part.kind.clone(), parts::adapter(part)?), "adapter", part.path.clone(), None)
+            }
+            Choice::Reducer(part) => {
+                ((part.kind.clone(), parts::reducer(part)?), "reducer", part.path.clone(), None)
+            }
+            Choice::Adapter(AdapterChoice::Saved { folder, path }) => {
                 let folder = plan.base_dir.join(folder);
-                (saved_adapter(&folder)?, path.clone(), Some(folder))
+                (saved_adapter(&folder)?, "adapter", path.clone(), Some(folder))
             }
         };
-        let owner = if owner.is_empty() { format!("adapter.{index}") } else { owner };
+        let owner = if owner.is_empty() { format!("{slot}.{index}") } else { owner };
+        let before = Around::of(&self.sites);
         // A compressed adapter may count from its own start, which is drawn as it was the first time.
         let sparse = saved.as_deref().map(sparse::Sparse::find).transpose()?.flatten();
         let (seed, drawn_as) = match sparse.as_ref().and_then(sparse::Sparse::start) {
@@ -405,8 +423,10 @@ impl Assembly {
         };
         let attached = self.put(plan, &mut *adapter, index, (seed, &drawn_as), shape_only);
         let sites = match choice {
-            AdapterChoice::New(part) => parts::placed(part, attached)?,
-            AdapterChoice::Saved { folder, .. } => {
+            Choice::Adapter(AdapterChoice::New(part)) | Choice::Reducer(part) => {
+                parts::placed(part, attached)?
+            }
+            Choice::Adapter(AdapterChoice::Saved { folder, .. }) => {
                 attached.with_context(|| format!("the adapter in `{folder}`"))?
             }
         };
@@ -422,7 +442,8 @@ impl Assembly {
                 adapter.load(&mut file)?;
             }
         }
-        self.adapters.push(Attached { owner, kind, entered: drawn_as, adapter, sites });
+        let around = Around::of(&self.sites).without(before);
+        self.adapters.push(Attached { owner, kind, entered: drawn_as, around, adapter, sites });
         Ok(())
     }
 
@@ -451,33 +472,14 @@ impl Assembly {
     fn install(&mut self, plan: &Blueprint, part: &Part, shape_only: bool) -> Result<()> {
         let owner = if part.path.is_empty() { "method" } else { &part.path };
         for mut adapter in parts::installed(part)?.adapters {
-            let index = self.adapters.len();
+            let (index, before) = (self.adapters.len(), Around::of(&self.sites));
             let attached = self.put(plan, &mut *adapter, index, (plan.seed, owner), shape_only);
             let sites = parts::placed(part, attached)?;
             let (owner, kind) = (owner.to_owned(), part.kind.clone());
-            self.adapters.push(Attached { entered: owner.clone(), owner, kind, adapter, sites });
+            let around = Around::of(&self.sites).without(before);
+            self.adapters.push(Attached { entered: owner.clone(), owner, kind, around, adapter, sites });
         }
         Ok(())
-    }
-
-    /// Beside a network that runs without tape nothing inside the backbone can train.
-    fn check_network(&self) -> Result<()> {
-        if self.sites.around().network().is_none() {
-            return Ok(());
-        }
-        let beside: Vec<&Attached> = self.adapters.iter().filter(|a| a.adapter.runs_beside()).collect();
-        let ledger = self.ledger.borrow();
-        let of_network = |owner: &str| beside.iter().any(|a| a.entered == owner);
-        let inside = ledger.entries().iter().find(|e| e.is_trainable() && !of_network(&e.owner));
-        let (Some(entry), Some(network)) = (inside, beside.first()) else { return Ok(()) };
-        let other = self.adapters.iter().find(|a| a.entered == entry.owner);
-        let other = other.map_or_else(|| entry.owner.clone(), |a| format!("adapter/{}", a.kind));
-        let title = format!("`adapter/{}` cannot go with `{other}`", network.kind);
-        Err(BadRecipe::new(title)
-            .at(&network.owner, "runs the backbone without tape")
-            .at(&entry.owner, format!("trains `{}`, which would get no gradient", entry.name))
-            .help("keep one of the two")
-            .into())
     }
 
     /// Lets a selection choose what trains.

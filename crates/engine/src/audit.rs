@@ -75,8 +75,9 @@ fn probes(batch: &LabelledBatch, rows: Rows) -> Vec<LabelledBatch> {
     for (i, segments) in batch.flat.segments.chunks_exact(each).enumerate() {
         let (mut sequences, mut labels, mut learns) = (Vec::new(), Vec::new(), true);
         for segment in segments {
-            // The end of a segment holds the answer; positions may start anywhere.
-            let from = segment.end.saturating_sub(PROBE_TOKENS).max(segment.start);
+            // The end of a segment holds the answer; positions may start anywhere. An image is whole.
+            let cut = if batch.flat.images.is_some() { segment.len() } else { PROBE_TOKENS };
+            let from = segment.end.saturating_sub(cut).max(segment.start);
             sequences.push(batch.flat.ids[from..segment.end].to_vec());
             let own = &batch.labels[from..segment.end];
             learns &= rows == Rows::Targets || own.iter().any(|l| *l != -100);
@@ -86,7 +87,8 @@ fn probes(batch: &LabelledBatch, rows: Rows) -> Vec<LabelledBatch> {
             continue;
         }
         let targets = batch.targets.iter().skip(i * each).take(each).cloned().collect();
-        found.push(LabelledBatch { flat: FlatBatch::new(&sequences), labels, targets });
+        let flat = FlatBatch { images: batch.flat.images.clone(), ..FlatBatch::new(&sequences) };
+        found.push(LabelledBatch { flat, labels, targets });
         if found.len() == 4 {
             break;
         }
@@ -98,8 +100,9 @@ fn joined(parts: &[LabelledBatch]) -> LabelledBatch {
     let of = |p: &LabelledBatch| -> Vec<Vec<u32>> {
         p.flat.segments.iter().map(|s| p.flat.ids[s.clone()].to_vec()).collect()
     };
+    let flat = FlatBatch::new(&parts.iter().flat_map(of).collect::<Vec<_>>());
     LabelledBatch {
-        flat: FlatBatch::new(&parts.iter().flat_map(of).collect::<Vec<_>>()),
+        flat: FlatBatch { images: parts.first().and_then(|p| p.flat.images.clone()), ..flat },
         labels: parts.iter().flat_map(|p| p.labels.iter().copied()).collect(),
         targets: parts.iter().flat_map(|p| p.targets.iter().cloned()).collect(),
     }
@@ -116,7 +119,11 @@ fn leak(assembly: &Assembly, trainer: &Trainer, parts: &[LabelledBatch]) -> Resu
     let before = states(assembly, trainer, all.flat.clone())?;
     let first = all.flat.segments[0].clone();
     let mut ids = all.flat.ids.to_vec();
-    ids[first.start] = (ids[first.start] + 1) % assembly.model.facts().vocab_size as u32;
+    let others = match &all.flat.images {
+        Some(images) => images.len(),
+        None => assembly.model.facts().vocab_size,
+    };
+    ids[first.start] = (ids[first.start] + 1) % others as u32;
     let changed = FlatBatch { ids: Rc::new(ids), ..all.flat.clone() };
     let after = states(assembly, trainer, changed)?;
     let from = first.end * assembly.model.facts().hidden_size;

@@ -112,9 +112,10 @@ pub fn inference(stage: &str, blueprint: &Blueprint, tokens: usize, work: &Work<
     Ok(Bill { tokens, ..finish(stage, &meter, &assembly, load_peak) })
 }
 
-/// One forward over a sequence of this many tokens, with all its logits.
+/// One forward over a sequence of this many tokens, or as many images as make them, with all its logits.
 pub fn forward(assembly: &Assembly, tokens: usize) -> Result<()> {
-    let batch = FlatBatch::new(&[vec![0u32; tokens.max(1)]]);
+    let each = assembly.model.facts().images.map_or(tokens.max(1), |i| i.tokens);
+    let batch = FlatBatch::new(&vec![vec![0u32; each]; tokens.div_ceil(each).max(1)]);
     let fx = Forward::new(Tape::off(), assembly.sites.clone(), batch, Mode::inference());
     let h = hidden(&assembly.model, &fx, None)?;
     assembly.model.head(&fx, &h).map(drop)

@@ -4,9 +4,27 @@ use anyhow::Result;
 use ramekin_core::{BadRecipe, BadSetting};
 use ramekin_recipe::{Adapter, Part, Recipe, Stage, TrainStage};
 use ramekin_registry::Slot;
+use ramekin_slots::{Objective, Rows};
 
-use crate::assembly::{Assembly, Blueprint};
+use crate::assembly::{Assembly, Attached, Blueprint};
 use crate::parts;
+
+/// Images come with a class each, which the model's own head tells.
+///
+/// # Errors
+/// [`BadRecipe`] if the objective wants other rows.
+pub fn objective(s: &TrainStage, assembly: &Assembly, objective: &dyn Objective) -> Result<()> {
+    let facts = assembly.model.facts();
+    if facts.images.is_none() || objective.rows() == Rows::Tokens {
+        return Ok(());
+    }
+    let words = objective.rows().words();
+    let (kind, model) = (&s.objective.kind, &facts.model_type);
+    Err(BadRecipe::new(format!("`objective/{kind}` cannot go with `{model}`, a model of images"))
+        .at(&s.objective.path, format!("learns from rows with {words}"))
+        .help("`sft`, the default, learns the classes of images by the model's own head")
+        .into())
+}
 
 /// Refuses parts of a stage that make no sense together.
 ///
@@ -14,6 +32,7 @@ use crate::parts;
 /// [`BadRecipe`] with both places.
 pub fn check(index: usize, s: &TrainStage, plan: &Blueprint, assembly: &Assembly) -> Result<()> {
     transforms(s, plan, assembly)?;
+    reducers(index, s, plan, assembly)?;
     let at = |key: &str| format!("stage.{index}.{key}");
     let Some(placement) = plan.placement.as_ref().filter(|_| assembly.is_streamed()) else { return Ok(()) };
     let estimator = parts::estimator(&s.estimator)?;
@@ -118,6 +137,24 @@ pub(crate) fn trains_away(placement: &Part, culprit: &str, what: &str) -> BadRec
         .at(&placement.path, "keeps the blocks' weights elsewhere, as they were loaded")
         .at(culprit, "changes some of them")
         .help("train an adapter, or keep the weights with `placement = { kind = \"resident\" }`")
+}
+
+/// What a reducer learns is saved as adapters are, and a stage that trains the base leaves a model alone.
+fn reducers(index: usize, s: &TrainStage, plan: &Blueprint, assembly: &Assembly) -> Result<()> {
+    let learns = |part: &&Part| {
+        let of = |a: &&Attached| a.owner == part.path && !a.adapter.params().is_empty();
+        assembly.adapters.iter().any(|a| of(&a))
+    };
+    let Some(part) = s.reducer.iter().find(learns).filter(|_| plan.trains_base()) else { return Ok(()) };
+    let (trains, what) = match &plan.selection {
+        Some(selection) => (selection.path.clone(), format!("`selection/{}`", selection.kind)),
+        None => (format!("stage.{index}.kind"), "training every weight".to_owned()),
+    };
+    Err(BadRecipe::new(format!("`reducer/{}` cannot go with {what}", part.kind))
+        .at(&part.path, "has parameters of its own, which are saved beside an adapter")
+        .at(trains, "leaves a model alone")
+        .help("train an adapter beside it, or merge with `kind = \"tome\"`, which learns nothing")
+        .into())
 }
 
 /// Transforms look at what trains; a refusal also names who decides that.

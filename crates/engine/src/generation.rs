@@ -149,7 +149,12 @@ impl Stepper for Lanes<'_> {
             segments.push(begin..ids.len());
             first.push(kept.len());
         }
-        let batch = FlatBatch { ids: ids.into(), positions: positions.into(), segments: segments.into() };
+        let batch = FlatBatch {
+            ids: ids.into(),
+            positions: positions.into(),
+            segments: segments.into(),
+            images: None,
+        };
         let mode = Mode { adapters: self.adapters, ..Mode::inference() };
         let mut fx = Forward::new(Tape::off(), self.assembly.sites.clone(), batch, mode);
         if let Some(cache) = &self.cache {

@@ -27,6 +27,7 @@
 //!
 //! Nothing below this crate knows a recipe.
 
+pub mod around;
 pub mod assembly;
 pub mod audit;
 pub mod bill;

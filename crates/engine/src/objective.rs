@@ -129,7 +129,13 @@ fn same_vocabulary(one: &Assembly, other: &Assembly, setting: &str, place: &str)
         Err(blame::at(&at, format!("`{setting}` is a model with another vocabulary: {why}"), label, None))
     };
     if a != b {
-        return differ(format!("`{}` has {b} entries, `{}` has {a}", other.label, one.label));
+        let kinds = [one, other].map(|m| &m.model.facts().model_type);
+        let apart = if kinds[0] == kinds[1] {
+            String::new()
+        } else {
+            format!("; one is a `{}`, the other a `{}`", kinds[1], kinds[0])
+        };
+        return differ(format!("`{}` has {b} entries, `{}` has {a}{apart}", other.label, one.label));
     }
     let (Some(x), Some(y)) = (&one.tokenizer, &other.tokenizer) else { return Ok(()) };
     let size = x.vocab_size().max(y.vocab_size()) as u32;

@@ -46,6 +46,8 @@ makers! {
     quantizer: Quantizer => Quantizer;
     /// An adapter, not attached.
     adapter: Adapter => Adapter;
+    /// A reducer, not attached.
+    reducer: Reducer => Adapter;
     /// A selection, not attached.
     selection: Selection => Selection;
     /// A method, not installed.

@@ -63,6 +63,11 @@ impl Carry {
         self.adapters.clear();
     }
 
+    /// The next stage also stands on these, which act on what a model computes and not on its weights.
+    pub fn keep_reducers(&mut self, folders: Vec<String>) {
+        self.adapters = folders;
+    }
+
     /// The next stage stands on the same base with these adapters.
     pub fn leave_adapters(&mut self, blueprint: &Blueprint, folders: Vec<String>) {
         self.model = Some(blueprint.model.clone());
@@ -186,6 +191,7 @@ fn blueprint(
     Ok(Blueprint {
         quantizer,
         adapters,
+        reducers: stage.reducers().to_vec(),
         selection,
         method,
         placement: stage.placement().cloned(),

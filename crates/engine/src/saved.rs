@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use ramekin_core::{Array, Category, UserError};
-use ramekin_registry::{AnyPart, load_adapter};
+use ramekin_registry::{AnyPart, Slot, find, load_adapter};
 use ramekin_slots::{Adapter, WeightInfo, WeightSource};
 use serde_json::Value as Json;
 
@@ -73,6 +73,22 @@ impl WeightSource for Headless {
     }
 }
 
+/// Whether a folder holds a saved reducer.
+///
+/// # Errors
+/// If it holds nothing that can be read.
+pub fn is_reducer(folder: &Path) -> Result<bool> {
+    Ok(find(Slot::Reducer, &saved_kind(folder)?).is_ok())
+}
+
+/// The name of the part that a folder holds.
+///
+/// # Errors
+/// If it holds nothing that can be read.
+pub fn saved_kind(folder: &Path) -> Result<String> {
+    Ok(saved_adapter(folder)?.0)
+}
+
 /// The adapter that a folder's `adapter_config.json` describes, not attached.
 pub fn saved_adapter(folder: &Path) -> Result<(String, Box<dyn Adapter>)> {
     let file = folder.join("adapter_config.json");
@@ -92,7 +108,7 @@ pub fn saved_adapter(folder: &Path) -> Result<(String, Box<dyn Adapter>)> {
         }
     }
     match load_adapter(&config)? {
-        (name, AnyPart::Adapter(a)) => Ok((name.to_owned(), a)),
+        (name, AnyPart::Adapter(a) | AnyPart::Reducer(a)) => Ok((name.to_owned(), a)),
         _ => unreachable_slot("adapter"),
     }
 }

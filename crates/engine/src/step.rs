@@ -41,6 +41,7 @@ impl LabelledBatch {
             ids: Rc::new(batch.ids),
             positions: Rc::new(batch.positions),
             segments: Rc::new(batch.segments),
+            images: batch.images,
         };
         LabelledBatch { flat, labels: batch.labels, targets: batch.targets }
     }
@@ -99,17 +100,22 @@ fn blocks(
         let h = path.forward(fx, model, h, policy)?;
         return model.final_norm(fx, &h);
     }
+    let mut fx = fx.clone();
     for i in 0..model.facts().blocks {
         h = match policy {
-            None => model.block(i, fx, &h)?,
+            None => model.block(i, &fx, &h)?,
             Some(policy) => {
                 let model = model.clone();
                 let block: Block = Rc::new(move |fx, x| model.block(i, fx, x));
-                policy.run(fx, i, block, &h)?
+                policy.run(&fx, i, block, &h)?
             }
         };
+        // Fewer tokens, where a reducer has left some out.
+        fx = fx.after(i).unwrap_or(fx);
     }
-    model.final_norm(fx, &h)
+    let y = model.final_norm(&fx, &h)?;
+    drop(h);
+    fx.spread(y)
 }
 
 /// The backbone without tape, its states to the network beside it.

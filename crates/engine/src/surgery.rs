@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 
 use anyhow::{Context, Result, ensure};
-use ramekin_core::{Array, Category, UserError};
+use ramekin_core::{Array, BadSetting, Category};
 use ramekin_slots::{MlpSite, Model};
 use serde_json::{Value as Json, json};
 
@@ -36,14 +36,15 @@ enum Side {
 /// The MLP of every block.
 ///
 /// # Errors
-/// [`UserError`] if a block has none that channels can be cut from.
+/// [`BadSetting`] of the pruner's `kind` if a block has none that channels can be cut from.
 pub fn mlps(model: &dyn Model) -> Result<Vec<MlpSite>> {
     (0..model.facts().blocks)
         .map(|block| {
             model.mlp(block).ok_or_else(|| {
                 let kind = &model.facts().model_type;
-                UserError::new(format!("block {block} of this `{kind}` has no MLP whose channels can be cut"))
-                    .into()
+                let why =
+                    format!("cuts channels of MLPs, and block {block} of this `{kind}` has none to be cut");
+                BadSetting::new("kind", why).into()
             })
         })
         .collect()

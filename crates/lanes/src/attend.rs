@@ -117,10 +117,10 @@ impl<R: Rule, S: Storage> Cache<R, S> {
         let mut lse = vec![0.0f32; rows.positions.len() * rows.spec.heads];
         // Rows outside the segments belong to later tokens and are written after this.
         match rows.prefix {
-            None => kernel::forward(rows.q, rows.k, rows.v, &segments, &shape, out, &mut lse),
+            None => kernel::forward(rows.q, rows.k, rows.v, None, &segments, &shape, out, &mut lse),
             Some(prefix) => {
                 let (k, v, longer) = with_prefix(rows, prefix, &segments);
-                kernel::forward(rows.q, &k, &v, &longer, &shape, out, &mut lse);
+                kernel::forward(rows.q, &k, &v, None, &longer, &shape, out, &mut lse);
             }
         }
         for ((sequence, range), s) in prompts.iter().zip(&segments) {

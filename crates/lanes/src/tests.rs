@@ -92,7 +92,7 @@ fn prompt_and_later_tokens_are_one_attention() {
         }
         let s = Segment { q_start: 0, q_len: 20, k_start: 0, k_len: 20 };
         let [q, k, v] = &text.0;
-        let (want, _) = reference::forward(&wide(q), &wide(k), &wide(v), &[s], &spec.shape());
+        let (want, _) = reference::forward(&wide(q), &wide(k), &wide(v), None, &[s], &spec.shape());
         close(&found, &want);
     }
 }
@@ -141,7 +141,7 @@ fn a_prefix_is_seen_by_all_and_dropped_by_none() {
     let with = |seed, x: &[f32]| [wide(&normal(seed, 3, 2)), wide(x)].concat();
     let s = Segment { q_start: 0, q_len: 10, k_start: 0, k_len: 13 };
     let (k, v, q) = (with(8, &k[..120]), with(9, &v[..120]), wide(&q[..240]));
-    let (want, lse) = reference::forward(&q, &k, &v, &[s], &SPEC.shape());
+    let (want, lse) = reference::forward(&q, &k, &v, None, &[s], &SPEC.shape());
     close(&found, &want);
     // What was added up is the weight on the own entries alone, and one of them is gone.
     let weight = |i: usize, h: usize, j: usize| {

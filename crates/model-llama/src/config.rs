@@ -1,8 +1,8 @@
 //! `config.json` of the family, in the old and the new style.
 
 use anyhow::Result;
-use ramekin_core::BadSetting;
 use ramekin_slots::ModelFacts;
+use ramekin_slots::config::{eps, flag, size, size_or, wrong};
 use ramekin_tape::ops::{Activation, Reach};
 use serde_json::Value as Json;
 
@@ -35,33 +35,6 @@ pub struct LlamaConfig {
     pub qk_norm: bool,
     /// What each layer's tokens see.
     pub reach: Vec<Reach>,
-}
-
-/// The caller knows which file or table the field stands in.
-pub(crate) fn wrong(key: &str, message: impl Into<String>) -> anyhow::Error {
-    BadSetting::new(key, message).into()
-}
-
-fn size(config: &Json, key: &str) -> Result<usize> {
-    match config.get(key) {
-        None | Some(Json::Null) => Err(wrong(key, "is missing")),
-        Some(v) => v
-            .as_u64()
-            .filter(|n| (1..=1 << 40).contains(n))
-            .map(|n| n as usize)
-            .ok_or_else(|| wrong(key, format!("is {v}; it must be a whole number of at least 1"))),
-    }
-}
-
-fn size_or(config: &Json, key: &str, default: usize) -> Result<usize> {
-    if config.get(key).is_none_or(Json::is_null) { Ok(default) } else { size(config, key) }
-}
-
-fn flag(config: &Json, key: &str, default: bool) -> Result<bool> {
-    match config.get(key) {
-        None | Some(Json::Null) => Ok(default),
-        Some(v) => v.as_bool().ok_or_else(|| wrong(key, format!("is {v}; it must be true or false"))),
-    }
 }
 
 impl LlamaConfig {
@@ -100,11 +73,7 @@ impl LlamaConfig {
         if act != "silu" {
             return Err(wrong("hidden_act", format!("is \"{act}\"; this family has \"silu\"")));
         }
-        let eps = &config["rms_norm_eps"];
-        let rms_norm_eps = if eps.is_null() { 1e-6 } else { eps.as_f64().unwrap_or(0.0) };
-        if rms_norm_eps <= 0.0 {
-            return Err(wrong("rms_norm_eps", format!("is {eps}; it must be above 0")));
-        }
+        let rms_norm_eps = eps(config, "rms_norm_eps", 1e-6)?;
         let attention_bias = flag(config, "attention_bias", false)?;
         let qwen2 = model_type == "qwen2";
         Ok(LlamaConfig {
@@ -149,6 +118,7 @@ impl LlamaConfig {
             reach: self.reach.clone(),
             activation: Activation::Silu,
             halves: Vec::new(), // known once the layers have names
+            images: None,
         }
     }
 }

@@ -1,9 +1,8 @@
 //! Rotary frequencies with their scaling rules.
 
 use anyhow::Result;
+use ramekin_slots::config::wrong;
 use serde_json::Value as Json;
-
-use crate::config::wrong;
 
 /// Base and scaling of the rotary angles.
 #[derive(Clone, Debug, PartialEq)]

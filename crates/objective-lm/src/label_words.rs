@@ -13,7 +13,9 @@ use std::rc::Rc;
 use anyhow::Result;
 use ramekin_core::BadSetting;
 use ramekin_registry::{Part, part};
-use ramekin_slots::{Figure, Labelled, Loss, Objective, ObjectiveAttach, ObjectiveContext, Words};
+use ramekin_slots::{
+    Figure, Labelled, Loss, ModelFacts, Objective, ObjectiveAttach, ObjectiveContext, Words,
+};
 use ramekin_tape::ops;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -65,11 +67,15 @@ impl Part for LabelWords {
 }
 
 /// The one token that a word is.
-fn token(word: &LabelWord, words: Option<&dyn Words>, vocabulary: usize) -> Result<u32> {
+fn token(word: &LabelWord, words: Option<&dyn Words>, facts: &ModelFacts) -> Result<u32> {
+    let vocabulary = facts.vocab_size;
     let wrong = |why: String| Err(BadSetting::new("label_words", why).into());
     let text = match word {
         LabelWord::Id(id) if (*id as usize) < vocabulary => return Ok(*id),
-        LabelWord::Id(id) => return wrong(format!("holds {id}; the vocabulary has {vocabulary} tokens")),
+        LabelWord::Id(id) => {
+            let kind = &facts.model_type;
+            return wrong(format!("holds {id}; the vocabulary of this `{kind}` has {vocabulary} tokens"));
+        }
         LabelWord::Text(text) => text,
     };
     let Some(words) = words else {
@@ -122,7 +128,7 @@ impl Objective for LabelWords {
         }
         let mut ids = Vec::new();
         for word in words {
-            let id = token(word, cx.words, cx.facts.vocab_size)?;
+            let id = token(word, cx.words, cx.facts)?;
             if ids.contains(&id) {
                 return Err(BadSetting::new("label_words", format!("names token {id} twice")).into());
             }

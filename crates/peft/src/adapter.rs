@@ -72,7 +72,7 @@ impl<M: Method> Adapter for PeftAdapter<M> {
         self.kept.params().map(|(key, p)| (key.to_owned(), p.clone())).collect()
     }
 
-    fn groups(&self) -> Vec<(ParamId, ParamGroup)> {
+    fn groups(&self, _: f64) -> Vec<(ParamId, ParamGroup)> {
         self.method.groups(&self.kept)
     }
 

@@ -66,6 +66,29 @@ pub fn check_training(doc: &Doc, stages: &[Stage], errors: &mut Diagnostics) {
     }
 }
 
+/// A model whose tokens are merged continues no text.
+pub fn check_reducers(doc: &Doc, stages: &[Stage], errors: &mut Diagnostics) {
+    let mut carried: Option<&Part> = None;
+    for stage in stages {
+        if stage.model().is_some() {
+            carried = None;
+        }
+        carried = stage.reducers().first().or(carried);
+        if let (Stage::Generate(s), Some(part)) = (stage, carried) {
+            let title = format!("`reducer/{}` cannot go with a stage that generates", part.kind);
+            let place = |part: &Part, label: &str| (part.path.clone(), label.to_owned());
+            errors.push(doc.mistake(
+                title,
+                &[
+                    place(part, "merges tokens of a model that sees all of an image"),
+                    place(&s.decode, "asks for the next token of a text"),
+                    place(&s.kv, "keeps what came before it"),
+                ],
+            ));
+        }
+    }
+}
+
 /// A selection trains the base, an adapter stands on a base that stays.
 fn beside_adapter(doc: &Doc, i: usize, stage: &Stage, selection: &Part) -> Diagnostic {
     let trains = (&*selection.path, "trains weights of the base");

@@ -59,6 +59,7 @@ impl Stage {
                 all.one("placement", &mut s.placement);
                 all.perhaps("attention", &mut s.attention);
                 all.adapters(&mut s.adapter);
+                all.list("reducer", &mut s.reducer);
                 all.perhaps("selection", &mut s.selection);
                 all.perhaps("method", &mut s.method);
                 all.one("estimator", &mut s.estimator);
@@ -108,6 +109,7 @@ impl Stage {
                 all.one("placement", &mut s.placement);
                 all.perhaps("attention", &mut s.attention);
                 all.adapters(&mut s.adapter);
+                all.list("reducer", &mut s.reducer);
                 all.one("objective", &mut s.objective);
                 all.one("data", &mut s.data);
                 all.one("decode", &mut s.decode);
@@ -118,6 +120,7 @@ impl Stage {
                 all.one("placement", &mut s.placement);
                 all.perhaps("attention", &mut s.attention);
                 all.adapters(&mut s.adapter);
+                all.list("reducer", &mut s.reducer);
             }
             Stage::Search(s) => all.one("search", &mut s.search),
             Stage::Bench(_) => {}

@@ -3,7 +3,7 @@
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value as Json};
 
-use crate::check::{Check, check_training};
+use crate::check::{Check, check_reducers, check_training};
 use crate::decode::Subtree;
 use crate::diagnostic::Diagnostics;
 use crate::doc::Doc;
@@ -59,6 +59,7 @@ impl Recipe {
         let stage = read_stages(doc, &mut errors);
         if errors.is_empty() {
             check_training(doc, &stage, &mut errors);
+            check_reducers(doc, &stage, &mut errors);
         }
         let name = top.as_ref().and_then(|top| top.name.clone()).unwrap_or_else(|| stem(doc));
         if let Err(why) = check_name(&name) {

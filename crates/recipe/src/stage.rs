@@ -112,6 +112,20 @@ impl Stage {
         }
     }
 
+    /// What leaves fewer tokens, in order.
+    pub fn reducers(&self) -> &[Part] {
+        match self {
+            Stage::Train(s) => &s.reducer,
+            Stage::Eval(s) => &s.reducer,
+            Stage::Logits(s) => &s.reducer,
+            Stage::Generate(_)
+            | Stage::Merge(_)
+            | Stage::Search(_)
+            | Stage::Compress(_)
+            | Stage::Bench(_) => &[],
+        }
+    }
+
     /// Where weights live, in a stage that says so.
     pub fn placement(&self) -> Option<&Part> {
         match self {
@@ -358,6 +372,10 @@ pub struct EvalStage {
     #[serde(default, deserialize_with = "one_or_many")]
     #[schemars(schema_with = "many::<{ slot::ADAPTER }>")]
     pub adapter: Vec<Adapter>,
+    /// What leaves fewer tokens to the blocks that follow, of which there can be one. Default: nothing.
+    #[serde(default, deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "many::<{ slot::REDUCER }>")]
+    pub reducer: Vec<Part>,
     /// The held rows.
     #[schemars(schema_with = "one::<{ slot::DATA }>")]
     pub data: Part,
@@ -412,7 +430,12 @@ pub struct LogitsStage {
     #[serde(default, deserialize_with = "one_or_many")]
     #[schemars(schema_with = "many::<{ slot::ADAPTER }>")]
     pub adapter: Vec<Adapter>,
-    /// A safetensors file with `input_ids` and perhaps `attention_mask` and `labels`.
+    /// What leaves fewer tokens to the blocks that follow, of which there can be one. Default: nothing.
+    #[serde(default, deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "many::<{ slot::REDUCER }>")]
+    pub reducer: Vec<Part>,
+    /// A safetensors file with `input_ids` and perhaps `attention_mask` and `labels`, or with `pixel_values` and
+    /// perhaps `labels`.
     pub input: String,
     /// Whether gradients of the mean loss are written too. Default: false.
     #[serde(default)]

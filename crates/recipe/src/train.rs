@@ -33,6 +33,10 @@ pub struct TrainStage {
     #[serde(default, deserialize_with = "one_or_many")]
     #[schemars(schema_with = "many::<{ slot::ADAPTER }>")]
     pub adapter: Vec<Adapter>,
+    /// What leaves fewer tokens to the blocks that follow, of which there can be one. Default: nothing.
+    #[serde(default, deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "many::<{ slot::REDUCER }>")]
+    pub reducer: Vec<Part>,
     /// Which weights of the base train, and when. Default: none with an adapter, else all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "one::<{ slot::SELECTION }>")]

@@ -20,7 +20,7 @@ pub type FromPeft = fn(&serde_json::Value) -> Option<anyhow::Result<AnyPart>>;
 pub struct Registered {
     /// The part.
     pub entry: PartEntry,
-    /// For adapters: makes the part from a PEFT `adapter_config.json` that is its own.
+    /// For adapters and reducers: makes the part from a PEFT `adapter_config.json` that is its own.
     pub from_peft: Option<FromPeft>,
 }
 
@@ -216,6 +216,9 @@ macro_rules! any {
     };
     (kv, $p:expr) => {
         Ok($crate::AnyPart::Kv(Box::new($p)))
+    };
+    (reducer, $p:expr) => {
+        Ok($crate::AnyPart::Reducer(Box::new($p)))
     };
     (decode, $p:expr) => {
         Ok($crate::AnyPart::Decode(Box::new($p)))

@@ -46,8 +46,8 @@ pub fn layers(sites: &Sites, facts: &ModelFacts) -> Result<Vec<LayerPaths>, BadS
             let need = |setting: &str, names: &[&str]| {
                 find(i, names).ok_or_else(|| {
                     let why = format!(
-                        "needs separate matrices, and layer {i} has no `{}`: fused ones have no mapping here",
-                        names[0]
+                        "needs separate matrices, and layer {i} of this `{}` has no `{}`: fused ones have no mapping here",
+                        facts.model_type, names[0]
                     );
                     BadSetting::new(setting, why)
                 })

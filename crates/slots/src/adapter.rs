@@ -99,8 +99,9 @@ pub trait Adapter {
     fn file(&self, base: &str) -> Result<AdapterFile>;
     /// The parameters with their names as PEFT's `named_parameters` gives them, without `.default`.
     fn params(&self) -> Vec<(String, Arc<Param>)>;
-    /// Rates and decay of parameters that differ from the optimizer's own.
-    fn groups(&self) -> Vec<(ParamId, ParamGroup)> {
+    /// Rates and decay of parameters that differ from the optimizer's own, whose base rate is `lr`.
+    fn groups(&self, lr: f64) -> Vec<(ParamId, ParamGroup)> {
+        let _ = lr;
         Vec::new()
     }
     /// Whether it is a network beside a backbone that runs without tape.

@@ -1,5 +1,5 @@
 //! Sites around the blocks: keys and values before every segment, rows before every segment, the way
-//! through the blocks, and the whole network from outside.
+//! through the blocks, and the whole network from outside; a reducer between every block's attention and MLP.
 //!
 //! Each has room for one adapter a model. All of them are off where [`crate::Mode::adapters`] is.
 
@@ -11,7 +11,7 @@ use anyhow::{Result, bail};
 use ramekin_core::{BadSetting, UserError};
 use ramekin_tape::{Value, ops};
 
-use crate::{ActivationPolicy, FlatBatch, Forward, Model};
+use crate::{ActivationPolicy, FlatBatch, Forward, Model, Reducer};
 
 /// Constant keys and values that every query of every segment sees.
 pub trait AttentionAdapter {
@@ -56,6 +56,7 @@ pub struct Around {
     rows: Place<dyn RowAdapter>,
     path: Place<dyn PathAdapter>,
     network: Place<dyn NetworkAdapter>,
+    reducer: Place<dyn Reducer>,
 }
 
 /// Room for one.
@@ -72,11 +73,14 @@ impl<T: ?Sized> Place<T> {
         self.0.borrow().clone()
     }
 
+    fn is_taken(&self) -> bool {
+        self.0.borrow().is_some()
+    }
+
     fn fill(&self, what: &str, value: Rc<T>) -> Result<()> {
-        if self.0.borrow().is_some() {
+        if self.is_taken() {
             bail!(
-                UserError::new(format!("two adapters want to give this model {what}"))
-                    .help("keep one of them")
+                UserError::new(format!("two parts want to give this model {what}")).help("keep one of them")
             );
         }
         *self.0.borrow_mut() = Some(value);
@@ -115,6 +119,19 @@ impl Around {
     /// If there is one already.
     pub fn attach_network(&self, adapter: Rc<dyn NetworkAdapter>) -> Result<()> {
         self.network.fill("a network beside its backbone", adapter)
+    }
+
+    /// Attaches what makes the tokens fewer.
+    ///
+    /// # Errors
+    /// If there is something already.
+    pub fn attach_reducer(&self, reducer: Rc<dyn Reducer>) -> Result<()> {
+        self.reducer.fill("fewer tokens", reducer)
+    }
+
+    /// What makes the tokens fewer.
+    pub fn reducer(&self) -> Option<Rc<dyn Reducer>> {
+        self.reducer.get()
     }
 
     /// The keys and values.
@@ -196,8 +213,12 @@ impl Longer {
             segments.push(from..ids.len());
             pieces.push((begins, range.clone()));
         }
-        let batch =
-            FlatBatch { ids: Rc::new(ids), positions: Rc::new(positions), segments: Rc::new(segments) };
+        let batch = FlatBatch {
+            ids: Rc::new(ids),
+            positions: Rc::new(positions),
+            segments: Rc::new(segments),
+            images: batch.images.clone(),
+        };
         let h = match pieces.iter().any(|(begins, _)| *begins) {
             true => ops::prepend(&fx.tape, &adapter.rows(fx)?, h, &Rc::new(pieces))?,
             false => h.clone(),

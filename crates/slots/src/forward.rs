@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use ramekin_core::Rng;
@@ -11,17 +12,20 @@ use ramekin_tape::ops::{self, Segment};
 use ramekin_tape::{Tape, Value};
 
 use crate::around::{Longer, pieces};
-use crate::{Attend, KvCache, KvPrefix, Sites};
+use crate::reducer::{Merged, Reducing};
+use crate::{Attend, Images, KvCache, KvPrefix, Sites};
 
 /// Tokens of several independent sequences, one after the other, without padding.
 #[derive(Clone, Debug)]
 pub struct FlatBatch {
-    /// Token ids, `N` of them.
+    /// Token ids, `N` of them; of an image's tokens its number among `images`.
     pub ids: Rc<Vec<u32>>,
     /// Position of each token in its sequence.
     pub positions: Rc<Vec<u32>>,
     /// The sequences, as ranges of tokens.
     pub segments: Rc<Vec<Range<usize>>>,
+    /// The images that the segments are of, where the model reads images.
+    pub images: Option<Arc<Images>>,
 }
 
 impl FlatBatch {
@@ -35,7 +39,18 @@ impl FlatBatch {
             ids.extend_from_slice(s);
             positions.extend(0..s.len() as u32);
         }
-        FlatBatch { ids: Rc::new(ids), positions: Rc::new(positions), segments: Rc::new(segments) }
+        FlatBatch {
+            ids: Rc::new(ids),
+            positions: Rc::new(positions),
+            segments: Rc::new(segments),
+            images: None,
+        }
+    }
+
+    /// These images, in order, for a model that makes so many tokens of one.
+    pub fn of_images(images: Arc<Images>, tokens: usize) -> Self {
+        let numbers: Vec<Vec<u32>> = (0..images.len()).map(|i| vec![i as u32; tokens]).collect();
+        FlatBatch { images: Some(images), ..Self::new(&numbers) }
     }
 
     /// How many tokens.
@@ -94,6 +109,8 @@ pub struct Forward {
     /// Keys and values of earlier tokens; there is one sequence a cache entry.
     pub cache: Option<Rc<RefCell<dyn KvCache>>>,
     segments: Rc<Vec<Segment>>,
+    pub(crate) reducing: Option<Rc<Reducing>>,
+    pub(crate) merged: Option<Merged>,
 }
 
 impl Forward {
@@ -104,7 +121,9 @@ impl Forward {
             batch.positions = Rc::new(batch.positions.iter().map(|p| p + prefix as u32).collect());
         }
         let segments = batch.attention_segments(prefix);
-        Forward { tape, sites, batch, mode, cache: None, segments }
+        let reducer = sites.around().reducer().filter(|_| mode.adapters);
+        let reducing = reducer.map(Reducing::new);
+        Forward { tape, sites, batch, mode, cache: None, segments, reducing, merged: None }
     }
 
     /// The same forward over tokens whose positions are final.
@@ -197,7 +216,9 @@ impl Forward {
             k = ops::prepend(&self.tape, &before_k, &k, &pieces)?;
             v = ops::prepend(&self.tape, &before_v, &v, &pieces)?;
         }
-        ops::attention(&self.tape, &q, &ops::KeyValue { k: &k, v: &v }, &self.segments, spec)
+        let counts = self.counts_in_attention();
+        let kv = ops::KeyValue { k: &k, v: &v };
+        ops::counted_attention(&self.tape, &q, &kv, counts.as_ref(), &self.segments, spec)
     }
 
     /// The stream of a part's randomness in this micro-batch, for one site.

@@ -19,6 +19,7 @@
 //! | `placement` | [`Placement`] | where weights live while they are not used |
 //! | `attention` | [`AttentionRule`] | which tokens a token sees |
 //! | `kv` | [`KvPolicy`], [`KvCache`] | what a cache keeps |
+//! | `reducer` | [`Reducer`] | which tokens become one |
 //! | `decode` | [`Decoder`] | logits to token |
 //! | `search` | [`Search`] | which recipe is tried next |
 //! | `prune` | [`Pruner`] | which channels go |
@@ -31,11 +32,13 @@ mod adapter;
 mod around;
 mod attention;
 mod comm;
+pub mod config;
 mod decode;
 mod estimator;
 mod forward;
 mod gradient;
 mod hook;
+mod images;
 mod kv;
 mod loader;
 mod merge;
@@ -50,6 +53,7 @@ mod placement;
 mod probe;
 mod prune;
 mod quantizer;
+mod reducer;
 mod saved;
 mod search;
 mod selection;
@@ -68,6 +72,7 @@ pub use estimator::{Estimator, Problem};
 pub use forward::{FlatBatch, Forward, Mode};
 pub use gradient::GradientTransform;
 pub use hook::{Event, Flow, Hook, HookContext};
+pub use images::{ImageFacts, Images};
 pub use kv::{Attend, KvCache, KvPolicy, KvPrefix, KvShape};
 pub use loader::{LoadOptions, Loader, RandomSource, ShapeSource, WeightInfo, WeightSource};
 pub use merge::{
@@ -91,6 +96,7 @@ pub use prune::{BlockMetric, BlockStatistics, MlpSite, MlpWeights, Pruner};
 pub use quantizer::Quantizer;
 pub use ramekin_tape::ParamView;
 pub use ramekin_tape::ops::{Apart, PackedWeight, Rebuild};
+pub use reducer::{Keys, Reduced, Reducer};
 pub use saved::{read_text, text};
 pub use search::{Axis, Search, Space, Trial};
 pub use selection::{Differences, RoundContext, Selection, SelectionFile};

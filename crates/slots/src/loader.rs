@@ -195,8 +195,7 @@ impl<'a> Loader<'a> {
 
     /// A vector: norm weight or bias, held in f32.
     pub fn vector(&mut self, name: &str, len: usize) -> Result<()> {
-        let array = self.read(name, &[len])?.to_dtype(DType::F32, Category::Workspace)?;
-        self.add(name, array)
+        self.tensor(name, &[len])
     }
 
     /// A norm with its weight `PATH.weight` and, perhaps, `PATH.bias`. `readers` are the linears that have
@@ -221,6 +220,12 @@ impl<'a> Loader<'a> {
     /// A table `[rows, width]`, such as an embedding, held in the options' type.
     pub fn table(&mut self, name: &str, rows: usize, width: usize) -> Result<()> {
         let array = self.read(name, &[rows, width])?.to_dtype(self.options.dtype, Category::Workspace)?;
+        self.add(name, array)
+    }
+
+    /// A tensor of any shape that is neither a linear's nor a table, held in f32.
+    pub fn tensor(&mut self, name: &str, dims: &[usize]) -> Result<()> {
+        let array = self.read(name, dims)?.to_dtype(DType::F32, Category::Workspace)?;
         self.add(name, array)
     }
 

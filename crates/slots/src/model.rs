@@ -8,13 +8,14 @@ use ramekin_tape::Value;
 use ramekin_tape::ops::{Activation, Reach};
 use serde_json::Value as Json;
 
-use crate::{Forward, Loader, MlpSite};
+use crate::{Forward, ImageFacts, Loader, MlpSite};
 
 /// What other parts may know of a model.
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
 pub struct ModelFacts {
     pub model_type: String,
+    /// Outputs of the head: tokens, or classes of a model that reads images.
     pub vocab_size: usize,
     pub hidden_size: usize,
     pub intermediate_size: usize,
@@ -29,6 +30,8 @@ pub struct ModelFacts {
     pub causal: bool,
     /// What the tokens of each block's attention see of those before them.
     pub reach: Vec<Reach>,
+    /// What an image is made into by a model that reads images; its class is told at an image's first token.
+    pub images: Option<ImageFacts>,
     /// The function inside the blocks' MLPs.
     pub activation: Activation,
     /// The modules in each block that is attention, then MLP, each with its residual; empty for other blocks.
@@ -53,11 +56,11 @@ pub enum Half {
     Mlp,
 }
 
-/// A causal language model. Rows are tokens of a [`crate::FlatBatch`].
+/// A model of tokens in blocks. Rows are tokens of a [`crate::FlatBatch`].
 pub trait Model {
     /// Its sizes.
     fn facts(&self) -> &ModelFacts;
-    /// Ids to `[N, d]`.
+    /// Ids, or images, to `[N, d]`.
     fn embed(&self, fx: &Forward) -> Result<Value>;
     /// Block `index` on `[N, d]`.
     fn block(&self, index: usize, fx: &Forward, x: &Value) -> Result<Value>;

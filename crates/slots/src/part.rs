@@ -148,6 +148,8 @@ pub enum Trait {
     StatefulAcrossSteps,
     /// Holds weights that cannot train.
     FreezesBase,
+    /// Leaves fewer tokens to the blocks that follow.
+    ChangesTokenCount,
 }
 
 /// A part of any slot, made from its settings.
@@ -184,6 +186,8 @@ pub enum AnyPart {
     Activation(Box<dyn ActivationPolicy>),
     /// What a token sees.
     Attention(Box<dyn AttentionRule>),
+    /// Fewer tokens: attaches as an adapter does, and may have parameters of its own.
+    Reducer(Box<dyn Adapter>),
     /// What a cache keeps.
     Kv(Box<dyn KvPolicy>),
     /// Logits to token.

@@ -61,6 +61,7 @@ impl WeightSource for Steep {
 /// What parts may know of a model of this width.
 pub fn facts(width: usize, blocks: usize) -> ModelFacts {
     ModelFacts {
+        images: None,
         model_type: "toy".to_owned(),
         vocab_size: 1,
         hidden_size: width,

@@ -26,6 +26,18 @@ pub struct Draft {
 /// A llama of 2 layers and width 32 over characters.
 const MODEL: &str = r#"model = { source = "init", config = { architectures = ["LlamaForCausalLM"], model_type = "llama", hidden_size = 32, intermediate_size = 64, num_hidden_layers = 2, num_attention_heads = 4, num_key_value_heads = 2, max_position_embeddings = 64, rms_norm_eps = 1e-5, initializer_range = 0.1, vocab_size = 128, eos_token_id = 2 }, tokenizer = { kind = "char", data = "chars.txt" } }"#;
 
+/// The modules that parts name on a llama, as a vision transformer calls them.
+const OF_IMAGES: [(&str, &str); 8] = [
+    ("gate_proj", "query"),
+    ("q_proj", "query"),
+    ("k_proj", "key"),
+    ("v_proj", "value"),
+    ("up_proj", "intermediate.dense"),
+    ("down_proj", "output.dense"),
+    ("mlp", "attention"),
+    ("train.safetensors", "images.safetensors"),
+];
+
 impl Draft {
     /// Puts the first of what several parts want of a key.
     pub fn key(&mut self, key: &str, value: &str) {
@@ -55,6 +67,11 @@ impl Draft {
     /// Measurements between the steps.
     pub fn measured(&mut self) {
         self.measured = true;
+    }
+
+    /// Whether the model reads images.
+    fn sees(&self) -> bool {
+        self.model.as_ref().is_some_and(|(kind, _)| kind == "vit")
     }
 
     /// Some adapter, where no other part brings one.
@@ -91,8 +108,10 @@ impl Draft {
             }
         }
         draft.key("optimizer", r#"{ kind = "adamw", lr = 5e-3 }"#);
-        draft.key("data", r#"{ kind = "tokens", path = "train.safetensors" }"#);
-        draft.key("eval", r#"{ data = { kind = "tokens", path = "held.safetensors", repeat = false } }"#);
+        let (train, held) = if draft.sees() { ("images", "held-images") } else { ("train", "held") };
+        draft.key("data", &format!("{{ kind = \"tokens\", path = \"{train}.safetensors\" }}"));
+        let held = format!("{{ kind = \"tokens\", path = \"{held}.safetensors\", repeat = false }}");
+        draft.key("eval", &format!("{{ data = {held} }}"));
         draft.key("batch", "{ micro_batch_size = 4 }");
         draft.key("steps", "3");
         draft
@@ -125,6 +144,11 @@ impl Draft {
             text += &format!("\n[[stage]]\nkind = \"{kind}\"\n");
             for (k, v) in keys {
                 text += &format!("{k} = {v}\n");
+            }
+        }
+        if self.sees() {
+            for (name, own) in OF_IMAGES {
+                text = text.replace(&format!("\"{name}\""), &format!("\"{own}\""));
             }
         }
         text

@@ -83,12 +83,25 @@ macro_rules! model {
     };
 }
 
+/// A vision transformer over images of 17 tokens.
+const VIT: &str = "model = { source = \"init\", config = { architectures = [\"ViTForImageClassification\"], \
+                   model_type = \"vit\", hidden_size = 32, intermediate_size = 64, num_hidden_layers = 2, \
+                   num_attention_heads = 4, image_size = 16, patch_size = 4, num_channels = 1, num_labels = 8, \
+                   initializer_range = 0.1 } }";
+
 /// The whole table, by slot.
 pub const TABLE: &[Entry] = &[
     part(Slot::Model, "llama", model!("llama", "LlamaForCausalLM", "")),
     part(Slot::Model, "mistral", model!("mistral", "MistralForCausalLM", ", sliding_window = 8")),
     part(Slot::Model, "qwen2", model!("qwen2", "Qwen2ForCausalLM", "")),
     part(Slot::Model, "qwen3", model!("qwen3", "Qwen3ForCausalLM", ", head_dim = 8")),
+    part(Slot::Model, "vit", VIT),
+    with(Slot::Reducer, "tome", "schedule = [4, 3]", |d| d.model("vit", VIT)),
+    // What it learns is saved beside an adapter.
+    with(Slot::Reducer, "pyra", "schedule = [4, 3]", |d| {
+        d.model("vit", VIT);
+        d.adapted();
+    }),
     part(Slot::Quantizer, "nf4", "block_size = 32"),
     part(Slot::Quantizer, "rtn", "bits = 8, group_size = 16"),
     part(Slot::Adapter, "lora", "r = 4, target_modules = \"all-linear\""),

@@ -3,9 +3,10 @@
 //! [`text`] is what the built-in model is trained on: stories, word problems,
 //! lists and questions in a small English of about a thousand words.
 //! [`records`] and [`counts`] are tasks on top of it; [`preferences`] and [`colours`] are the same sentences with two
-//! answers each, and with a class and a number. Every document and every row is a pure
+//! answers each, and with a class and a number; [`glyphs`] are images. Every document and every row is a pure
 //! function of (seed, number).
 
+mod glyphs;
 mod records;
 mod scene;
 mod small_talk;
@@ -22,10 +23,14 @@ use serde_json::{Map, Value as Json};
 use crate::settings::BuiltinSettings;
 use crate::source::{Origin, Record, Records};
 
+pub use glyphs::glyphs;
 pub use records::{Colour, Preference, Task, colours, counts, preferences, records};
 
 /// What `builtin` data may be called.
-pub const NAMES: [&str; 5] = ["tiny-text", "records", "counts", "preferences", "colours"];
+pub const NAMES: [&str; 6] = ["tiny-text", "records", "counts", "preferences", "colours", GLYPHS];
+
+/// The name of the images among them.
+pub const GLYPHS: &str = "glyphs";
 
 /// Document number `index` of the text with this seed.
 pub fn document(seed: u64, index: u64) -> String {
@@ -70,6 +75,9 @@ pub(crate) fn check(settings: &BuiltinSettings) -> Result<(), BadSetting> {
 /// The rows that the settings ask for.
 pub(crate) fn records_of(settings: &BuiltinSettings) -> Result<Records> {
     check(settings)?;
+    if settings.name == GLYPHS {
+        return Err(BadSetting::new("name", "is `glyphs`, which are images; this model reads text").into());
+    }
     let file: std::sync::Arc<Path> = Path::new(&format!("builtin:{}", settings.name)).into();
     let record = move |(i, fields): (usize, Vec<(&str, String)>)| {
         let fields: Map<String, Json> =

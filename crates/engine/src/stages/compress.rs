@@ -28,9 +28,10 @@ pub fn bill(name: &str, s: &CompressStage, plan: &Blueprint) -> Result<Bill> {
     let (count, length) = (s.nsamples as usize, s.seqlen as usize);
     let dense = Blueprint { quantizer: None, ..plan.clone() };
     bill::inference(name, &dense, count * length, &|assembly| {
+        refuse_images(s, assembly)?;
         let ids = vec![vec![vec![0u32; length]]; count];
-        if s.prune.is_some() {
-            statistics(assembly, &batches(&ids, TOKENS), count)?;
+        if let Some(part) = &s.prune {
+            parts::placed(part, statistics(assembly, &batches(&ids, TOKENS), count))?;
         }
         loss(assembly, &ids).map(drop)
     })
@@ -40,6 +41,7 @@ pub fn bill(name: &str, s: &CompressStage, plan: &Blueprint) -> Result<Bill> {
 pub fn run(cx: &mut StageContext<'_>, s: &CompressStage, plan: &Blueprint) -> Result<Json> {
     refuse_adapters(cx, s, plan)?;
     let assembly = Blueprint { quantizer: None, ..plan.clone() }.assemble(false)?;
+    refuse_images(s, &assembly)?;
     let ids = calibration_rows(cx, s, plan, &assembly)?;
     let before = Sizes::of(&assembly, loss(&assembly, &ids)?);
     let mut stages = vec![("as it was", before)];
@@ -139,6 +141,18 @@ fn refuse_adapters(cx: &StageContext<'_>, s: &CompressStage, plan: &Blueprint) -
         .into())
 }
 
+/// The calibration pass reads text.
+fn refuse_images(s: &CompressStage, assembly: &Assembly) -> Result<()> {
+    let facts = assembly.model.facts();
+    let part = s.prune.as_ref().map(|p| ("prune", p)).or(s.quantizer.as_ref().map(|p| ("quantizer", p)));
+    let (Some((slot, part)), Some(_)) = (part, facts.images) else { return Ok(()) };
+    let message = format!("`{slot}/{}` cannot go with `{}`, a model of images", part.kind, facts.model_type);
+    Err(BadRecipe::new(message)
+        .at(&part.path, "a `compress` stage looks at the model on text")
+        .help("set `quantizer` in the stage that uses the model instead")
+        .into())
+}
+
 /// The samples of the calibration pass.
 fn calibration_rows(
     cx: &StageContext<'_>,
@@ -183,7 +197,7 @@ fn prune(
     ids: &[Sample],
     pad: bool,
 ) -> Result<(Surgery, Json)> {
-    let mlps = mlps(&*assembly.model)?;
+    let mlps = parts::placed(part, mlps(&*assembly.model))?;
     let blocks = statistics(assembly, &batches(ids, TOKENS), ids.len())?;
     let widths =
         mlps.iter().map(|m| Ok(assembly.sites.linear(&m.up)?.shape.0)).collect::<Result<Vec<_>>>()?;

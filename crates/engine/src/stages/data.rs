@@ -20,11 +20,23 @@ pub fn load(assembly: &Assembly, part: &Part, base_dir: &Path, rows: Rows) -> Re
             return Err(blame::at(&format!("{}.kind", part.path), message, label, None));
         }
         let path = base_dir.join(&t.path);
-        let file = TokenFile::read(&path)?;
+        let file = TokenFile::read(&path, assembly.model.facts())?;
         let name = path.display().to_string();
-        let mut data = Dataset::from_token_rows(name, file.ids, file.mask, file.labels)?;
+        let mut data = file.dataset(name)?;
         data.shuffle = !t.repeat;
         return Ok(data);
+    }
+    let facts = assembly.model.facts();
+    if let (Some(images), DataSettings::Builtin(b)) = (facts.images, &settings)
+        && b.name == ramekin_data::tiny::GLYPHS
+        && rows == Rows::Tokens
+    {
+        return parts::placed(part, ramekin_data::tiny::glyphs(b, images, facts.vocab_size));
+    }
+    if facts.images.is_some() {
+        let message = format!("`{}` reads images", facts.model_type);
+        let label = format!("`{}` gives text; give it `kind = \"tokens\"` with `pixel_values`", part.kind);
+        return Err(blame::at(&format!("{}.kind", part.path), message, label, None));
     }
     parts::placed(part, settings.load_rows(assembly.tokenizer()?, base_dir, rows))
 }
@@ -34,6 +46,9 @@ const READ_FOR_PLAN: u64 = 2 << 20;
 
 /// Whether a plan reads the rows; else it bills the upper bound that the settings give.
 pub fn is_small(settings: &DataSettings, base_dir: &Path) -> bool {
+    if matches!(settings, DataSettings::Tokens(t) if t.repeat) {
+        return true; // the file is one batch, and needs no tokenising
+    }
     let size = match settings {
         DataSettings::Builtin(b) => b.bytes_about(),
         _ => settings

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use candle_core::{Device, Tensor};
-use ramekin_core::{Rng, UserError, meter, units};
+use ramekin_core::{BadRecipe, Rng, UserError, meter, units};
 use ramekin_plan::Bill;
 use ramekin_recipe::GenerateStage;
 use ramekin_slots::Decoder;
@@ -23,9 +23,9 @@ use crate::{bill, objective, parts};
 pub fn bill(name: &str, s: &GenerateStage, plan: &Blueprint) -> Result<Bill> {
     let tokens = Cell::new(0);
     let bill = bill::inference(name, plan, 0, &|assembly| {
+        let decoder = decoder(s, plan, assembly)?;
         let prompts = prompts(s, plan, assembly)?;
         tokens.set(prompts.iter().map(Vec::len).sum());
-        let decoder = decoder(s, plan, assembly)?;
         generate(s, assembly, &*decoder, &prompts, 0).map(drop)
     })?;
     Ok(Bill { tokens: tokens.get(), ..bill })
@@ -33,6 +33,16 @@ pub fn bill(name: &str, s: &GenerateStage, plan: &Blueprint) -> Result<Bill> {
 
 /// The stage's decoder, with its further models beside the one in work.
 fn decoder(s: &GenerateStage, plan: &Blueprint, assembly: &mut Assembly) -> Result<Box<dyn Decoder>> {
+    let facts = assembly.model.facts();
+    if !facts.causal {
+        let message =
+            format!("`{}` predicts no next token, so nothing goes on from a prompt", facts.model_type);
+        return Err(BadRecipe::new(message)
+            .at(&s.decode.path, format!("`decode/{}` asks for the next token", s.decode.kind))
+            .at(&s.kv.path, format!("`kv/{}` keeps what came before it", s.kv.kind))
+            .help("measure it with an `eval` or `logits` stage")
+            .into());
+    }
     let decoder = parts::decoder(&s.decode)?;
     parts::placed(&s.decode, objective::companions(assembly, plan, decoder.models(), &s.decode.path))?;
     Ok(decoder)
@@ -101,7 +111,7 @@ fn println_quiet(prompt: &str, completion: &str) {
 
 fn prompts(s: &GenerateStage, plan: &Blueprint, assembly: &Assembly) -> Result<Vec<Vec<u32>>> {
     if let Some(input) = &s.input {
-        let file = TokenFile::read(&plan.base_dir.join(input))?;
+        let file = TokenFile::read(&plan.base_dir.join(input), assembly.model.facts())?;
         let spans = file.spans()?;
         return Ok(file.ids.iter().zip(spans).map(|(row, span)| row[span].to_vec()).collect());
     }

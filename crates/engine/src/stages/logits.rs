@@ -1,14 +1,17 @@
 //! `kind = "logits"`: a file's batch to logits, loss and gradients.
 
+use std::cell::Cell;
+use std::rc::Rc;
+
 use anyhow::Result;
 use candle_core::{Device, Tensor};
 use ramekin_core::Rng;
-use ramekin_data::{Batch, Dataset};
+use ramekin_data::Batch;
 use ramekin_plan::Bill;
 use ramekin_recipe::{LogitsStage, Part};
-use ramekin_slots::{FlatBatch, Forward, Mode};
+use ramekin_slots::{Forward, Mode};
 use ramekin_store::{Data, write_safetensors};
-use ramekin_tape::{GradStore, Tape, Value};
+use ramekin_tape::{GradStore, Tape, Value, ops};
 use serde_json::{Value as Json, json};
 
 use super::tokens::TokenFile;
@@ -19,15 +22,21 @@ use crate::{bill, objective, parts};
 
 /// The stage's bill.
 pub fn bill(name: &str, s: &LogitsStage, plan: &Blueprint) -> Result<Bill> {
-    let file = TokenFile::read(&plan.base_dir.join(&s.input))?;
-    let tokens = file.ids.iter().map(Vec::len).sum();
-    bill::inference(name, &with_gradients(s, plan), tokens, &|assembly| {
+    let tokens = Cell::new(0);
+    let bill = bill::inference(name, &with_gradients(s, plan), 0, &|assembly| {
+        let file = read(s, plan, assembly)?;
+        tokens.set(file.ids.iter().map(Vec::len).sum());
         drop(all_logits(assembly, &file)?);
-        match labelled(s, &file)? {
+        match labelled(s, file)? {
             Some(batch) => loss_and_gradients(assembly, &batch, s.gradients).map(drop),
             None => Ok(()),
         }
-    })
+    })?;
+    Ok(Bill { tokens: tokens.get(), ..bill })
+}
+
+fn read(s: &LogitsStage, plan: &Blueprint, assembly: &Assembly) -> Result<TokenFile> {
+    TokenFile::read(&plan.base_dir.join(&s.input), assembly.model.facts())
 }
 
 /// Without an adapter gradients of every weight are meant.
@@ -35,20 +44,21 @@ fn with_gradients(s: &LogitsStage, plan: &Blueprint) -> Blueprint {
     Blueprint { full_training: s.gradients && plan.adapters.is_empty(), ..plan.clone() }
 }
 
-fn labelled(s: &LogitsStage, file: &TokenFile) -> Result<Option<LabelledBatch>> {
-    let Some(labels) = &file.labels else { return Ok(None) };
-    let (ids, mask) = (file.ids.clone(), file.mask.clone());
-    let data = Dataset::from_token_rows(s.input.clone(), ids, mask, Some(labels.clone()))?;
+fn labelled(s: &LogitsStage, file: TokenFile) -> Result<Option<LabelledBatch>> {
+    if file.labels.is_none() {
+        return Ok(None);
+    }
+    let data = file.dataset(s.input.clone())?;
     Ok(Some(LabelledBatch::new(Batch::of_rows(&data, &data.rows))))
 }
 
 /// Runs the stage.
 pub fn run(cx: &mut StageContext<'_>, s: &LogitsStage, plan: &Blueprint) -> Result<Json> {
-    let file = TokenFile::read(&plan.base_dir.join(&s.input))?;
     let assembly = with_gradients(s, plan).assemble(false)?;
+    let file = read(s, plan, &assembly)?;
     let mut out: Vec<(String, Data)> = vec![("logits".to_owned(), logits(&assembly, &file)?.into())];
     let mut figures = json!({});
-    if let Some(batch) = labelled(s, &file)? {
+    if let Some(batch) = labelled(s, file)? {
         let (loss, grads) = loss_and_gradients(&assembly, &batch, s.gradients)?;
         figures["loss"] = json!(loss);
         out.push(("loss".to_owned(), Tensor::new(&[loss as f32], &Device::Cpu)?.into()));
@@ -60,23 +70,29 @@ pub fn run(cx: &mut StageContext<'_>, s: &LogitsStage, plan: &Blueprint) -> Resu
     Ok(figures)
 }
 
-/// Logits of the tokens that count, one after the other.
+/// Logits of the tokens that count, one after the other; of an image its first token's alone.
 fn all_logits(assembly: &Assembly, file: &TokenFile) -> Result<Value> {
-    let sequences: Vec<Vec<u32>> =
-        file.ids.iter().zip(file.spans()?).map(|(row, span)| row[span].to_vec()).collect();
-    let fx = Forward::new(Tape::off(), assembly.sites.clone(), FlatBatch::new(&sequences), Mode::inference());
-    let h = hidden(&assembly.model, &fx, None)?;
+    let batch = file.flat()?;
+    let first: Vec<u32> = batch.segments.iter().map(|s| s.start as u32).collect();
+    let fx = Forward::new(Tape::off(), assembly.sites.clone(), batch, Mode::inference());
+    let mut h = hidden(&assembly.model, &fx, None)?;
+    if file.images.is_some() {
+        h = ops::select_rows(&fx.tape, &h, &Rc::new(first))?;
+    }
     assembly.model.head(&fx, &h)
 }
 
-/// `[B, T, V]`, zeros where the mask is 0.
+/// `[B, T, V]`, zeros where the mask is 0; `[B, V]` of images.
 fn logits(assembly: &Assembly, file: &TokenFile) -> Result<Tensor> {
     let spans = file.spans()?;
     let z = all_logits(assembly, file)?;
     let v = assembly.model.facts().vocab_size;
+    let numbers = z.array().view::<f32>()?;
+    if file.images.is_some() {
+        return Ok(Tensor::from_vec(numbers.to_vec(), (file.ids.len(), v), &Device::Cpu)?);
+    }
     let (b, t) = (file.ids.len(), file.ids.first().map_or(0, Vec::len));
     let mut all = vec![0f32; b * t * v];
-    let numbers = z.array().view::<f32>()?;
     let mut from = 0;
     for (row, span) in spans.iter().enumerate() {
         let at = (row * t + span.start) * v;

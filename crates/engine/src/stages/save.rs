@@ -329,7 +329,9 @@ fn tensors<'a>(
         all.push((name.clone(), shape, From::Param(name.clone())));
     }
     let own = beside.params.iter().map(|(n, p)| (n.clone(), p.value()));
-    let brought = assembly.heads.iter().filter(|(n, _)| !beside.params.iter().any(|(own, _)| own == *n));
+    let listed: Vec<String> = all.iter().map(|(n, _, _)| n.clone()).collect();
+    let known = |n: &String| beside.params.iter().any(|(own, _)| own == n) || listed.contains(n);
+    let brought = assembly.heads.iter().filter(|(n, _)| !known(n));
     for (name, array) in own.chain(brought.map(|(n, a)| (n.clone(), a.clone()))) {
         all.push((name, array.dims().to_vec(), From::Head(array)));
     }

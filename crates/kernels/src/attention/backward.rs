@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::{KEYS, QUERIES, Segment, Shape};
 use crate::Real;
-use crate::elementwise::add_scaled_chunk;
+use crate::elementwise::{add_assign, add_scaled_chunk};
 use crate::matmul::{Strided, product};
 use crate::rms_norm::sum_of_products;
 use crate::split::{Shared, tasks};
@@ -16,13 +16,15 @@ struct Saved<'a, T> {
     q: &'a [T],
     k: &'a [T],
     v: &'a [T],
+    bias: Option<&'a [T]>,
     out: &'a [T],
     lse: &'a [T],
 }
 
 /// Gradients of [`forward`](super::forward); `gq`, `gk` and `gv` are overwritten.
 ///
-/// Shapes as there; `g` is the gradient of `out`. Scores are computed again from q, k and `lse`.
+/// Shapes as there; `g` is the gradient of `out`. Scores are computed again from q, k, `bias` and `lse`;
+/// the bias itself is given no gradient.
 ///
 /// # Panics
 /// If a slice's length is not its shape or a segment reaches past the rows.
@@ -32,6 +34,7 @@ pub fn backward<T: Real>(
     q: &[T],
     k: &[T],
     v: &[T],
+    bias: Option<&[T]>,
     out: &[T],
     lse: &[T],
     segments: &[Segment],
@@ -40,14 +43,14 @@ pub fn backward<T: Real>(
     gk: &mut [T],
     gv: &mut [T],
 ) {
-    shape.check(segments, q.len(), k.len(), v.len());
+    shape.check(segments, q.len(), k.len(), v.len(), bias);
     assert!([g.len(), out.len(), gq.len()] == [q.len(); 3], "`g`, `out` and `gq` must be as long as `q`");
     assert_eq!(lse.len() * shape.head_dim, q.len(), "`lse` must hold one entry a row and head");
     assert!([gk.len(), gv.len()] == [k.len(); 2], "`gk` and `gv` must be as long as `k`");
     gq.fill(T::ZERO);
     gk.fill(T::ZERO);
     gv.fill(T::ZERO);
-    let saved = Saved { g, q, k, v, out, lse };
+    let saved = Saved { g, q, k, v, bias, out, lse };
     let (gq, gk, gv) = (Shared::new(gq), Shared::new(gk), Shared::new(gv));
     let (d, narrow) = (shape.head_dim, shape.kv_heads * shape.head_dim);
     tasks(segments.len() * shape.kv_heads, |t| {
@@ -135,6 +138,10 @@ fn one_head<T: Real>(
                     for x in [&mut *p, &mut *ds] {
                         x[..lo].fill(T::ZERO);
                         x[hi..].fill(T::ZERO);
+                    }
+                    if let Some(bias) = t.bias {
+                        let from = s.k_start + start;
+                        add_assign(&mut p[lo..hi], &bias[from + lo..from + hi]);
                     }
                     let lse = t.lse[(s.q_start + first + r) * shape.heads + head];
                     probabilities(&mut p[lo..hi], &mut ds[lo..hi], lse, dots[r]);

@@ -2,6 +2,7 @@
 
 use super::{KEYS, QUERIES, Segment, Shape};
 use crate::Real;
+use crate::elementwise::add_assign;
 use crate::matmul::{Strided, product};
 use crate::split::{Shared, tasks};
 use crate::wide::wide;
@@ -9,7 +10,8 @@ use crate::wide::wide;
 /// Attention of `q` to `k`, `v` within each segment.
 ///
 /// * `q`, `out`: rows×heads×head_dim; `k`, `v`: rows×kv_heads×head_dim
-/// * `lse`: rows×heads, log-sum-exp of the scaled scores, which [`backward`](super::backward) needs
+/// * `bias`: one number a row of `k`, added to that key's scores for every head; none adds nothing
+/// * `lse`: rows×heads, log-sum-exp of the scores, which [`backward`](super::backward) needs
 ///
 /// # Panics
 /// If a slice's length is not its shape or a segment reaches past the rows.
@@ -18,12 +20,13 @@ pub fn forward<T: Real>(
     q: &[T],
     k: &[T],
     v: &[T],
+    bias: Option<&[T]>,
     segments: &[Segment],
     shape: &Shape,
     out: &mut [T],
     lse: &mut [T],
 ) {
-    shape.check(segments, q.len(), k.len(), v.len());
+    shape.check(segments, q.len(), k.len(), v.len(), bias);
     assert_eq!(out.len(), q.len(), "`out` must be as long as `q`");
     assert_eq!(lse.len() * shape.head_dim, q.len(), "`lse` must hold one entry a row and head");
     out.fill(T::ZERO);
@@ -39,7 +42,7 @@ pub fn forward<T: Real>(
     let (out, lse) = (Shared::new(out), Shared::new(lse));
     tasks(blocks.len(), |t| {
         let (s, head, first) = blocks[t];
-        block(q, k, v, &s, shape, head, first, out, lse);
+        block(q, k, v, bias, &s, shape, head, first, out, lse);
     });
 }
 
@@ -49,6 +52,7 @@ fn block<T: Real>(
     q: &[T],
     k: &[T],
     v: &[T],
+    bias: Option<&[T]>,
     s: &Segment,
     shape: &Shape,
     head: usize,
@@ -91,6 +95,9 @@ fn block<T: Real>(
             row[hi.max(lo)..].fill(T::ZERO);
             if lo >= hi {
                 continue;
+            }
+            if let Some(bias) = bias {
+                add_assign(&mut row[lo..hi], &bias[s.k_start + start + lo..s.k_start + start + hi]);
             }
             let shrink = softmax_block(&mut row[lo..hi], &mut tops[r], &mut sums[r]);
             if start != keys.start {

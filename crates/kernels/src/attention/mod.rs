@@ -1,11 +1,12 @@
 //! Softmax attention over packed segments, block by block, never the whole score matrix.
 //!
-//! s_ij = scale · q_i·k_j,   p_ij = exp(s_ij − L_i),   L_i = log Σ_j exp(s_ij),   o_i = Σ_j p_ij v_j
+//! s_ij = scale · q_i·k_j + b_j,   p_ij = exp(s_ij − L_i),   L_i = log Σ_j exp(s_ij),   o_i = Σ_j p_ij v_j
 //! D_i = g_i·o_i,  dv_j = Σ_i p_ij g_i,  ds_ij = p_ij (g_i·v_j − D_i),  dq_i = scale Σ_j ds_ij k_j,
 //! dk_j = scale Σ_i ds_ij q_i
 //!
 //! Query i of a segment stands at key position i + k_len − q_len and sees keys up to there (causal), and
-//! with a window of w none before the last w, with chunks of c none of an earlier chunk. Query head h reads key head h / (heads / kv_heads).
+//! with a window of w none before the last w, with chunks of c none of an earlier chunk. The bias b is a constant a
+//! key, 0 where none is given. Query head h reads key head h / (heads / kv_heads).
 //! A query that sees no key has o = 0, L = −∞ and no gradient; so have rows outside all segments.
 //! NaN in a row of q or k stays with the queries that see it; in a row of v it reaches, as 0 · NaN, the
 //! other queries of its block too, never another segment.
@@ -121,12 +122,13 @@ impl Shape {
         first.start.min(last.end)..last.end
     }
 
-    fn check(&self, segments: &[Segment], q: usize, k: usize, v: usize) {
+    fn check<T>(&self, segments: &[Segment], q: usize, k: usize, v: usize, bias: Option<&[T]>) {
         assert!(self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads), "kv_heads must divide heads");
         assert!(self.head_dim > 0, "head_dim must be at least 1");
         let (wide, narrow) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         assert!(q.is_multiple_of(wide), "`q` must be rows of {wide}");
         assert!(k.is_multiple_of(narrow) && k == v, "`k` and `v` must be equally many rows of {narrow}");
+        assert!(bias.is_none_or(|b| b.len() * narrow == k), "`bias` must have one number a row of `k`");
         for s in segments {
             assert!((s.q_start + s.q_len) * wide <= q, "{s:?} reaches past `q`");
             assert!((s.k_start + s.k_len) * narrow <= k, "{s:?} reaches past `k`");

@@ -4,7 +4,14 @@ use super::{Segment, Shape};
 use crate::Real;
 
 /// `(out, lse)` of [`forward`](super::forward).
-pub fn forward<T: Real>(q: &[T], k: &[T], v: &[T], segments: &[Segment], o: &Shape) -> (Vec<T>, Vec<T>) {
+pub fn forward<T: Real>(
+    q: &[T],
+    k: &[T],
+    v: &[T],
+    bias: Option<&[T]>,
+    segments: &[Segment],
+    o: &Shape,
+) -> (Vec<T>, Vec<T>) {
     let d = o.head_dim;
     let mut out = vec![T::ZERO; q.len()];
     let mut lse = vec![T::NEG_INFINITY; q.len() / d];
@@ -23,8 +30,10 @@ pub fn forward<T: Real>(q: &[T], k: &[T], v: &[T], segments: &[Segment], o: &Sha
                 if seen.is_empty() {
                     continue;
                 }
-                let score =
-                    |j: usize| (0..d).map(|c| q[qi + c] * k[kv(j) + c]).sum::<T>() * T::from_f64(o.scale);
+                let score = |j: usize| {
+                    let dot = (0..d).map(|c| q[qi + c] * k[kv(j) + c]).sum::<T>();
+                    dot * T::from_f64(o.scale) + bias.map_or(T::ZERO, |b| b[s.k_start + j])
+                };
                 let scores: Vec<T> = seen.iter().map(|j| score(*j)).collect();
                 let top = scores.iter().fold(T::NEG_INFINITY, |a, x| a.max(*x));
                 let log = top + scores.iter().map(|x| (*x - top).exp()).sum::<T>().ln();

@@ -25,9 +25,9 @@ fn check(lengths: &[(usize, usize)], o: &Shape) {
     let q = normal::<f32>(1, rows * o.heads * o.head_dim);
     let k = normal::<f32>(2, keys * o.kv_heads * o.head_dim);
     let v = normal::<f32>(3, k.len());
-    let (want, want_lse) = reference::forward(&wide(&q), &wide(&k), &wide(&v), &s, o);
+    let (want, want_lse) = reference::forward(&wide(&q), &wide(&k), &wide(&v), None, &s, o);
     let (mut out, mut lse) = (vec![f32::NAN; q.len()], vec![f32::NAN; rows * o.heads]);
-    forward(&q, &k, &v, &s, o, &mut out, &mut lse);
+    forward(&q, &k, &v, None, &s, o, &mut out, &mut lse);
     assert_close(&out, &want, 2e-6);
     for (got, want) in lse.iter().zip(&want_lse) {
         assert!((*got as f64 - want).abs() < 1e-5 || *got as f64 == *want, "log-sum-exp {got}, not {want}");
@@ -71,14 +71,50 @@ fn backward_is_the_gradient() {
         let v = normal::<f64>(3, k.len());
         let g = normal::<f64>(4, q.len());
         let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; rows * o.heads]);
-        forward(&q, &k, &v, &s, &o, &mut out, &mut lse);
-        let (mut gq, mut gk, mut gv) =
-            (vec![f64::NAN; q.len()], vec![f64::NAN; k.len()], vec![f64::NAN; k.len()]);
-        backward(&g, &q, &k, &v, &out, &lse, &s, &o, &mut gq, &mut gk, &mut gv);
-        let loss = |q: &[f64], k: &[f64], v: &[f64]| weighted(&g, &reference::forward(q, k, v, &s, &o).0);
-        assert_gradient(&q, &gq, |q| loss(q, &k, &v));
-        assert_gradient(&k, &gk, |k| loss(&q, k, &v));
-        assert_gradient(&v, &gv, |v| loss(&q, &k, v));
+        let some = normal::<f64>(5, keys);
+        for bias in [None, Some(&some[..])] {
+            forward(&q, &k, &v, bias, &s, &o, &mut out, &mut lse);
+            let (mut gq, mut gk, mut gv) =
+                (vec![f64::NAN; q.len()], vec![f64::NAN; k.len()], vec![f64::NAN; k.len()]);
+            backward(&g, &q, &k, &v, bias, &out, &lse, &s, &o, &mut gq, &mut gk, &mut gv);
+            let loss =
+                |q: &[f64], k: &[f64], v: &[f64]| weighted(&g, &reference::forward(q, k, v, bias, &s, &o).0);
+            assert_gradient(&q, &gq, |q| loss(q, &k, &v));
+            assert_gradient(&k, &gk, |k| loss(&q, k, &v));
+            assert_gradient(&v, &gv, |v| loss(&q, &k, v));
+        }
+    }
+}
+
+#[test]
+fn a_biased_key_counts_as_often_as_it_says() {
+    // log 3 on a key is the same as having it three times.
+    let o = shape(2, 1, 8, None, false);
+    let (rows, width) = (5, 16);
+    let (q, k, v) =
+        (normal::<f32>(1, 4 * width), normal::<f32>(2, rows * width), normal::<f32>(3, rows * width));
+    let thrice = |x: &[f32]| [&x[..2 * width], &x[width..2 * width], &x[width..]].concat();
+    let run = |k: &[f32], v: &[f32], bias: Option<&[f32]>| {
+        let s = [Segment { q_start: 0, q_len: 4, k_start: 0, k_len: k.len() / width }];
+        let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; 4 * o.heads]);
+        forward(&q, k, v, bias, &s, &o, &mut out, &mut lse);
+        out
+    };
+    let bias = [0.0, 3f32.ln(), 0.0, 0.0, 0.0];
+    let (once, often) = (run(&k, &v, Some(&bias)), run(&thrice(&k), &thrice(&v), None));
+    assert_close(&once, &wide(&often), 2e-6);
+}
+
+#[test]
+fn a_bias_equals_the_reference_over_many_blocks() {
+    for o in [shape(1, 2, 8, Some(300), true), shape(2, 1, 8, None, false)] {
+        let (s, rows, keys) = segments(&[(150, 700), (1, 600)]);
+        let (q, k) = (normal::<f32>(1, rows * 16), normal::<f32>(2, keys * o.kv_heads * 8));
+        let (v, bias) = (normal::<f32>(3, k.len()), normal::<f32>(4, keys));
+        let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; rows * 2]);
+        forward(&q, &k, &v, Some(&bias), &s, &o, &mut out, &mut lse);
+        let (want, _) = reference::forward(&wide(&q), &wide(&k), &wide(&v), Some(&wide(&bias)), &s, &o);
+        assert_close(&out, &want, 3e-6);
     }
 }
 
@@ -122,7 +158,7 @@ fn lanes_equal_the_reference_and_their_weights_sum_to_one() {
     for (i, found) in lanes(&queries, d, o.scale).iter().enumerate() {
         let (r, n) = (&rows[i], keys[i]);
         let s = Segment { q_start: 0, q_len: 1, k_start: 0, k_len: n };
-        let (want, lse) = reference::forward(&wide(queries[i].q), &wide(&r.k), &wide(&r.v), &[s], &o);
+        let (want, lse) = reference::forward(&wide(queries[i].q), &wide(&r.k), &wide(&r.v), None, &[s], &o);
         assert_close(&found.out, &want, 2e-6);
         for (h, lse) in lse.iter().enumerate() {
             let weights = &found.weights[h * n..(h + 1) * n];
@@ -148,7 +184,7 @@ fn column_sums_equal_the_weights_written_down() {
         let q = normal::<f32>(1, total * o.heads * o.head_dim);
         let k = normal::<f32>(2, keys * o.kv_heads * o.head_dim);
         let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; total * o.heads]);
-        forward(&q, &k, &k, &[s], &o, &mut out, &mut lse);
+        forward(&q, &k, &k, None, &[s], &o, &mut out, &mut lse);
         let got = column_sums(&q, &k, &lse, &s, &o, rows.clone());
         let mut want = vec![0.0f64; o.heads * k_len];
         let d = o.head_dim;
@@ -173,7 +209,7 @@ fn segments_do_not_see_each_other() {
     let v = normal::<f32>(3, keys * 8);
     let run = |k: &[f32]| {
         let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; rows * 2]);
-        forward(&q, k, &v, &s, &o, &mut out, &mut lse);
+        forward(&q, k, &v, None, &s, &o, &mut out, &mut lse);
         out
     };
     let before = run(&k);
@@ -192,7 +228,7 @@ fn nan_stays_in_its_query() {
         (normal::<f32>(1, rows * 16), normal::<f32>(2, keys * 16), normal::<f32>(3, keys * 16));
     q[7 * 16] = f32::NAN; // head 0 of row 7
     let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; rows * 2]);
-    forward(&q, &k, &v, &s, &o, &mut out, &mut lse);
+    forward(&q, &k, &v, None, &s, &o, &mut out, &mut lse);
     for (i, row) in out.chunks(8).enumerate() {
         assert_eq!(row.iter().any(|x| x.is_nan()), i == 14, "row {}, head {}", i / 2, i % 2);
     }
@@ -207,7 +243,7 @@ fn a_future_of_nan_is_not_read() {
     k[38 * 8..39 * 8].fill(f32::NAN);
     v[40 * 8..].fill(1e30);
     let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; rows]);
-    forward(&q, &k, &v, &s, &o, &mut out, &mut lse);
+    forward(&q, &k, &v, None, &s, &o, &mut out, &mut lse);
     assert!(out[..38 * 8].iter().all(|x| x.abs() < 100.0));
     assert!(out[38 * 8..39 * 8].iter().all(|x| x.is_nan()));
 }
@@ -221,9 +257,9 @@ fn threads_do_not_change_a_bit() {
         let (k, v) = (normal::<f32>(2, keys * 32), normal::<f32>(3, keys * 32));
         assert_same_for_threads(|| {
             let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; rows * o.heads]);
-            forward(&q, &k, &v, &s, &o, &mut out, &mut lse);
+            forward(&q, &k, &v, None, &s, &o, &mut out, &mut lse);
             let (mut gq, mut gk, mut gv) = (q.clone(), k.clone(), v.clone());
-            backward(&g, &q, &k, &v, &out, &lse, &s, &o, &mut gq, &mut gk, &mut gv);
+            backward(&g, &q, &k, &v, None, &out, &lse, &s, &o, &mut gq, &mut gk, &mut gv);
             [out, gq, gk, gv].concat()
         });
     }

@@ -26,7 +26,7 @@ pub fn column_sums<T: Real>(
     shape: &Shape,
     rows: Range<usize>,
 ) -> Vec<T> {
-    shape.check(std::slice::from_ref(s), q.len(), k.len(), k.len());
+    shape.check::<T>(std::slice::from_ref(s), q.len(), k.len(), k.len(), None);
     assert_eq!(lse.len() * shape.head_dim, q.len(), "`lse` must hold one entry a row and head");
     assert!(rows.end <= s.q_len, "{rows:?} reach past {s:?}");
     let blocks = s.k_len.div_ceil(KEYS);

@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use anyhow::{Result, ensure};
 use ramekin_core::{Array, Category, meter};
+use ramekin_kernels::Real;
 use ramekin_kernels::attention as kernel;
 use ramekin_kernels::attention::{Reach, Segment};
 
@@ -69,6 +70,19 @@ pub fn attention(
     segments: &Rc<Vec<Segment>>,
     spec: AttentionSpec,
 ) -> Result<Value> {
+    counted_attention(tape, q, kv, None, segments, spec)
+}
+
+/// [`attention`] in which key j counts as if it were there `counts[j]` times: its scores get + log of it.
+/// Keeps the counts too; they are given no gradient.
+pub fn counted_attention(
+    tape: &Tape,
+    q: &Value,
+    kv: &KeyValue<'_>,
+    counts: Option<&Rc<Vec<u32>>>,
+    segments: &Rc<Vec<Segment>>,
+    spec: AttentionSpec,
+) -> Result<Value> {
     let (qa, ka, va) = (q.array(), kv.k.array(), kv.v.array());
     let (n, width) = qa.rows();
     ensure!(width == spec.heads * spec.head_dim, "queries {:?} for {spec:?}", qa.dims());
@@ -78,6 +92,9 @@ pub fn attention(
         ka.dims()
     );
     let (m, _) = ka.rows();
+    ensure!(counts.is_none_or(|c| c.len() == m), "counts of other keys than these {m}");
+    // Where every key counts once there is nothing to add.
+    let counts = counts.filter(|c| c.iter().any(|n| *n != 1)).cloned();
     for s in segments.iter() {
         ensure!(
             s.q_start + s.q_len <= n && s.k_start + s.k_len <= m && s.q_len <= s.k_len,
@@ -88,10 +105,11 @@ pub fn attention(
     meter::current().work(products);
     let shape_only = qa.is_shape_only() || ka.is_shape_only();
     let (y, lse) = dispatch!(qa, T => {
+        let bias = counts.as_ref().map(logarithms::<T>);
         let mut lse = vec![0.0 as T; if shape_only { 0 } else { n * spec.heads }];
         let y = output::<T>(qa.dims(), &[qa, ka], |out| {
             kernel::forward(
-                &qa.view::<T>()?, &ka.view::<T>()?, &va.view::<T>()?,
+                &qa.view::<T>()?, &ka.view::<T>()?, &va.view::<T>()?, bias.as_deref(),
                 segments, &spec.shape(), out, &mut lse,
             );
             Ok(())
@@ -119,10 +137,11 @@ pub fn attention(
                 return Ok(vec![like(&q)?, like(&k)?, like(&v)?]);
             }
             dispatch!(g, T => {
+                let bias = counts.as_ref().map(logarithms::<T>);
                 let mut gq = vec![0.0 as T; q.len()];
                 let (mut gk, mut gv) = (vec![0.0 as T; k.len()], vec![0.0 as T; v.len()]);
                 kernel::backward(
-                    &g.view::<T>()?, &q.view::<T>()?, &k.view::<T>()?, &v.view::<T>()?,
+                    &g.view::<T>()?, &q.view::<T>()?, &k.view::<T>()?, &v.view::<T>()?, bias.as_deref(),
                     &out.view::<T>()?, &lse.view::<T>()?, &segments, &spec.shape(),
                     &mut gq, &mut gk, &mut gv,
                 );
@@ -134,4 +153,8 @@ pub fn attention(
             })
         }))
     })
+}
+
+fn logarithms<T: Real>(counts: &Rc<Vec<u32>>) -> Vec<T> {
+    counts.iter().map(|n| T::from_f64(f64::from(*n)).ln()).collect()
 }

@@ -171,7 +171,7 @@ fn check_5() {
     let mut trainer = lab::trainer(1e-3);
     trainer.optimizer =
         parts::optimizer(&part("adamw", json!({ "lr": 1e-3, "weight_decay": 0.5 }))).expect("adamw");
-    trainer.groups = assembly.adapters[0].adapter.groups();
+    trainer.groups = assembly.adapters[0].adapter.groups(1e-3);
     lab::train(&assembly, &mut trainer, &batch, 50);
     assert!(frozen == lab::frozen_bits(&assembly), "the base has moved");
     for ((name, a), (_, b)) in before.iter().zip(lab::trained(&assembly)) {

@@ -44,6 +44,7 @@ impl Lone {
         let sites = Rc::new(sites);
         let mut adapter = parts::adapter(&part(kind, settings)).expect("an adapter");
         let facts = ModelFacts {
+            images: None,
             model_type: "linear".to_owned(),
             vocab_size: 1,
             hidden_size: i,

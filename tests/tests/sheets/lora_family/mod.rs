@@ -40,7 +40,7 @@ fn with(blueprint: Blueprint, adapters: &[Adapter]) -> Assembly {
 
 /// Adam at 1e-2 without decay, with the adapter's own groups.
 fn adam(assembly: &Assembly) -> Trainer {
-    let groups = assembly.adapters.iter().flat_map(|a| a.adapter.groups()).collect();
+    let groups = assembly.adapters.iter().flat_map(|a| a.adapter.groups(1e-2)).collect();
     Trainer { groups, ..lab::trainer(1e-2) }
 }
 

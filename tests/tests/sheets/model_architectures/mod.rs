@@ -242,6 +242,7 @@ fn one_by_one(model: &Assembly, rows: &[Vec<u32>]) -> Vec<Vec<f32>> {
     let mut logits = vec![Vec::new(); rows.len()];
     for t in 0..rows[0].len() {
         let batch = FlatBatch {
+            images: None,
             ids: Rc::new(rows.iter().map(|r| r[t]).collect()),
             positions: Rc::new(vec![t as u32; rows.len()]),
             segments: Rc::new((0..rows.len()).map(|i| i..i + 1).collect()),

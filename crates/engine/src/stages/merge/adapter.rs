@@ -17,6 +17,7 @@ use super::judge::{Bench, Rows};
 use super::models::write_delta;
 use crate::assembly::{Assembly, Blueprint, Loading};
 use crate::run::StageContext;
+use crate::saved::saved_kind;
 use crate::vectors::{Base, Task, TaskSource, Vectors};
 use crate::{digest, parts, sparse};
 
@@ -37,10 +38,13 @@ pub fn run(
     folders: &[PathBuf],
 ) -> Result<Json> {
     let [folder] = folders else {
+        let kinds =
+            folders.iter().map(|f| saved_kind(f).map(|k| format!("`{k}`"))).collect::<Result<Vec<_>>>()?;
         let message = format!(
-            "`{}` is {} adapters together, which cannot be compressed as one",
+            "`merge/{}` cannot take `{}`, which is {} together, as one adapter",
+            s.method.kind,
             found.label,
-            folders.len()
+            kinds.join(" and ")
         );
         return Err(UserError::new(message)
             .help("name one adapter's folder, or set `reference = \"base\"`")
@@ -114,7 +118,7 @@ pub fn run(
     dir.write("README.md", card(&base.shapes.label, &config).as_bytes())?;
     dir.commit()?;
 
-    let batch = probe(&base.shapes, cx.recipe.seed);
+    let batch = probe(&base.shapes, cx.recipe.seed)?;
     let original = logits(&attached.assemble(false)?, &batch)?;
     let wanted = logits(&build(&mut vectors.candidate(&candidate))?, &batch)?;
     let compressed = compressed.canonicalize()?;

@@ -2,12 +2,13 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use ramekin_core::{Array, Category, DType, Draws, Rng, UserError};
 use ramekin_plan::Bill;
-use ramekin_recipe::{Dtype, MergeStage, Model};
-use ramekin_slots::{FlatBatch, Forward, Mode, ObjectiveFile};
+use ramekin_recipe::{Adapter, Dtype, MergeStage, Model};
+use ramekin_slots::{FlatBatch, Forward, ImageFacts, Images, Mode, ObjectiveFile};
 use ramekin_store::write_atomic;
 use ramekin_tape::Tape;
 use serde_json::{Map, Value as Json, json};
@@ -16,6 +17,7 @@ use super::super::save;
 use crate::assembly::{Assembly, Blueprint};
 use crate::bill;
 use crate::run::{StageContext, plain_model};
+use crate::saved::is_reducer;
 use crate::step::hidden;
 
 /// How far a merged model may be from base + adapter, relative to the largest logit.
@@ -29,6 +31,7 @@ pub fn tolerance(dtype: DType) -> f64 {
 
 /// The stage's bill: writing one dense weight after the other, then the certificate on what was written.
 pub fn bill(name: &str, s: &MergeStage, plan: &Blueprint) -> Result<Bill> {
+    let plan = &apart(plan)?.0;
     let dtype = Cell::new(None);
     let writing = bill::inference(name, plan, PROBE, &|assembly| {
         check(assembly)?;
@@ -46,6 +49,20 @@ pub fn bill(name: &str, s: &MergeStage, plan: &Blueprint) -> Result<Bill> {
     } else {
         writing
     })
+}
+
+/// What is folded, and the folders of saved reducers, which have no place in weights and stay beside the model.
+fn apart(plan: &Blueprint) -> Result<(Blueprint, Vec<String>)> {
+    let (mut adapters, mut reducers) = (Vec::new(), Vec::new());
+    for choice in &plan.adapters {
+        match choice {
+            Adapter::Saved { folder, .. } if is_reducer(&plan.base_dir.join(folder))? => {
+                reducers.push(folder.clone());
+            }
+            other => adapters.push(other.clone()),
+        }
+    }
+    Ok((Blueprint { adapters, ..plan.clone() }, reducers))
 }
 
 /// Refuses adapters that cannot be folded in.
@@ -73,11 +90,12 @@ pub const PROBE: usize = 48;
 
 /// Runs the stage.
 pub fn run(cx: &mut StageContext<'_>, s: &MergeStage, plan: &Blueprint) -> Result<Json> {
+    let (plan, reducers) = apart(plan)?;
     let assembly = plan.assemble(false)?;
     let dtype = save::dtype(written_as(s.dtype, &assembly));
     let folder = cx.dir.join("model");
     save::model(&assembly, &ObjectiveFile::default(), &folder, dtype, s.max_shard_size.0, Map::new())?;
-    let batch = probe(&assembly, cx.recipe.seed);
+    let batch = probe(&assembly, cx.recipe.seed)?;
     let before = logits(&assembly, &batch)?;
     let largest = before.iter().fold(0f32, |m, x| m.max(x.abs()));
     let label = assembly.label.clone();
@@ -106,11 +124,18 @@ pub fn run(cx: &mut StageContext<'_>, s: &MergeStage, plan: &Blueprint) -> Resul
     ramekin_core::say!("  merged model equals base + adapter within {relative:.1e} of the largest logit");
     cx.publish(std::slice::from_ref(&folder))?;
     cx.carry.leave_model(&folder.canonicalize()?);
+    cx.carry.keep_reducers(reducers);
     Ok(certificate)
 }
 
-/// Held text where there is a tokenizer, seeded ids otherwise.
-pub fn probe(assembly: &Assembly, seed: u64) -> FlatBatch {
+/// Held text where there is a tokenizer, seeded ids or pixels otherwise.
+pub fn probe(assembly: &Assembly, seed: u64) -> Result<FlatBatch> {
+    if let Some(ImageFacts { channels, size, tokens }) = assembly.model.facts().images {
+        let dims = [PROBE.div_ceil(tokens), channels, size, size];
+        let mut pixels = vec![0f32; dims.iter().product()];
+        Rng::new(seed).stream("merge/probe", 0).fill_normal(0, 1.0, &mut pixels);
+        return Ok(FlatBatch::of_images(Arc::new(Images::new(dims, pixels)?), tokens));
+    }
     let text = "Anna has 4 red apples and gives 2 to Ben. How many apples does Anna have now?";
     let ids = assembly.tokenizer.as_ref().and_then(|t| t.encode(text, true).ok()).filter(|ids| ids.len() > 4);
     let ids = ids.unwrap_or_else(|| {
@@ -119,7 +144,7 @@ pub fn probe(assembly: &Assembly, seed: u64) -> FlatBatch {
         (0..PROBE).map(|_| draws.below(vocabulary) as u32).collect()
     });
     let longest = assembly.model.facts().max_position_embeddings.min(PROBE);
-    FlatBatch::new(&[ids.into_iter().take(longest).collect()])
+    Ok(FlatBatch::new(&[ids.into_iter().take(longest).collect()]))
 }
 
 /// The logits of every token of a batch.

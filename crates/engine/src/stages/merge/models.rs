@@ -88,7 +88,7 @@ pub fn run(
         None => None,
     };
 
-    let batch = probe(&base.shapes, cx.recipe.seed);
+    let batch = probe(&base.shapes, cx.recipe.seed)?;
     let held = Model { dtype: Some(as_recipe(dtype)), ..plan.model.clone() };
     let wanted = Blueprint { model: held, ..plan.clone() };
     let (before, _) = look(&wanted.load(Loading::From(&mut vectors.candidate(&candidate)))?, &batch)?;

@@ -38,6 +38,8 @@ pub struct Prepared<'a> {
     kind: RowKind,
     comm: Option<Box<dyn Comm>>,
     ranks: usize,
+    /// Tokens of an image, where the model reads images.
+    image: Option<usize>,
 }
 
 impl<'a> Prepared<'a> {
@@ -59,6 +61,7 @@ impl<'a> Prepared<'a> {
         let mut objective = parts::objective(&stage.objective)?;
         let place = &stage.objective.path;
         parts::placed(&stage.objective, objective::join(&mut assembly, plan, &mut *objective, place, true))?;
+        compat::objective(stage, &assembly, &*objective)?;
         ensure_trainable(&assembly)?;
         compat::check(index, stage, plan, &assembly)?;
         let settings = parts::data_settings(&stage.data)?;
@@ -66,7 +69,8 @@ impl<'a> Prepared<'a> {
         let rows = if wanted { Some(read(index, stage, plan, &assembly, &*objective)?) } else { None };
         let comm = stage.comm.as_ref().map(parts::comm).transpose()?;
         let ranks = comm.as_ref().map_or(1, |c| c.ranks());
-        Ok(Prepared { index, recipe, stage, plan, rows, kind: objective.rows(), comm, ranks })
+        let image = assembly.model.facts().images.map(|i| i.tokens);
+        Ok(Prepared { index, recipe, stage, plan, rows, kind: objective.rows(), image, comm, ranks })
     }
 
     /// The rows.
@@ -115,6 +119,7 @@ impl<'a> Prepared<'a> {
     fn bound(&self, way: &Way, least_micros: usize) -> Result<StepShape> {
         let settings = parts::data_settings(&self.stage.data)?;
         let length = settings.preparation().map_or(1024, |p| p.max_length).max(2);
+        let length = self.image.unwrap_or(length);
         let each = if self.kind == RowKind::Pairs { 2 } else { 1 };
         Ok(StepShape {
             segments: vec![length; each * way.rows],

@@ -77,7 +77,8 @@ impl<'a> Rank<'a> {
         let mut trainer = trainer(s, job.seed, job.total)?;
         trainer.team = team;
         parts::placed(&s.objective, trainer.join(&mut assembly, plan))?;
-        trainer.groups = assembly.adapters.iter().flat_map(|a| a.adapter.groups()).collect();
+        let lr = trainer.optimizer.lr();
+        trainer.groups = assembly.adapters.iter().flat_map(|a| a.adapter.groups(lr)).collect();
         trainer.draw = Some(draw(job.sampler.data().clone(), job.seed));
         trainer.calibrate(&assembly)?;
         set_length(&assembly, job.sampler)?;
