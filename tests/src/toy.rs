@@ -5,7 +5,7 @@ use ramekin_engine::assembly::Assembly;
 use ramekin_engine::pass::{Batches, Pass};
 use ramekin_engine::step::{LabelledBatch, Trainer};
 use ramekin_engine::team::Team;
-use ramekin_slots::{FlatBatch, Problem};
+use ramekin_slots::{FlatBatch, Problem, StepInfo};
 use serde_json::{Value as Json, json};
 
 /// Numbers of one stream.
@@ -118,18 +118,8 @@ pub fn problem<'a>(
     let pass = Pass { objective: &*trainer.objective, activation: &*trainer.activation, rng: trainer.rng };
     let totals = trainer.totals(batches);
     let figures = ramekin_engine::objective::Figures::default();
-    Batches {
-        pass,
-        assembly,
-        batches,
-        params,
-        totals,
-        step: 0,
-        total: 1,
-        lr: 0.0,
-        figures,
-        team: Team::alone(),
-    }
+    let info = StepInfo { step: 1, lr: 0.0 };
+    Batches { pass, assembly, batches, params, totals, step: 0, total: 1, info, figures, team: Team::alone() }
 }
 
 /// Mean loss of the targets, by forwards alone.

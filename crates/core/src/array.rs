@@ -315,6 +315,25 @@ impl Array {
         }
     }
 
+    /// Takes the numbers of [`Array::to_bytes`] into this array's own room.
+    ///
+    /// # Errors
+    /// If they are not as many bytes, or the type has none.
+    pub fn fill_bytes(&self, bytes: &[u8]) -> Result<()> {
+        fn copy<T: bytemuck::Pod + Element>(array: &Array, bytes: &[u8]) -> Result<()> {
+            array.update(|x: &mut [T]| bytemuck::cast_slice_mut(x).copy_from_slice(bytes))
+        }
+        ensure!(bytes.len() as u64 == self.bytes(), "{} bytes for {self:?}", bytes.len());
+        match self.dtype() {
+            DType::F32 => copy::<f32>(self, bytes),
+            DType::F64 => copy::<f64>(self, bytes),
+            DType::BF16 => copy::<half::bf16>(self, bytes),
+            DType::F16 => copy::<half::f16>(self, bytes),
+            DType::U8 => copy::<u8>(self, bytes),
+            other => bail!("no numbers in {other:?}"),
+        }
+    }
+
     /// A scalar's value.
     pub fn scalar(&self) -> Result<f64> {
         if self.is_shape_only() {

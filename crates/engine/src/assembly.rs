@@ -7,13 +7,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use ramekin_core::{Array, DType, Elsewhere, Ledger, Meter, Param, Rng, UserError, meter};
+use ramekin_core::{Array, Category, DType, Elsewhere, Ledger, Meter, Param, Rng, UserError, meter};
 use ramekin_data::Tokenizer;
 use ramekin_recipe::{Adapter as AdapterChoice, Dtype, Model as ModelChoice, Part};
 use ramekin_registry::{AnyPart, Slot};
 use ramekin_slots::{
     Adapter, AttachContext, Forward, Half, LoadOptions, Loader, Model, ModelFacts, ModelFamily, Placement,
-    RandomSource, Selection, ShapeSource, Sites, WeightSource,
+    RandomSource, Selection, ShapeSource, Sites, Visit, WeightSource, block_of,
 };
 use ramekin_tape::Value;
 use serde_json::Value as Json;
@@ -220,6 +220,9 @@ impl Blueprint {
         let dtype = self.dtype(source)?;
         let placement = self.placement.as_ref().map(parts::placement).transpose()?;
         let placement: Option<Rc<dyn Placement>> = placement.filter(|p| !p.is_resident()).map(Rc::from);
+        if let (Some(placement), Some(part)) = (&placement, &self.placement) {
+            parts::placed(part, placement.check(facts.blocks))?;
+        }
         let attention = self.attention.as_ref().map(parts::attention).transpose()?;
         let options = LoadOptions {
             dtype,
@@ -573,6 +576,45 @@ impl Assembly {
     /// Whether something trains whose weights come and go.
     pub fn trains_what_is_away(&self) -> bool {
         self.trainable().iter().any(|p| p.value().is_absent())
+    }
+
+    /// A parameter's numbers, wherever they are; those of one that is elsewhere are a copy.
+    ///
+    /// # Errors
+    /// If they cannot be brought in.
+    pub fn read_param(&self, param: &Arc<Param>) -> Result<Array> {
+        if !param.value().is_absent() {
+            return Ok(param.value());
+        }
+        self.sites.while_held(param.name(), || {
+            let value = param.value();
+            if value.is_shape_only() {
+                return Array::shape_only(value.dims(), value.dtype(), Category::Workspace);
+            }
+            Array::from_tensor(value.tensor().copy()?, Category::Workspace)
+        })
+    }
+
+    /// Puts saved numbers into parameters, wherever they are, and notes that they have trained.
+    ///
+    /// # Errors
+    /// If one is elsewhere and changes of it are not kept.
+    pub fn write_params(&self, saved: Vec<(Arc<Param>, Array)>, rng: Rng) -> Result<()> {
+        let mut away: BTreeMap<usize, Vec<(Arc<Param>, Array)>> = BTreeMap::new();
+        for (param, value) in saved {
+            param.touch();
+            match block_of(param.name()).filter(|_| param.value().is_absent()) {
+                Some(block) => away.entry(block).or_default().push((param, value)),
+                None => param.set(value),
+            }
+        }
+        for (block, params) in away {
+            self.sites.with_block_changed(block, Visit { rng, number: 0 }, || {
+                params.into_iter().for_each(|(param, value)| param.set(value));
+                Ok(())
+            })?;
+        }
+        Ok(())
     }
 
     /// Whether there are only shapes, for a plan.

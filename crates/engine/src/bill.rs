@@ -85,6 +85,7 @@ pub fn train(
     let mut rest = Share { peak: meter.peak(), at_peak: meter.at_peak() };
     rest.peak -= shared;
     rest.at_peak.weights -= shared;
+    trainer.flush(&assembly, 2)?;
     beside(&assembly, &*trainer.objective)?;
     let state: u64 = trainer.state(&assembly)?.iter().map(|s| s.array.bytes()).sum();
     let kept: u64 = assembly.ledger.borrow().touched().iter().map(|p| p.value().bytes()).sum();

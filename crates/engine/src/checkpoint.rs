@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use ramekin_core::{Array, Category, Param, UserError};
-use ramekin_store::{Checkpoints, Data, Index};
+use ramekin_store::{Checkpoints, Data, Index, Spec};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -42,8 +42,12 @@ pub fn save(
     trainer: &Trainer,
     ended: Option<&str>,
 ) -> Result<()> {
-    let weights: Vec<(String, Data)> =
-        touched(assembly).iter().map(|p| (p.name().to_owned(), Data::from(&p.value()))).collect();
+    let weights = touched(assembly);
+    let specs = weights.iter().map(|p| {
+        let data = Data::from(&p.value());
+        Spec::of(p.name(), &data)
+    });
+    let specs = specs.collect::<Result<Vec<Spec>>>()?;
     let state: Vec<(String, Data)> =
         trainer.state(assembly)?.iter().map(|t| (t.name.clone(), Data::from(&t.array))).collect();
     let mut more = json!({ "max_steps": trainer.total_steps });
@@ -51,7 +55,10 @@ pub fn save(
         more["ended"] = why.into();
     }
     all.save(step, epoch, &more, |w| {
-        w.tensors(WEIGHTS, &weights)?;
+        w.tensors_as_made(WEIGHTS, &specs, |name| {
+            let param = weights.iter().find(|p| p.name() == name).context("a tensor nobody listed")?;
+            assembly.read_param(param).map(|value| Data::from(&value))
+        })?;
         w.tensors(STATE, &state)
     })?;
     Ok(())
@@ -94,17 +101,18 @@ pub fn restore(all: &Checkpoints, assembly: &Assembly, trainer: &mut Trainer) ->
     if let Some(param) = assembly.trainable().iter().find(|p| !weights.contains_key(p.name())) {
         bail!("the checkpoint has no `{}`", param.name());
     }
-    for (name, saved) in weights.drain() {
+    let mut saved = Vec::new();
+    for (name, value) in weights.drain() {
         let param = assembly.ledger.borrow().get(&name).and_then(|e| e.param.clone());
         let param = param.with_context(|| format!("the checkpoint holds `{name}`, which nothing here is"))?;
         ensure!(
-            saved.dims() == param.value().dims(),
+            value.dims() == param.value().dims(),
             "`{}` has another shape in the checkpoint",
             param.name()
         );
-        param.set(saved);
-        param.touch();
+        saved.push((param, value));
     }
+    assembly.write_params(saved, trainer.rng)?;
     let mut state = read(STATE)?;
     trainer.restore(assembly, good.step, &mut |name| state.remove(name))?;
     Ok(Some(Restored { step: good.step, ended: good.state["ended"].as_str().map(str::to_owned) }))

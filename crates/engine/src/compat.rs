@@ -37,7 +37,8 @@ pub fn check(index: usize, s: &TrainStage, plan: &Blueprint, assembly: &Assembly
     let Some(placement) = plan.placement.as_ref().filter(|_| assembly.is_streamed()) else { return Ok(()) };
     let estimator = parts::estimator(&s.estimator)?;
     let activation = parts::policy(s)?;
-    if assembly.trains_what_is_away() {
+    let visited = parts::placement(placement)?.keeps_changes() && estimator.walks();
+    if assembly.trains_what_is_away() && !visited {
         let (what, culprit) = match (&plan.selection, s.adapter.first()) {
             (Some(part), _) => (format!("`selection/{}`", part.kind), part.path.clone()),
             (None, Some(Adapter::New(part))) => (format!("`adapter/{}`", part.kind), part.path.clone()),
@@ -131,12 +132,23 @@ pub fn merges(recipe: &Recipe) -> Result<()> {
     Ok(())
 }
 
-/// What trains cannot be elsewhere.
+/// What trains cannot be elsewhere, unless it is visited there.
 pub(crate) fn trains_away(placement: &Part, culprit: &str, what: &str) -> BadRecipe {
+    let keeps = parts::placement(placement).is_ok_and(|p| p.keeps_changes());
+    let (label, help) = match keeps {
+        true => (
+            "has the blocks' weights in memory only while they are visited",
+            "let an estimator visit them: `estimator = { kind = \"zo2\" }`; or train an adapter",
+        ),
+        false => (
+            "keeps the blocks' weights elsewhere, as they were loaded",
+            "train an adapter, or keep the weights with `placement = { kind = \"resident\" }`",
+        ),
+    };
     BadRecipe::new(format!("`placement/{}` cannot go with {what}", placement.kind))
-        .at(&placement.path, "keeps the blocks' weights elsewhere, as they were loaded")
+        .at(&placement.path, label)
         .at(culprit, "changes some of them")
-        .help("train an adapter, or keep the weights with `placement = { kind = \"resident\" }`")
+        .help(help)
 }
 
 /// What a reducer learns is saved as adapters are, and a stage that trains the base leaves a model alone.

@@ -62,5 +62,6 @@ pub mod surgery;
 pub mod team;
 pub mod update;
 mod vectors;
+mod walk;
 
 pub use run::{Options, RunOutcome, run};

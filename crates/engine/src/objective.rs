@@ -160,6 +160,13 @@ pub struct Run<'a> {
     activation: Option<&'a dyn ActivationPolicy>,
 }
 
+impl<'a> Run<'a> {
+    /// A model as it is in an evaluation.
+    pub fn new(assembly: &'a Assembly) -> Self {
+        Run { assembly, activation: None }
+    }
+}
+
 impl Runner for Run<'_> {
     fn facts(&self) -> &ModelFacts {
         self.assembly.model.facts()
@@ -188,6 +195,19 @@ pub fn loss(
     tape: &Tape,
     mode: Mode,
 ) -> Result<Loss> {
+    loss_of(objective, assembly, &Run { assembly, activation }, batch, totals, tape, mode)
+}
+
+/// As [`loss`], the model in work being run by `model`.
+pub fn loss_of(
+    objective: &dyn Objective,
+    assembly: &Assembly,
+    model: &dyn Runner,
+    batch: &LabelledBatch,
+    totals: &[f64],
+    tape: &Tape,
+    mode: Mode,
+) -> Result<Loss> {
     let others: Vec<(&String, Run<'_>)> =
         assembly.companions.iter().map(|(n, a)| (n, Run { assembly: a, activation: None })).collect();
     let others: BTreeMap<String, &dyn Runner> =
@@ -199,7 +219,7 @@ pub fn loss(
         labels: &batch.labels,
         targets: &batch.targets,
         totals,
-        model: &Run { assembly, activation },
+        model,
         others,
     });
     blame::part(loss, || format!("stage.{}.objective", assembly.stage()))

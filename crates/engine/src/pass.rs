@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use ramekin_core::{Param, Rng};
-use ramekin_slots::{ActivationPolicy, Figure, Forward, Loss, Mode, Objective, ParamView, Probe, Problem};
+use ramekin_slots::{
+    ActivationPolicy, Figure, Forward, Loss, Mode, Objective, ParamView, Probe, Problem, StepInfo, Stop,
+};
 use ramekin_tape::{GradSink, Tape, ops};
 
 use crate::assembly::Assembly;
@@ -13,6 +15,7 @@ use crate::masks::Masking;
 use crate::objective::{self, Figures};
 use crate::step::{LabelledBatch, hidden};
 use crate::team::{Summed, Team};
+use crate::walk;
 
 /// How a micro-batch runs.
 #[derive(Clone, Copy)]
@@ -108,8 +111,8 @@ pub struct Batches<'a> {
     pub step: u64,
     /// Updates planned in all.
     pub total: u64,
-    /// Rate of this update.
-    pub lr: f64,
+    /// Where the optimizer stands at this update.
+    pub info: StepInfo,
     /// What the objective saw besides, in training.
     pub figures: Figures,
     /// The ranks that the step's micro-batches are shared out among.
@@ -168,7 +171,11 @@ impl Problem for Batches<'_> {
     }
 
     fn lr(&self) -> f64 {
-        self.lr
+        self.info.lr
+    }
+
+    fn info(&self) -> StepInfo {
+        self.info
     }
 
     fn loss(&mut self, view: Option<ParamView>) -> Result<f64> {
@@ -194,6 +201,14 @@ impl Problem for Batches<'_> {
         let own = each.map(|found| found.map(flat)).collect::<Result<Vec<Vec<f64>>>>()?;
         let all = self.team.in_order(own)?.concat();
         Ok(all.as_chunks::<2>().0.iter().map(|[a, b]| (*a as i64, *b as i64)).collect())
+    }
+
+    fn walk(
+        &mut self,
+        branches: usize,
+        visit: &mut dyn FnMut(&mut Stop<'_>) -> Result<()>,
+    ) -> Result<Vec<f64>> {
+        walk::walk(self, branches, visit)
     }
 
     fn backward(&mut self, sink: &mut dyn GradSink) -> Result<f64> {

@@ -9,7 +9,7 @@ use ramekin_kernels::elementwise;
 use ramekin_slots::{
     ActivationPolicy, Block, Estimator, Event, FlatBatch, Flow, Forward, GradientTransform, Hook,
     HookContext, Model, NetworkAdapter, Objective, OnEmbedding, Optimizer, ParamGroup, RoundContext,
-    Schedule, Selection, StateTensor, Stateful, StepInfo,
+    Schedule, StateTensor, Stateful, StepInfo,
 };
 use ramekin_tape::{GradSink, GradStore, Tape, Value};
 use serde_json::{Map, Value as Json};
@@ -21,7 +21,7 @@ use crate::masks::{Masking, Masks, masked, put_back};
 use crate::objective::{self, Figures};
 use crate::pass::{Batches, Draw, Look, Pass};
 use crate::team::Team;
-use crate::update::{self, InBackward};
+use crate::update::{self, InBackward, one_by_one};
 
 /// Tokens with their targets.
 #[derive(Clone)]
@@ -260,6 +260,9 @@ impl Trainer {
         loss: f64,
         figures: &Map<String, Json>,
     ) -> Result<Flow> {
+        if self.hooks.iter().any(|h| h.handles_weights(event)) {
+            self.flush(assembly, step)?;
+        }
         let mut flow = Flow::Go;
         let pass = Pass { objective: &*self.objective, activation: &*self.activation, rng: self.rng };
         let mut look = Look { pass, assembly, draw: self.draw.as_ref() };
@@ -316,6 +319,7 @@ impl Trainer {
             None => (step, self.total_steps),
         };
         let lr = self.optimizer.lr() * self.schedule.factor(at, of);
+        let info = StepInfo { step: at + 1, lr };
         let params = assembly.trainable();
         let pass = Pass { objective: &*self.objective, activation: &*self.activation, rng: self.rng };
         let mut problem = Batches {
@@ -326,11 +330,12 @@ impl Trainer {
             totals,
             step,
             total: self.total_steps,
-            lr,
+            info,
             figures: Figures::default(),
             team: self.team.clone(),
         };
-        let info = StepInfo { step: at + 1, lr };
+        // An estimator that is a step behind hands on gradients of that step.
+        let info = self.estimator.pending().unwrap_or(info);
         let (loss, grad_norm) = if self.fused {
             let whole = self.estimator.needs_backward() && batches.len() != 1;
             ensure!(!whole, "{} micro-batches in a step that updates in backward", batches.len());
@@ -338,10 +343,10 @@ impl Trainer {
             let (groups, params) = (&self.groups[..], &params[..]);
             let category =
                 if self.estimator.needs_backward() { Category::Gradients } else { Category::Workspace };
-            let mut sink = InBackward { optimizer, transforms, groups, info, params, category, squares: 0.0 };
-            let mut selecting = Selecting { selection: &assembly.selection, sink: &mut sink, loss: 0.0 };
-            let loss = self.estimator.estimate(&mut problem, &mut Masking(&mut selecting))?;
-            (loss + selecting.loss, sink.squares.sqrt())
+            let sink = InBackward { optimizer, transforms, groups, info, params, category, squares: 0.0 };
+            let estimate = |sink: &mut dyn GradSink| self.estimator.estimate(&mut problem, sink);
+            let (loss, added, norm) = one_by_one(sink, &assembly.selection, estimate)?;
+            (loss + added, norm)
         } else {
             let mut store = GradStore::new();
             let mut loss = self.estimator.estimate(&mut problem, &mut Masking(&mut store))?;
@@ -369,6 +374,10 @@ impl Trainer {
             (loss, norm)
         };
         let figures = problem.figures;
+        // What trains next may be another choice.
+        let chooses = assembly.selection.borrow().is_some();
+        let (added, late) = if chooses { self.flush(assembly, step + 1)? } else { (0.0, 0.0) };
+        let (loss, grad_norm) = (loss + added, f64::max(grad_norm, late));
         if let Some(selection) = assembly.selection.borrow_mut().as_mut() {
             selection.after_step(&mut self.round(assembly, &assembly.ledger.borrow(), step + 1))?;
         }
@@ -376,6 +385,37 @@ impl Trainer {
         let mut figures = figures.means();
         figures.extend(self.activation.figures());
         Ok(StepReport { loss, grad_norm, lr, tokens, flow, figures })
+    }
+
+    /// Makes the update that an estimator still has to hand on, after `step` updates in all. Called before
+    /// weights are looked at or what trains may change; a checkpoint holds what is pending instead.
+    /// Returns what a selection added to the loss, and the gradient's norm.
+    ///
+    /// # Errors
+    /// As those of a step.
+    pub fn flush(&mut self, assembly: &Assembly, step: u64) -> Result<(f64, f64)> {
+        let Some(info) = self.estimator.pending() else { return Ok((0.0, 0.0)) };
+        let params = &assembly.trainable()[..];
+        let pass = Pass { objective: &*self.objective, activation: &*self.activation, rng: self.rng };
+        let (total, figures) = (self.total_steps, Figures::default());
+        let mut problem = Batches {
+            pass,
+            assembly,
+            batches: &[],
+            params,
+            totals: Vec::new(),
+            step,
+            total,
+            info,
+            figures,
+            team: self.team.clone(),
+        };
+        let (optimizer, transforms) = (&mut *self.optimizer, &mut self.gradient[..]);
+        let (groups, category) = (&self.groups[..], Category::Workspace);
+        let sink = InBackward { optimizer, transforms, groups, info, params, category, squares: 0.0 };
+        let flush = |sink: &mut dyn GradSink| self.estimator.flush(&mut problem, sink);
+        let ((), added, norm) = one_by_one(sink, &assembly.selection, flush)?;
+        Ok((added, norm))
     }
 
     /// What a checkpoint holds besides parameters, by the place of the part that keeps it.
@@ -432,22 +472,6 @@ impl Trainer {
         let params = assembly.ledger.borrow().touched();
         let parts = params.iter().map(masked).collect::<Result<Vec<_>>>()?;
         self.optimizer.restore(&parts, get)
-    }
-}
-
-/// Lets the selection add its own term to each gradient before it is used up.
-struct Selecting<'a> {
-    selection: &'a std::cell::RefCell<Option<Box<dyn Selection>>>,
-    sink: &'a mut dyn GradSink,
-    loss: f64,
-}
-
-impl GradSink for Selecting<'_> {
-    fn ready(&mut self, param: &Arc<Param>, grad: Array) -> Result<()> {
-        if let Some(selection) = self.selection.borrow_mut().as_mut() {
-            self.loss += selection.gradient(param, &grad)?;
-        }
-        self.sink.ready(param, grad)
     }
 }
 

@@ -1,5 +1,6 @@
 //! From a finished gradient to a changed parameter.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
@@ -7,10 +8,10 @@ use ramekin_core::{Array, BadRecipe, Category, Param, ParamId};
 use ramekin_kernels::elementwise;
 use ramekin_recipe::TrainStage;
 use ramekin_registry::{Slot, Trait, find};
-use ramekin_slots::{GradientTransform, Optimizer, ParamGroup, StepInfo, Update};
+use ramekin_slots::{GradientTransform, Optimizer, ParamGroup, Selection, StepInfo, Update};
 use ramekin_tape::GradSink;
 
-use crate::masks::put_back;
+use crate::masks::{Masking, put_back};
 use crate::parts;
 
 /// Updates one parameter and frees its gradient.
@@ -96,6 +97,34 @@ impl GradSink for InBackward<'_> {
         apply(self.optimizer, self.transforms, param, grad, self.info, group)?;
         put_back(self.params, param)
     }
+}
+
+/// Lets the selection add its own term to each gradient before it is used up.
+struct Selecting<'a> {
+    selection: &'a RefCell<Option<Box<dyn Selection>>>,
+    sink: &'a mut dyn GradSink,
+    loss: f64,
+}
+
+impl GradSink for Selecting<'_> {
+    fn ready(&mut self, param: &Arc<Param>, grad: Array) -> Result<()> {
+        if let Some(selection) = self.selection.borrow_mut().as_mut() {
+            self.loss += selection.gradient(param, &grad)?;
+        }
+        self.sink.ready(param, grad)
+    }
+}
+
+/// Lets `f` hand on gradients that are used up at once; returns what it returns, what a selection added to
+/// the loss, and the gradients' norm.
+pub fn one_by_one<R>(
+    mut sink: InBackward<'_>,
+    selection: &RefCell<Option<Box<dyn Selection>>>,
+    f: impl FnOnce(&mut dyn GradSink) -> Result<R>,
+) -> Result<(R, f64, f64)> {
+    let mut selecting = Selecting { selection, sink: &mut sink, loss: 0.0 };
+    let result = f(&mut Masking(&mut selecting))?;
+    Ok((result, selecting.loss, sink.squares.sqrt()))
 }
 
 /// Whether a stage updates inside the backward pass, and who wants it: the place in the recipe.

@@ -18,21 +18,11 @@ use ramekin_tape::{GradSink, ParamView};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::direction::{Direction, Dist, zeros};
+use crate::direction::{Direction, Dist};
+use crate::perturb::{PerturbMode, Unmoved, check_eps, emit, shift};
 
 part! { estimator / "mezo" => Mezo, "gradients from two forwards along a direction that its seed gives again",
 source = "arXiv:2305.17333; sheet mezo", traits = [StatefulAcrossSteps] }
-
-/// Where the perturbed weights live.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum PerturbMode {
-    /// In the weights themselves: +ε, −2ε, +ε. Nothing is copied; the restored weights may be an ulp off.
-    #[default]
-    InPlace,
-    /// In a copy of one tensor at a time, made where a layer uses it. The weights keep their bits.
-    Scratch,
-}
 
 /// How many directions a step takes, by step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -100,10 +90,7 @@ impl Part for Mezo {
     type Settings = MezoSettings;
 
     fn new(settings: MezoSettings) -> Result<Self> {
-        if !(settings.zo_eps.is_finite() && settings.zo_eps > 0.0) {
-            let why = format!("is {}; it must be a number above 0", settings.zo_eps);
-            return Err(BadSetting::new("zo_eps", why).into());
-        }
+        check_eps(settings.zo_eps)?;
         if settings.n_directions == 0 {
             return Err(BadSetting::new("n_directions", "is 0; it must be at least 1").into());
         }
@@ -154,47 +141,6 @@ impl Mezo {
         shift(&params, z, eps)?;
         minus
     }
-
-    /// A step below half an ulp of most weights measures rounding alone.
-    fn check_scale(&self, params: &[Arc<Param>], z: Direction) -> Result<()> {
-        let (mut same, mut all) = (0, 0);
-        for param in params.iter().filter(|p| !p.value().is_shape_only()) {
-            let value = param.value();
-            let moved = z.moved(param, &value, self.settings.zo_eps)?;
-            let (a, b) = (value.to_f32()?, moved.to_f32()?);
-            same += a.iter().zip(&b).filter(|(a, b)| a == b).count();
-            all += param.trainable_len();
-            same -= value.len() - param.trainable_len();
-        }
-        if same * 2 > all {
-            let share = 100.0 * same as f64 / all.max(1) as f64;
-            let why = format!(
-                "is {:e}, which leaves {share:.0} % of the weights as they were: it is below their rounding",
-                self.settings.zo_eps
-            );
-            return Err(BadSetting::new("zo_eps", why).into());
-        }
-        Ok(())
-    }
-}
-
-fn shift(params: &[Arc<Param>], z: Direction, s: f64) -> Result<()> {
-    params.iter().try_for_each(|p| z.add(p, &p.value(), s))
-}
-
-/// Hands on (1/n) Σ c z, one parameter alive at a time.
-fn emit(params: &[Arc<Param>], directions: &[(Direction, f64)], sink: &mut dyn GradSink) -> Result<()> {
-    if directions.is_empty() {
-        return Ok(()); // a step that was skipped
-    }
-    for param in params {
-        let grad = zeros(param)?;
-        for (z, c) in directions {
-            z.add(param, &grad, c / directions.len() as f64)?;
-        }
-        sink.ready(param, grad)?;
-    }
-    Ok(())
 }
 
 /// Mean over the labels that occur of 2·TP / (2·TP + FP + FN).
@@ -247,7 +193,9 @@ impl Estimator for Mezo {
             let seed = u64::from(problem.rng().stream("zo/seed", problem.step()).u32_at(i));
             let z = Direction::new(problem.rng(), seed, self.settings.dist, problem.params())?;
             if problem.step() == 0 && i == 0 {
-                self.check_scale(problem.params(), z)?;
+                let mut unmoved = Unmoved::default();
+                unmoved.count(problem.params(), z, self.settings.zo_eps)?;
+                unmoved.verdict(self.settings.zo_eps)?;
             }
             let (plus, minus) = self.two_sided(problem, z)?;
             if !(plus.is_finite() && minus.is_finite()) {

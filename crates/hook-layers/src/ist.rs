@@ -344,4 +344,8 @@ impl Hook for Ist {
         }
         Ok(Flow::Go)
     }
+
+    fn handles_weights(&self, event: Event) -> bool {
+        matches!(event, Event::StepBegin | Event::End)
+    }
 }

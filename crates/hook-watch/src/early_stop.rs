@@ -147,6 +147,10 @@ impl Hook for EarlyStop {
         Ok(Flow::Go)
     }
 
+    fn handles_weights(&self, event: Event) -> bool {
+        self.settings.restore_best && matches!(event, Event::AfterEval | Event::StepBegin | Event::End)
+    }
+
     fn needs_eval(&self) -> bool {
         true
     }

@@ -110,4 +110,8 @@ impl Hook for Ema {
         }
         Ok(Flow::Go)
     }
+
+    fn handles_weights(&self, event: Event) -> bool {
+        event != Event::Begin
+    }
 }

@@ -36,6 +36,7 @@ pub mod lion;
 pub mod matching;
 pub mod matmul;
 pub mod merge_rows;
+pub mod narrow;
 pub mod packed;
 pub mod perturb;
 pub mod philox;

@@ -12,12 +12,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use ramekin_core::{Array, BadSetting, Category, DType, Lease, Param, Tier, UserError, meter};
+use ramekin_core::{Array, BadSetting, Category, Lease, Param, Tier, UserError, meter};
 use ramekin_registry::{Part, part};
-use ramekin_slots::{LinearBase, PackedWeight, Placement, Rebuild, Sites};
+use ramekin_slots::{PackedWeight, Placement, Sites};
 use ramekin_store::{Spool, Ticket};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use crate::moving::{What, away};
 
 part! { placement / "disk" => Disk, "the blocks' weights wait in a file and come in block by block, read ahead",
 source = "arXiv:2104.07857", traits = [FreezesBase] }
@@ -69,35 +71,6 @@ struct Moving {
     ticket: Option<Ticket>,
     bytes: u64,
     what: What,
-}
-
-enum What {
-    Dense { param: Arc<Param>, dims: Vec<usize>, dtype: DType },
-    Packed { path: String, rebuild: Rebuild },
-}
-
-/// Stands in the place of a packed weight that is away.
-struct Away {
-    shape: (usize, usize),
-    bytes: u64,
-    shape_only: bool,
-}
-
-impl PackedWeight for Away {
-    fn shape(&self) -> (usize, usize) {
-        self.shape
-    }
-    fn bytes(&self) -> u64 {
-        self.bytes
-    }
-    fn is_shape_only(&self) -> bool {
-        self.shape_only
-    }
-    fn is_absent(&self) -> bool {
-        true
-    }
-    fn rows_f32(&self, _: usize, _: &mut [f32]) {}
-    fn rows_f64(&self, _: usize, _: &mut [f64]) {}
 }
 
 /// Bytes that may wait to be written while a model is loaded.
@@ -160,10 +133,7 @@ impl State {
                     None => Array::shape_only(dims, *dtype, Category::Weights)?,
                     Some(bytes) => Array::from_bytes(&bytes, dims, *dtype, Category::Weights)?,
                 }),
-                What::Packed { path, rebuild } => {
-                    let weight = rebuild(bytes.unwrap_or_default())?;
-                    sites.linear(path)?.set_base(LinearBase::Packed(weight));
-                }
+                packed => packed.unpack(bytes.unwrap_or_default(), sites)?,
             }
         }
         Ok(())
@@ -175,18 +145,7 @@ impl State {
         if block.held > 0 {
             return Ok(());
         }
-        for tensor in &block.tensors {
-            match &tensor.what {
-                What::Dense { param, dims, dtype } => param.set(Array::absent(dims, *dtype)?),
-                What::Packed { path, .. } => {
-                    let site = sites.linear(path)?;
-                    if let LinearBase::Packed(weight) = site.base() {
-                        site.set_base(LinearBase::Packed(away(&*weight)));
-                    }
-                }
-            }
-        }
-        Ok(())
+        block.tensors.iter().try_for_each(|t| t.what.leave(sites))
     }
 
     /// Begins to read what followed here the last time, or the next block on the way where this is new; what was
@@ -223,21 +182,16 @@ impl State {
     }
 }
 
-fn away(weight: &dyn PackedWeight) -> Arc<dyn PackedWeight> {
-    Arc::new(Away { shape: weight.shape(), bytes: weight.bytes(), shape_only: weight.is_shape_only() })
-}
-
 impl Placement for Disk {
     fn is_resident(&self) -> bool {
         false
     }
 
     fn adopt_param(&self, block: usize, param: &Arc<Param>) -> Result<()> {
-        let value = param.value();
-        let (dims, dtype, bytes) = (value.dims().to_vec(), value.dtype(), value.bytes());
+        let (value, what) = (param.value(), What::dense(param));
         let bulk = if value.is_shape_only() { None } else { Some(value.to_bytes()?) };
-        param.set(Array::absent(&dims, dtype)?);
-        self.adopt(block, bulk, bytes, What::Dense { param: param.clone(), dims, dtype })
+        param.set(Array::absent(value.dims(), value.dtype())?);
+        self.adopt(block, bulk, value.bytes(), what)
     }
 
     fn adopt_packed(

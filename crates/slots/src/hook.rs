@@ -64,6 +64,11 @@ pub trait Hook: Stateful {
     ///
     /// [`Event::Begin`] is missing in plans, which make two steps on shapes.
     fn on(&mut self, event: Event, cx: &mut HookContext<'_>) -> Result<Flow>;
+    /// Whether it reads or changes parameters, or what of them trains, at this event: an update that is still
+    /// to come is made before.
+    fn handles_weights(&self, _event: Event) -> bool {
+        true
+    }
     /// Whether it does nothing in a stage that measures nothing between its steps.
     fn needs_eval(&self) -> bool {
         false

@@ -68,7 +68,7 @@ pub use around::{
 pub use attention::AttentionRule;
 pub use comm::{Comm, Peer, RankFailed};
 pub use decode::{Decoder, Draft, Line, LogitRows, Logits, Other, Session, Stepper, Words};
-pub use estimator::{Estimator, Problem};
+pub use estimator::{Estimator, Problem, Stop};
 pub use forward::{FlatBatch, Forward, Mode};
 pub use gradient::GradientTransform;
 pub use hook::{Event, Flow, Hook, HookContext};
@@ -90,7 +90,7 @@ pub use optimizer::{
     Optimizer, ParamGroup, ParamState, StateSpec, StateTable, StateTensor, StepInfo, Update, carried, last_of,
 };
 pub use part::{AnyPart, Part, PartEntry, Slot, Trait};
-pub use placement::{Placement, block_of};
+pub use placement::{Placement, Visit, block_of};
 pub use probe::Probe;
 pub use prune::{BlockMetric, BlockStatistics, MlpSite, MlpWeights, Pruner};
 pub use quantizer::Quantizer;

@@ -11,7 +11,7 @@ use ramekin_core::pattern::Candidate;
 use ramekin_core::{Array, Category, DType, Param, UserError, suggest};
 use ramekin_tape::{Value, ops};
 
-use crate::{Around, Forward, LinearAdapter, ModuleSite, PackedWeight, Placement, block_of};
+use crate::{Around, Forward, LinearAdapter, ModuleSite, PackedWeight, Placement, Visit, block_of};
 
 /// A parameter with, perhaps, a trainable stand-in (`modules_to_save`).
 pub struct ParamSite {
@@ -283,6 +283,23 @@ impl Sites {
             Some(block) => self.with_block(block, f),
             None => f(),
         }
+    }
+
+    /// As [`Sites::with_block`], where `f` changes what trains of the block.
+    pub fn with_block_changed<R>(
+        &self,
+        block: usize,
+        visit: Visit,
+        f: impl FnOnce() -> Result<R>,
+    ) -> Result<R> {
+        self.with_block(block, || {
+            let result = f()?;
+            match &self.placement {
+                Some(placement) if placement.keeps_changes() => placement.changed(block, visit)?,
+                _ => {}
+            }
+            Ok(result)
+        })
     }
 
     /// Adds a linear.

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use crate::atomic::{self, AtomicDir, Damage};
 use crate::disk::{Disk, FileWriter};
-use crate::write::{self, Data};
+use crate::write::{self, Data, Spec};
 
 /// The file with the step, the epoch and the caller's state.
 pub const TRAINER_STATE: &str = "trainer_state.json";
@@ -76,6 +76,20 @@ impl CheckpointWriter {
     /// [`crate::DiskError`]; a tensor that safetensors cannot hold.
     pub fn tensors(&mut self, file: &str, tensors: &[(String, Data)]) -> Result<()> {
         self.dir.file(file, |w| write::stream(w, tensors, &[]))
+    }
+
+    /// Writes a safetensors file whose tensors are made one by one, so that they need not be in memory
+    /// all at once.
+    ///
+    /// # Errors
+    /// As [`CheckpointWriter::tensors`]; what `produce` returns; a tensor that is not what its spec says.
+    pub fn tensors_as_made(
+        &mut self,
+        file: &str,
+        specs: &[Spec],
+        produce: impl FnMut(&str) -> Result<Data>,
+    ) -> Result<()> {
+        self.dir.file(file, |w| write::stream_as_made(w, specs, produce))
     }
 
     /// Writes a file of the caller's from bytes.

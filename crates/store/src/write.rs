@@ -204,6 +204,15 @@ pub(crate) fn stream(
     })
 }
 
+/// Writes tensors that are made when their turn comes.
+pub(crate) fn stream_as_made(
+    w: &mut FileWriter,
+    specs: &[Spec],
+    mut produce: impl FnMut(&str) -> Result<Data>,
+) -> Result<()> {
+    stream_specs(w, &specs.iter().collect::<Vec<_>>(), &[], |name| produce(name).map(Kept::Own))
+}
+
 enum Kept<'a> {
     Own(Data),
     Lent(&'a Data),

@@ -99,15 +99,19 @@ impl Draft {
         entries.iter().for_each(|e| e.put(&mut draft));
         let adapted = draft.lists.iter().any(|(k, _)| k == "adapter");
         let trains = ["selection", "method"].iter().any(|k| draft.keys.iter().any(|(key, _)| key == k));
-        let packed =
-            draft.keys.iter().any(|(k, v)| k == "quantizer" || k == "placement" && v.contains("disk"));
+        let has = |key: &str, name: &str| draft.keys.iter().any(|(k, v)| k == key && v.contains(name));
+        let visits = has("estimator", "\"zo2\"");
+        let lent = has("placement", "disk") || has("placement", "offload") && !visits;
+        let packed = has("quantizer", "") || lent;
         if (packed || draft.adapted) && !trains && !adapted {
             draft.entry("adapter", r#"{ kind = "lora", r = 4, target_modules = "all-linear" }"#.to_owned());
             if draft.behind.iter().any(|(kind, _)| kind == "compress") {
                 draft.behind.insert(0, ("merge".to_owned(), Vec::new())); // surgery is on models, not on adapters
             }
         }
-        draft.key("optimizer", r#"{ kind = "adamw", lr = 5e-3 }"#);
+        // What visits weights one by one holds no state of theirs.
+        let rule = if visits { r#"{ kind = "sgd", lr = 4e-3 }"# } else { r#"{ kind = "adamw", lr = 5e-3 }"# };
+        draft.key("optimizer", rule);
         let (train, held) = if draft.sees() { ("images", "held-images") } else { ("train", "held") };
         draft.key("data", &format!("{{ kind = \"tokens\", path = \"{train}.safetensors\" }}"));
         let held = format!("{{ kind = \"tokens\", path = \"{held}.safetensors\", repeat = false }}");

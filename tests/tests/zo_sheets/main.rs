@@ -1,3 +1,4 @@
 //! What the sheets of the zeroth-order methods say must hold; a test is called as its item there.
 
 mod mezo;
+mod zo2;

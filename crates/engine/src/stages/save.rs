@@ -171,13 +171,13 @@ fn produce(assembly: &Assembly, from: &From<'_>) -> Result<Array> {
     let sites = &assembly.sites;
     match from {
         From::Linear(site) => site.merged(sites),
-        From::Bias(site) => match sites.folded_bias(site)? {
+        From::Bias(site) => match sites.while_held(&site.path, || sites.folded_bias(site))? {
             Some(bias) => Ok(bias),
             None => Array::zeros(&[site.shape.0], DType::F32, Category::Workspace),
         },
-        From::Param(name) => match sites.folded_norm(name)? {
+        From::Param(name) => match sites.while_held(name, || sites.folded_norm(name))? {
             Some(folded) => Ok(folded),
-            None => Ok(sites.param(name)?.active(true).value()),
+            None => assembly.read_param(&sites.param(name)?.active(true)),
         },
         From::Head(array) => Ok(array.clone()),
     }

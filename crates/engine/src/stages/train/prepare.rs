@@ -18,7 +18,7 @@ use crate::fit::{self, Way};
 use crate::stages::data;
 use crate::stages::eval::ensure_measurable;
 use crate::update::check_in_backward;
-use crate::{objective, parts};
+use crate::{objective, parts, walk};
 
 /// A stage's rows.
 pub struct Rows {
@@ -64,6 +64,7 @@ impl<'a> Prepared<'a> {
         compat::objective(stage, &assembly, &*objective)?;
         ensure_trainable(&assembly)?;
         compat::check(index, stage, plan, &assembly)?;
+        walk::check(index, stage, plan, &assembly)?;
         let settings = parts::data_settings(&stage.data)?;
         let wanted = whole || data::is_small(&settings, &plan.base_dir);
         let rows = if wanted { Some(read(index, stage, plan, &assembly, &*objective)?) } else { None };

@@ -122,6 +122,7 @@ impl<'a> Rank<'a> {
             let step = self.step;
             let due = |every: &Option<u64>| every.is_some_and(|n| step.is_multiple_of(n));
             if self.step < total && self.job.looks().iter().any(due) {
+                self.trainer.flush(&self.assembly, self.step)?;
                 self.event(Event::BeforeEval, report.loss, &Map::new())?;
                 let figures = chief.as_mut().map(|chief| chief.look(self)).transpose()?;
                 let figures = team.told(figures.unwrap_or_default())?;
@@ -141,6 +142,7 @@ impl<'a> Rank<'a> {
             }
         }
         let loss = team.told(chief.as_ref().and_then(|chief| chief.journal.last_loss()))?;
+        self.trainer.flush(&self.assembly, self.step)?;
         self.trainer.finish(&self.assembly, self.step)?;
         self.event(Event::End, loss.unwrap_or(f64::NAN), &Map::new())?;
         let tensors = team.agree(&self.assembly, self.step)?;

@@ -1,0 +1,87 @@
+//! What the estimators of this family share: where perturbed weights live, and gradients made of directions.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use ramekin_core::{BadSetting, Param};
+use ramekin_tape::GradSink;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::direction::{Direction, zeros};
+
+/// Where the perturbed weights live.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PerturbMode {
+    /// In the weights themselves: +ε, −2ε, +ε. Nothing is copied; the restored weights may be an ulp off.
+    #[default]
+    InPlace,
+    /// In a copy of one tensor at a time, made where a layer uses it. The weights keep their bits.
+    Scratch,
+}
+
+/// `θ ← θ + s·z`, every parameter.
+pub(crate) fn shift(params: &[Arc<Param>], z: Direction, s: f64) -> Result<()> {
+    params.iter().try_for_each(|p| z.add(p, &p.value(), s))
+}
+
+/// Hands on (1/n) Σ c z, one parameter alive at a time.
+pub(crate) fn emit(
+    params: &[Arc<Param>],
+    directions: &[(Direction, f64)],
+    sink: &mut dyn GradSink,
+) -> Result<()> {
+    if directions.is_empty() {
+        return Ok(()); // a step that was skipped
+    }
+    for param in params {
+        let grad = zeros(param)?;
+        for (z, c) in directions {
+            z.add(param, &grad, c / directions.len() as f64)?;
+        }
+        sink.ready(param, grad)?;
+    }
+    Ok(())
+}
+
+/// Refuses a perturbation scale that is no number above 0.
+pub(crate) fn check_eps(eps: f64) -> Result<()> {
+    let holds = eps.is_finite() && eps > 0.0;
+    Ok(BadSetting::unless(holds, "zo_eps", eps, "a number above 0")?)
+}
+
+/// Counts the weights that a perturbation leaves as they were: a step below half an ulp of most measures
+/// rounding alone.
+#[derive(Default)]
+pub(crate) struct Unmoved {
+    same: usize,
+    all: usize,
+}
+
+impl Unmoved {
+    /// Tries `θ + εz` on these parameters.
+    pub(crate) fn count(&mut self, params: &[Arc<Param>], z: Direction, eps: f64) -> Result<()> {
+        for param in params.iter().filter(|p| !p.value().is_shape_only()) {
+            let value = param.value();
+            let moved = z.moved(param, &value, eps)?;
+            let (a, b) = (value.to_f32()?, moved.to_f32()?);
+            self.same += a.iter().zip(&b).filter(|(a, b)| a == b).count();
+            self.all += param.trainable_len();
+            self.same -= value.len() - param.trainable_len();
+        }
+        Ok(())
+    }
+
+    /// Refuses ε if most of what was counted stayed.
+    pub(crate) fn verdict(&self, eps: f64) -> Result<()> {
+        if self.same * 2 <= self.all {
+            return Ok(());
+        }
+        let share = 100.0 * self.same as f64 / self.all.max(1) as f64;
+        let why = format!(
+            "is {eps:e}, which leaves {share:.0} % of the weights as they were: it is below their rounding"
+        );
+        Err(BadSetting::new("zo_eps", why).into())
+    }
+}
