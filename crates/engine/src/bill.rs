@@ -87,8 +87,9 @@ pub fn train(
     rest.at_peak.weights -= shared;
     trainer.flush(&assembly, 2)?;
     beside(&assembly, &*trainer.objective)?;
-    let state: u64 = trainer.state(&assembly)?.iter().map(|s| s.array.bytes()).sum();
-    let kept: u64 = assembly.ledger.borrow().touched().iter().map(|p| p.value().bytes()).sum();
+    let (params, state) = trainer.kept(&assembly)?;
+    let kept: u64 = params.iter().map(|p| p.value().bytes()).sum();
+    let state: u64 = state.iter().map(|s| s.array.bytes()).sum();
     let bill = finish(stage, &meter, &assembly, load_peak).shared_out(ranks, rest, shared);
     let (all, billed) = ((shape.micro_batches * ranks) as u64, batches.len() as u64);
     Ok(Bill {

@@ -1,4 +1,5 @@
-//! Checkpoints of a training stage: what trains, the optimizer's state, the step.
+//! Checkpoints of a training stage: what trains, the optimizer's state, the step; or the step and a log that
+//! gives both again from the first weights.
 //!
 //! Data order and randomness are pure functions of seed and step, so nothing
 //! else is needed to go on to the bit.
@@ -42,31 +43,27 @@ pub fn save(
     trainer: &Trainer,
     ended: Option<&str>,
 ) -> Result<()> {
-    let weights = touched(assembly);
+    let (weights, state) = trainer.kept(assembly)?;
     let specs = weights.iter().map(|p| {
         let data = Data::from(&p.value());
         Spec::of(p.name(), &data)
     });
     let specs = specs.collect::<Result<Vec<Spec>>>()?;
-    let state: Vec<(String, Data)> =
-        trainer.state(assembly)?.iter().map(|t| (t.name.clone(), Data::from(&t.array))).collect();
+    let state: Vec<(String, Data)> = state.iter().map(|t| (t.name.clone(), Data::from(&t.array))).collect();
     let mut more = json!({ "max_steps": trainer.total_steps });
     if let Some(why) = ended {
         more["ended"] = why.into();
     }
     all.save(step, epoch, &more, |w| {
-        w.tensors_as_made(WEIGHTS, &specs, |name| {
-            let param = weights.iter().find(|p| p.name() == name).context("a tensor nobody listed")?;
-            assembly.read_param(param).map(|value| Data::from(&value))
-        })?;
+        if !trainer.estimator.log_only() {
+            w.tensors_as_made(WEIGHTS, &specs, |name| {
+                let param = weights.iter().find(|p| p.name() == name).context("a tensor nobody listed")?;
+                assembly.read_param(param).map(|value| Data::from(&value))
+            })?;
+        }
         w.tensors(STATE, &state)
     })?;
     Ok(())
-}
-
-/// What has trained so far, whether or not it does at this step.
-fn touched(assembly: &Assembly) -> Vec<Arc<Param>> {
-    assembly.ledger.borrow().touched()
 }
 
 /// Puts the newest whole checkpoint back. Damaged ones are named and passed over.
@@ -97,8 +94,10 @@ pub fn restore(all: &Checkpoints, assembly: &Assembly, trainer: &mut Trainer) ->
             })
             .collect()
     };
-    let mut weights = read(WEIGHTS)?;
-    if let Some(param) = assembly.trainable().iter().find(|p| !weights.contains_key(p.name())) {
+    let whole = !trainer.estimator.log_only();
+    let mut weights = if whole { read(WEIGHTS)? } else { HashMap::new() };
+    let missing = |p: &&Arc<Param>| whole && !weights.contains_key(p.name());
+    if let Some(param) = assembly.trainable().iter().find(missing) {
         bail!("the checkpoint has no `{}`", param.name());
     }
     let mut saved = Vec::new();

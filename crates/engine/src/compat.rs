@@ -4,7 +4,7 @@ use anyhow::Result;
 use ramekin_core::{BadRecipe, BadSetting};
 use ramekin_recipe::{Adapter, Part, Recipe, Stage, TrainStage};
 use ramekin_registry::Slot;
-use ramekin_slots::{Objective, Rows};
+use ramekin_slots::{Event, Objective, Rows};
 
 use crate::assembly::{Assembly, Attached, Blueprint};
 use crate::parts;
@@ -33,6 +33,7 @@ pub fn objective(s: &TrainStage, assembly: &Assembly, objective: &dyn Objective)
 pub fn check(index: usize, s: &TrainStage, plan: &Blueprint, assembly: &Assembly) -> Result<()> {
     transforms(s, plan, assembly)?;
     reducers(index, s, plan, assembly)?;
+    log(s, plan)?;
     let at = |key: &str| format!("stage.{index}.{key}");
     let Some(placement) = plan.placement.as_ref().filter(|_| assembly.is_streamed()) else { return Ok(()) };
     let estimator = parts::estimator(&s.estimator)?;
@@ -166,6 +167,28 @@ fn reducers(index: usize, s: &TrainStage, plan: &Blueprint, assembly: &Assembly)
         .at(&part.path, "has parameters of its own, which are saved beside an adapter")
         .at(trains, "leaves a model alone")
         .help("train an adapter beside it, or merge with `kind = \"tome\"`, which learns nothing")
+        .into())
+}
+
+/// A log tells what an estimator did, and nothing of what others did to the weights.
+fn log(s: &TrainStage, plan: &Blueprint) -> Result<()> {
+    if !parts::estimator(&s.estimator)?.log_only() {
+        return Ok(());
+    }
+    let mut others = plan.selection.iter().map(|part| ("selection", part)).collect::<Vec<_>>();
+    for part in &s.hook {
+        let hook = parts::hook(part)?;
+        if Event::ALL.iter().any(|e| hook.handles_weights(*e)) {
+            others.push(("hook", part));
+        }
+    }
+    let Some((slot, part)) = others.first() else { return Ok(()) };
+    let title =
+        format!("`estimator/{}` with `log_only` cannot go with `{slot}/{}`", s.estimator.kind, part.kind);
+    Err(BadRecipe::new(title)
+        .at(format!("{}.log_only", s.estimator.path), "keeps the estimator's log in the place of weights")
+        .at(&part.path, "has a hand in the weights, which the log does not tell")
+        .help("leave `log_only` out")
         .into())
 }
 

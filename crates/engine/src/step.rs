@@ -8,7 +8,7 @@ use ramekin_core::{Array, Category, Ledger, Param, ParamId, Rng};
 use ramekin_kernels::elementwise;
 use ramekin_slots::{
     ActivationPolicy, Block, Estimator, Event, FlatBatch, Flow, Forward, GradientTransform, Hook,
-    HookContext, Model, NetworkAdapter, Objective, OnEmbedding, Optimizer, ParamGroup, RoundContext,
+    HookContext, Model, NetworkAdapter, Objective, OnEmbedding, Optimizer, ParamGroup, Problem, RoundContext,
     Schedule, StateTensor, Stateful, StepInfo,
 };
 use ramekin_tape::{GradSink, GradStore, Tape, Value};
@@ -314,12 +314,7 @@ impl Trainer {
         self.choose(assembly, step)?;
         let none = Map::new();
         self.event(Event::StepBegin, assembly, step, f64::NAN, &none)?;
-        let (at, of) = match assembly.selection.borrow().as_ref() {
-            Some(selection) => selection.clock(step, self.total_steps),
-            None => (step, self.total_steps),
-        };
-        let lr = self.optimizer.lr() * self.schedule.factor(at, of);
-        let info = StepInfo { step: at + 1, lr };
+        let info = self.info(assembly, step);
         let params = assembly.trainable();
         let pass = Pass { objective: &*self.objective, activation: &*self.activation, rng: self.rng };
         let mut problem = Batches {
@@ -335,6 +330,7 @@ impl Trainer {
             team: self.team.clone(),
         };
         // An estimator that is a step behind hands on gradients of that step.
+        let lr = info.lr;
         let info = self.estimator.pending().unwrap_or(info);
         let (loss, grad_norm) = if self.fused {
             let whole = self.estimator.needs_backward() && batches.len() != 1;
@@ -387,6 +383,15 @@ impl Trainer {
         Ok(StepReport { loss, grad_norm, lr, tokens, flow, figures })
     }
 
+    /// Where the optimizer stands at update `step` (from 0).
+    fn info(&self, assembly: &Assembly, step: u64) -> StepInfo {
+        let (at, of) = match assembly.selection.borrow().as_ref() {
+            Some(selection) => selection.clock(step, self.total_steps),
+            None => (step, self.total_steps),
+        };
+        StepInfo { step: at + 1, lr: self.optimizer.lr() * self.schedule.factor(at, of) }
+    }
+
     /// Makes the update that an estimator still has to hand on, after `step` updates in all. Called before
     /// weights are looked at or what trains may change; a checkpoint holds what is pending instead.
     /// Returns what a selection added to the loss, and the gradient's norm.
@@ -395,6 +400,27 @@ impl Trainer {
     /// As those of a step.
     pub fn flush(&mut self, assembly: &Assembly, step: u64) -> Result<(f64, f64)> {
         let Some(info) = self.estimator.pending() else { return Ok((0.0, 0.0)) };
+        self.hand_on(assembly, step, info, |estimator, problem, sink| estimator.flush(problem, sink))
+    }
+
+    /// Does the first `step` updates again as the estimator's log tells them, from the first weights.
+    fn replay(&mut self, assembly: &Assembly, step: u64) -> Result<()> {
+        for at in 0..step {
+            self.choose(assembly, at)?;
+            let info = self.info(assembly, at);
+            self.hand_on(assembly, at, info, |estimator, problem, sink| estimator.replay(problem, sink))?;
+        }
+        Ok(())
+    }
+
+    /// Lets the estimator hand on gradients without a batch.
+    fn hand_on(
+        &mut self,
+        assembly: &Assembly,
+        step: u64,
+        info: StepInfo,
+        f: impl FnOnce(&mut dyn Estimator, &mut dyn Problem, &mut dyn GradSink) -> Result<()>,
+    ) -> Result<(f64, f64)> {
         let params = &assembly.trainable()[..];
         let pass = Pass { objective: &*self.objective, activation: &*self.activation, rng: self.rng };
         let (total, figures) = (self.total_steps, Figures::default());
@@ -413,12 +439,26 @@ impl Trainer {
         let (optimizer, transforms) = (&mut *self.optimizer, &mut self.gradient[..]);
         let (groups, category) = (&self.groups[..], Category::Workspace);
         let sink = InBackward { optimizer, transforms, groups, info, params, category, squares: 0.0 };
-        let flush = |sink: &mut dyn GradSink| self.estimator.flush(&mut problem, sink);
-        let ((), added, norm) = one_by_one(sink, &assembly.selection, flush)?;
+        let run = |sink: &mut dyn GradSink| f(&mut *self.estimator, &mut problem, sink);
+        let ((), added, norm) = one_by_one(sink, &assembly.selection, run)?;
         Ok((added, norm))
     }
 
-    /// What a checkpoint holds besides parameters, by the place of the part that keeps it.
+    /// What a checkpoint holds: parameters, and state by the place of the part that keeps it.
+    ///
+    /// # Errors
+    /// As those of [`Trainer::state`].
+    pub fn kept(&self, assembly: &Assembly) -> Result<(Vec<Arc<Param>>, Vec<StateTensor>)> {
+        let mut state = self.state(assembly)?;
+        if self.estimator.log_only() {
+            // Everything else comes again with the log.
+            state.retain(|t| t.name.starts_with("estimator/") || t.name.starts_with("hook."));
+            return Ok((Vec::new(), state));
+        }
+        Ok((assembly.ledger.borrow().touched(), state))
+    }
+
+    /// All state by the place of the part that keeps it.
     ///
     /// # Errors
     /// If a part cannot tell.
@@ -441,7 +481,8 @@ impl Trainer {
         Ok(all)
     }
 
-    /// Puts back what [`Trainer::state`] gave, after `step` updates.
+    /// Puts back what [`Trainer::kept`] gave of state, after `step` updates; with a log alone, on the first
+    /// weights, what trains as well.
     ///
     /// # Errors
     /// If something is missing or does not fit.
@@ -460,6 +501,9 @@ impl Trainer {
         placed("estimator", self.estimator.as_mut())?;
         for (i, h) in self.hooks.iter_mut().enumerate() {
             placed(&format!("hook.{i}"), h.as_mut())?;
+        }
+        if self.estimator.log_only() {
+            return self.replay(assembly, step);
         }
         let all: Vec<Arc<Param>> =
             assembly.ledger.borrow().entries().iter().filter_map(|e| e.param.clone()).collect();

@@ -12,8 +12,8 @@ use anyhow::{Context, Result, bail};
 use ramekin_core::{Array, BadRecipe, Category, Param, ParamId, UserError};
 use ramekin_recipe::TrainStage;
 use ramekin_slots::{
-    FlatBatch, Forward, LinearBase, Longer, Mode, Model, ModelFacts, OnEmbedding, ParamGroup, ParamView,
-    Runner, States, StepInfo, Stop, Visit, block_of,
+    Event, FlatBatch, Forward, LinearBase, Longer, Mode, Model, ModelFacts, OnEmbedding, ParamGroup,
+    ParamView, Runner, States, StepInfo, Stop, Visit, block_of,
 };
 use ramekin_tape::{Tape, Value};
 
@@ -247,6 +247,23 @@ pub fn check(index: usize, s: &TrainStage, plan: &Blueprint, assembly: &Assembly
             "take `optimizer = { kind = \"sgd\" }` without momentum",
         );
     }
+    let once = "goes through the network once, module by module";
+    let mezo = "take `estimator = { kind = \"mezo\" }`";
+    if let Some(part) = s.method.as_ref().filter(|_| assembly.sites.around().path().is_some()) {
+        let other = format!("`method/{}`", part.kind);
+        return refuse(&other, part.path.clone(), "has a way through the blocks of its own", once, mezo);
+    }
+    if let Some(part) = s.reducer.first() {
+        let other = format!("`reducer/{}`", part.kind);
+        return refuse(&other, part.path.clone(), "leaves out tokens between the blocks", once, mezo);
+    }
+    if let Some(part) = &s.comm
+        && parts::comm(part)?.ranks() > 1
+    {
+        let other = format!("`comm/{}`", part.kind);
+        let label = "shares a step's micro-batches out among ranks";
+        return refuse(&other, part.path.clone(), label, "walks with all of a step's micro-batches", mezo);
+    }
     if let Some(beside) = assembly.adapters.iter().find(|a| a.adapter.runs_beside()) {
         return refuse(
             &format!("`adapter/{}`", beside.kind),
@@ -264,10 +281,8 @@ pub fn check(index: usize, s: &TrainStage, plan: &Blueprint, assembly: &Assembly
             return refuse(&other, part.path.clone(), "looks at weights to choose among them", why, help);
         }
         for part in &s.hook {
-            use ramekin_slots::Event::{AfterEval, AfterUpdate, BeforeEval, Begin, End, StepBegin};
             let hook = parts::hook(part)?;
-            let all = [Begin, StepBegin, AfterUpdate, BeforeEval, AfterEval, End];
-            if all.iter().any(|e| hook.handles_weights(*e)) {
+            if Event::ALL.iter().any(|e| hook.handles_weights(*e)) {
                 let help =
                     "leave the hook out, or keep the weights with `placement = { kind = \"resident\" }`";
                 let other = format!("`hook/{}` and weights that are elsewhere", part.kind);

@@ -64,6 +64,8 @@ pub struct MezoSettings {
     pub objective: Metric,
     /// `gaussian`, `rademacher` or `sphere`.
     pub dist: Dist,
+    /// Checkpoints hold the log alone, 16 bytes a direction; a run that goes on replays it from its first weights.
+    pub log_only: bool,
 }
 
 impl Default for MezoSettings {
@@ -75,6 +77,7 @@ impl Default for MezoSettings {
             n_schedule: NSchedule::default(),
             objective: Metric::default(),
             dist: Dist::default(),
+            log_only: false,
         }
     }
 }
@@ -82,7 +85,7 @@ impl Default for MezoSettings {
 /// The estimator with its log.
 pub struct Mezo {
     settings: MezoSettings,
-    /// For each step done: seeds and projected gradients of its directions.
+    /// For each step done: seeds and projected gradients of its directions, NaN where the step was skipped.
     log: Vec<Vec<(u64, f64)>>,
 }
 
@@ -186,6 +189,17 @@ impl Estimator for Mezo {
         false
     }
 
+    fn log_only(&self) -> bool {
+        self.settings.log_only
+    }
+
+    fn replay(&mut self, problem: &mut dyn Problem, sink: &mut dyn GradSink) -> Result<()> {
+        let step = problem.step();
+        let noted =
+            self.log.get(step as usize).with_context(|| format!("the log has no step {}", step + 1))?;
+        replay(&self.settings, problem.rng(), problem.params(), noted, sink)
+    }
+
     fn estimate(&mut self, problem: &mut dyn Problem, sink: &mut dyn GradSink) -> Result<f64> {
         let n = self.directions(problem.step(), problem.total());
         let (mut directions, mut noted, mut loss) = (Vec::new(), Vec::new(), 0.0);
@@ -203,7 +217,8 @@ impl Estimator for Mezo {
                     "  step {}: a perturbed loss is {plus}, {minus}; skipped",
                     problem.step() + 1
                 );
-                self.log.push(Vec::new());
+                noted.push((seed, f64::NAN));
+                self.log.push(noted);
                 return problem.loss(None);
             }
             let c = (plus - minus) / (2.0 * self.settings.zo_eps);
@@ -237,6 +252,9 @@ pub fn replay(
             }
         }
         directions.push((z, *c));
+    }
+    if directions.iter().any(|(_, c)| c.is_nan()) {
+        return Ok(()); // a step that was skipped, after its perturbations
     }
     emit(params, &directions, sink)
 }

@@ -78,6 +78,20 @@ pub trait Estimator: Stateful {
         let _ = (problem, sink);
         Ok(())
     }
+    /// Whether its state replays a run from the first weights ([`Estimator::replay`]): a checkpoint then holds
+    /// that state in the place of weights.
+    fn log_only(&self) -> bool {
+        false
+    }
+    /// Does update `problem.step()` again, without a batch: what happened to the weights before it, and the
+    /// gradients.
+    ///
+    /// # Errors
+    /// If the state does not know that step.
+    fn replay(&mut self, problem: &mut dyn Problem, sink: &mut dyn GradSink) -> Result<()> {
+        let _ = sink;
+        bail!("nothing is known of step {}", problem.step() + 1)
+    }
     /// The step's loss; every trainable parameter's gradient goes to `sink`, one after the other.
     fn estimate(&mut self, problem: &mut dyn Problem, sink: &mut dyn GradSink) -> Result<f64>;
 }

@@ -25,6 +25,12 @@ pub enum Event {
     End,
 }
 
+impl Event {
+    /// All of them.
+    pub const ALL: [Event; 6] =
+        [Event::Begin, Event::StepBegin, Event::AfterUpdate, Event::BeforeEval, Event::AfterEval, Event::End];
+}
+
 /// What a hook sees.
 pub struct HookContext<'a> {
     /// The model's sites.
