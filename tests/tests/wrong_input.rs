@@ -161,6 +161,12 @@ cases! {
     jsonl_line_1003
     label_beyond_the_classes
     labels_masked
+    meft_checkpoint_every
+    meft_freezes_nothing
+    meft_lambda_zero
+    meft_merged
+    meft_norm_of_meft3
+    meft_too_many_layers
     merge_base_unread
     merge_density
     merge_later_stage
@@ -176,6 +182,10 @@ cases! {
     merge_search_without_rows
     merge_with_adapter
     merge_without_models
+    method_after_adapter
+    method_with_activation
+    method_with_adapter
+    method_with_selection
     metric_unknown
     model_beside_model
     model_builtin_unknown

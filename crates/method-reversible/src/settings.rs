@@ -64,9 +64,9 @@ pub struct MeftSettings {
     pub freeze_irreversible_layers: bool,
     /// Layers from one exact copy of both streams to the next, where undoing begins anew; 0 keeps none, "auto"
     /// as many as rounding asks for.
-    #[schemars(with = "serde_json::Value")]
     pub checkpoint_every: Every,
-    /// Measures how far reconstructed inputs are from the true ones, for which it keeps those of all layers.
+    /// For a look: measures how far reconstructed inputs are from the true ones (`drift` in `metrics.jsonl`), for
+    /// which it keeps those of all layers.
     pub report_drift: bool,
 }
 

@@ -38,9 +38,13 @@ pub fn check_training(doc: &Doc, stages: &[Stage], errors: &mut Diagnostics) {
                     let title = "a `compress` stage cannot begin with an adapter";
                     let label = "changes the weights that the adapter of the stage before stands on";
                     let found = doc.error_at(&part.path, title, label);
-                    let found = match stages[..i].iter().rposition(|s| !s.adapters().is_empty()) {
-                        Some(before) => found
-                            .label(doc.span(&format!("stage.{before}.adapter.0")), "attaches the adapter"),
+                    let place = |(before, stage): (usize, &Stage)| match stage {
+                        Stage::Train(s) if s.method.is_some() => Some(format!("stage.{before}.method")),
+                        _ if stage.adapters().is_empty() => None,
+                        _ => Some(format!("stage.{before}.adapter.0")),
+                    };
+                    let found = match stages[..i].iter().enumerate().rev().find_map(place) {
+                        Some(place) => found.label(doc.span(&place), "attaches the adapter"),
                         None => found,
                     };
                     errors.push(found.help("fold it in with a `merge` stage between"));

@@ -65,6 +65,13 @@ use crate::dispatch;
 pub fn accumulate(sum: &mut Array, flow: Array) -> Result<()> {
     ensure!(sum.dims() == flow.dims(), "gradients {:?} and {:?} of one value", sum.dims(), flow.dims());
     if sum.is_shape_only() {
+        // What real numbers would be written into below.
+        if !sum.is_unique() {
+            *sum = match flow.is_unique() {
+                true => flow,
+                false => Array::shape_only(sum.dims(), sum.dtype(), Category::Workspace)?,
+            };
+        }
         return Ok(());
     }
     if !sum.is_unique() && flow.is_unique() {
