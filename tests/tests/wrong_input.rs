@@ -182,7 +182,6 @@ cases! {
     merge_search_without_rows
     merge_with_adapter
     merge_without_models
-    method_after_adapter
     method_with_activation
     method_with_adapter
     method_with_selection

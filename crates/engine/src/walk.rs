@@ -247,6 +247,14 @@ pub fn check(index: usize, s: &TrainStage, plan: &Blueprint, assembly: &Assembly
             "take `optimizer = { kind = \"sgd\" }` without momentum",
         );
     }
+    let facts = assembly.model.facts();
+    if facts.images.is_some() {
+        let title = format!("`estimator/{}` cannot go with `{}`", s.estimator.kind, facts.model_type);
+        return Err(BadRecipe::new(title)
+            .at(&s.estimator.path, "walks through models of tokens; this one reads images")
+            .help("take `estimator = { kind = \"mezo\" }`")
+            .into());
+    }
     let once = "goes through the network once, module by module";
     let mezo = "take `estimator = { kind = \"mezo\" }`";
     if let Some(part) = s.method.as_ref().filter(|_| assembly.sites.around().path().is_some()) {

@@ -170,7 +170,12 @@ impl LinearSite {
     fn base_product(&self, fx: &Forward, x: &Value) -> Result<Value> {
         let bias = self.bias.as_ref().map(|b| fx.param(b)).transpose()?;
         match &*self.base.borrow() {
-            LinearBase::Dense(name) => ops::linear(&fx.tape, x, &fx.param(name)?, bias.as_ref()),
+            LinearBase::Dense(name) => {
+                let (w, base) = (fx.param(name)?, fx.sites.param(name)?.base().value().dtype());
+                let stands_in = base == DType::BF16 && w.array().dtype() != base;
+                let product = if stands_in { ops::linear_rounded } else { ops::linear };
+                product(&fx.tape, x, &w, bias.as_ref())
+            }
             LinearBase::Packed(w) => ops::linear_packed(&fx.tape, x, w, bias.as_ref()),
         }
     }

@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 use ramekin_core::{Meter, meter};
 use ramekin_engine::{Options, read, run};
 use ramekin_recipe::Doc;
+use ramekin_registry::Slot;
 use serde_json::Value as Json;
 
 use crate::table::Entry;
@@ -97,6 +98,11 @@ impl Draft {
     pub fn of(entries: &[&Entry]) -> Self {
         let mut draft = Draft::default();
         entries.iter().for_each(|e| e.put(&mut draft));
+        // A method that decides what is kept for backward goes with no other policy.
+        let method = draft.keys.iter().any(|(k, _)| k == "method");
+        if method && !entries.iter().any(|e| e.slot == Slot::Activation) {
+            draft.keys.retain(|(k, _)| k != "activation");
+        }
         let adapted = draft.lists.iter().any(|(k, _)| k == "adapter");
         let trains = ["selection", "method"].iter().any(|k| draft.keys.iter().any(|(key, _)| key == k));
         let has = |key: &str, name: &str| draft.keys.iter().any(|(k, v)| k == key && v.contains(name));

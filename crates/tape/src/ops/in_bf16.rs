@@ -115,3 +115,41 @@ where
     }
     kernel::backward_input(g, n, &Rows(w), false, gx);
 }
+
+/// `y = x r(w)ᵀ` for a weight in f32, where the machine multiplies bf16; whether it did.
+pub(super) fn rounded_forward<T: Real>(
+    x: &[T],
+    n: usize,
+    w: &[T],
+    shape: (usize, usize),
+    y: &mut [T],
+) -> bool {
+    let (Some(x), Some(w), Some(y)) = (T::as_f32(x), T::as_f32(w), T::as_f32_mut(y)) else { return false };
+    bits(w).is_some_and(|w| {
+        bf16::forward(x, n, &Bits(&w, shape), None, y);
+        true
+    })
+}
+
+/// `gx = g r(w)` for a weight in f32, where the machine multiplies bf16; whether it did.
+pub(super) fn rounded_backward_input<T: Real>(
+    g: &[T],
+    n: usize,
+    w: &[T],
+    shape: (usize, usize),
+    gx: &mut [T],
+) -> bool {
+    let (Some(g), Some(w), Some(gx)) = (T::as_f32(g), T::as_f32(w), T::as_f32_mut(gx)) else { return false };
+    bits(w).is_some_and(|w| {
+        bf16::backward_input(g, n, &Bits(&w, shape), false, gx);
+        true
+    })
+}
+
+/// The weight rounded, where the machine multiplies bf16.
+fn bits(w: &[f32]) -> Option<Vec<u16>> {
+    bf16::unit()?;
+    let mut bits = vec![0; w.len()];
+    bf16::round_all(w, &mut bits);
+    Some(bits)
+}

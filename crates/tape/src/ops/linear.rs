@@ -123,9 +123,18 @@ fn bias_flow(tracked: Option<bool>, g: &Array, outputs: usize) -> Result<Option<
     tracked.map(|t| t.then(|| column_sums(g, outputs)).transpose()).transpose()
 }
 
-fn input_flow(g: &Array, w: &Array, n: usize, o: usize, i: usize, dims: &[usize]) -> Result<Array> {
+fn input_flow(
+    g: &Array,
+    w: &Array,
+    (n, o, i): (usize, usize, usize),
+    dims: &[usize],
+    rounds: bool,
+) -> Result<Array> {
     count(n, o, i);
     dispatch!(g, T => output::<T>(dims, &[g, w], |out| {
+        if rounds && in_bf16::rounded_backward_input(&g.view::<T>()?, n, &w.view::<T>()?, (o, i), out) {
+            return Ok(());
+        }
         matmul::nn(n, o, i, 1.0 as T, &g.view::<T>()?, &w.view::<T>()?, false, out);
         Ok(())
     }))
@@ -143,6 +152,16 @@ fn weight_flow(g: &Array, x: &Array, n: usize, o: usize, i: usize) -> Result<Arr
 /// trains, `w` only if `x` is tracked; a frozen `w` costs no product of its own.
 /// A frozen `w` in f16 is widened tile by tile, one in bf16 multiplied as such where the machine does that.
 pub fn linear(tape: &Tape, x: &Value, w: &Value, bias: Option<&Value>) -> Result<Value> {
+    dense(tape, x, w, bias, false)
+}
+
+/// As [`linear`] with the f32 stand-in of a bf16 weight: its products round both sides as those of what it stands in
+/// for do, so that a fresh copy changes no bit; its own gradient is that of f32.
+pub fn linear_rounded(tape: &Tape, x: &Value, w: &Value, bias: Option<&Value>) -> Result<Value> {
+    dense(tape, x, w, bias, true)
+}
+
+fn dense(tape: &Tape, x: &Value, w: &Value, bias: Option<&Value>, rounds: bool) -> Result<Value> {
     if matches!(w.array().dtype(), DType::BF16 | DType::F16) {
         ensure!(!w.is_tracked(), "a weight in {:?} cannot train; hold it in f32", w.array().dtype());
         let half: Arc<dyn PackedWeight> = Arc::new(HalfWeight::new(w.array().clone()));
@@ -155,7 +174,10 @@ pub fn linear(tape: &Tape, x: &Value, w: &Value, bias: Option<&Value>) -> Result
     let (n, _) = xa.rows();
     count(n, o, i);
     let y = dispatch!(xa, T => output::<T>(&out_dims(xa, o), &[xa, wa], |out| {
-        matmul::nt(n, o, i, 1.0 as T, &xa.view::<T>()?, &wa.view::<T>()?, false, out);
+        let (x, w) = (xa.view::<T>()?, wa.view::<T>()?);
+        if !(rounds && in_bf16::rounded_forward(&x, n, &w, (o, i), out)) {
+            matmul::nt(n, o, i, 1.0 as T, &x, &w, false, out);
+        }
         if let Some(b) = bias {
             elementwise::add_bias(out, &b.array().view::<T>()?);
         }
@@ -168,7 +190,7 @@ pub fn linear(tape: &Tape, x: &Value, w: &Value, bias: Option<&Value>) -> Result
         let bias_tracked = bias.map(Value::is_tracked);
         let x_dims = xa.dims().to_vec();
         Ok(Box::new(move |g: Array| {
-            let gx = weight.map(|w| input_flow(&g, &w, n, o, i, &x_dims)).transpose()?;
+            let gx = weight.map(|w| input_flow(&g, &w, (n, o, i), &x_dims, rounds)).transpose()?;
             let gw = for_w.map(|x| weight_flow(&g, &x.get()?, n, o, i)).transpose()?;
             let mut flows = vec![gx, gw];
             flows.extend(bias_flow(bias_tracked, &g, o)?);
@@ -199,7 +221,7 @@ pub fn linear_onto(tape: &Tape, y: Value, x: &Value, w: &Value) -> Result<Value>
         let weight = x.is_tracked().then(|| wa.clone());
         let x_dims = xa.dims().to_vec();
         Ok(Box::new(move |g: Array| {
-            let gx = weight.map(|w| input_flow(&g, &w, n, o, i, &x_dims)).transpose()?;
+            let gx = weight.map(|w| input_flow(&g, &w, (n, o, i), &x_dims, false)).transpose()?;
             let gw = for_w.map(|x| weight_flow(&g, &x.get()?, n, o, i)).transpose()?;
             Ok(vec![Some(g), gx, gw])
         }))

@@ -141,9 +141,10 @@ fn dtype() {
     blueprint.model.dtype = Some(ramekin_recipe::Dtype::F32);
     let widened = assemble(&blueprint);
     assert_eq!(widened.dtype, DType::F32);
-    // The same numbers, wide or narrow; and nearly those that were rounded.
+    // The same numbers, wide or narrow, but for what products in bf16 round; and nearly those that were rounded.
     let wide = lab::logits(&widened, &probe(), true);
-    assert!(difference(&lab::logits(&stored, &probe(), true), &wide) <= 1e-5 * largest(&wide));
+    let rounding = if ramekin_kernels::bf16::unit().is_some() { 0.02 } else { 1e-5 };
+    assert!(difference(&lab::logits(&stored, &probe(), true), &wide) <= rounding * largest(&wide));
     assert!(difference(&wide, &lab::logits(&model, &probe(), true)) < 0.05 * largest(&wide));
 }
 
