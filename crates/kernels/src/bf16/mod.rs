@@ -4,9 +4,9 @@
 //! backward_input:  gx[m×k] (+)= r(g)[m×n] · w          r: to the nearest bf16, ties to even
 //!
 //! What PyTorch does with a bf16 model, but for the sums' order. The units that multiply bf16 (AMX tiles, AVX-512
-//! dot products) are found at run time ([`unit`]); where there is none, callers widen `w` and multiply in f32.
+//! dot products) are found at run time ([`unit()`]); where there is none, callers widen `w` and multiply in f32.
 //!
-//! A weight is cut into panels of [`PANEL`] outputs whose pairs of numbers lie as the units want them, one panel at
+//! A weight is cut into panels of 32 outputs whose pairs of numbers lie as the units want them, one panel at
 //! a time and never as a whole; the rows of `x` are rounded into tiles of 16×32 once.
 
 #[cfg(target_arch = "x86_64")]
