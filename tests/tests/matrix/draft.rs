@@ -189,7 +189,13 @@ pub fn cook(draft: &Draft, data: &Path) -> (End, String) {
         }
         std::fs::copy(file.path(), folder.path().join(file.file_name())).expect("a copy");
     }
-    (end(&text, folder.path()), text)
+    // The folder has another name each time; what the page shows has none.
+    let anywhere = |text: String| text.replace(&format!("{}/", data.display()), "");
+    let end = match end(&text, folder.path()) {
+        End::Refused(text) => End::Refused(anywhere(text)),
+        other => other,
+    };
+    (end, text)
 }
 
 /// A model of this kind after some steps, in a folder of this name.
