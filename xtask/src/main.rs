@@ -17,6 +17,7 @@ cargo xtask CMD
   chat RUN_OR_MODEL                                talks to a model
   test [ARGS]                                      all tests
   bench [NAME]… [--json] [--python PYTHON]         the benches, with PyTorch beside them if PYTHON has it
+  kernels                                          compiles every kernels/*.cu; fetches CUDA's compiler once
   ci                                               what CI runs
 ";
 
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         "run" | "plan" | "check" | "parts" | "chat" => ramekin(&args),
         "test" => test(rest),
         "bench" => bench(rest),
+        "kernels" => kernels(),
         "ci" => ci(),
         "help" | "--help" | "-h" => {
             print!("{HELP}");
@@ -132,6 +134,16 @@ fn bench(rest: &[String]) -> u8 {
     }
     let binary = target().join("release").join(if cfg!(windows) { "bench.exe" } else { "bench" });
     status(Command::new(binary).args(rest))
+}
+
+/// What `kernels` returns where CUDA's compiler cannot be had: no network, or none for this system.
+const UNAVAILABLE: u8 = 69;
+
+/// Compiles the CUDA files; neither a GPU nor Python is needed.
+fn kernels() -> u8 {
+    let mut run = cargo();
+    run.current_dir(root()).args(["run", "--release", "--quiet", "--package", "ramekin-cuda-build"]);
+    status(&mut run)
 }
 
 /// One step of CI: runs and returns an exit code.
