@@ -100,12 +100,13 @@ __device__ __forceinline__ void backward_x(const T* __restrict__ g, const T* __r
 }
 
 // partial[b, i] = Σ g·x·s over the rows of block b, one after the other, each step rounded as the CPU twin rounds it.
+// Grid: (⌈rows / 64⌉, ⌈d / 256⌉) blocks of 256 threads; the sum below has ⌈d / 256⌉.
 template <typename T>
 __device__ __forceinline__ void weight_partial(const T* __restrict__ g, const T* __restrict__ x,
                                                const float* __restrict__ inv_rms, float* __restrict__ partial,
                                                int64_t rows, int d) {
-    const int i = blockIdx.x * blockDim.x + threadIdx.x;
-    const int64_t first = int64_t(blockIdx.y) * GRADIENT_ROWS;
+    const int i = blockIdx.y * blockDim.x + threadIdx.x;
+    const int64_t first = int64_t(blockIdx.x) * GRADIENT_ROWS;
     if (i >= d) return;
     const int n = int(rows - first < GRADIENT_ROWS ? rows - first : GRADIENT_ROWS);
     g += first * d + i;
@@ -116,7 +117,7 @@ __device__ __forceinline__ void weight_partial(const T* __restrict__ g, const T*
         const float product = __fmul_rn(to_f32(g[int64_t(r) * d]), to_f32(x[int64_t(r) * d]));
         sum = __fadd_rn(sum, __fmul_rn(product, inv_rms[first + r]));
     }
-    partial[int64_t(blockIdx.y) * d + i] = sum;
+    partial[int64_t(blockIdx.x) * d + i] = sum;
 }
 
 // gw[i] += Σ_b partial[b, i]
