@@ -90,7 +90,8 @@ fn compile(home: &Path, host: &Path, file: &Path, headers: &str, out: &Path) -> 
         let part = made.with_extension("part");
         let mut nvcc = Command::new(home.join("bin/nvcc"));
         nvcc.args(FLAGS).args(flags).arg("-ccbin").arg(host).arg(file).arg("-o").arg(&part);
-        let ran = nvcc.output().with_context(|| format!("cannot start `{}`", home.join("bin/nvcc").display()))?;
+        let ran =
+            nvcc.output().with_context(|| format!("cannot start `{}`", home.join("bin/nvcc").display()))?;
         log = String::from_utf8_lossy(&ran.stderr).into_owned();
         if !ran.status.success() {
             bail!("`{}` does not compile to {ending}:\n{log}", file.display());
@@ -98,6 +99,8 @@ fn compile(home: &Path, host: &Path, file: &Path, headers: &str, out: &Path) -> 
         fs::rename(&part, &made).with_context(|| format!("cannot write `{}`", made.display()))?;
     }
     // The stamp comes last: a compilation that was cut off is done again.
-    fs::write(&log_path, &log).and_then(|()| fs::write(&stamp_path, &stamp)).context("cannot note what was compiled")?;
+    fs::write(&log_path, &log)
+        .and_then(|()| fs::write(&stamp_path, &stamp))
+        .context("cannot note what was compiled")?;
     Ok(Compiled { name, kernels: usage(&log), kept: false })
 }

@@ -30,8 +30,14 @@ fn median(device: &Device, mut launch: impl FnMut() -> Result<(), CudaError>) ->
 /// One line: what, how long, which bytes must move, and how that compares with copying as many.
 fn line(what: &str, seconds: f64, bytes: f64, copy: f64, operations: f64) {
     let rate = bytes / seconds;
-    let work = if operations > 0.0 { format!("{:8.1} TFLOP/s", operations / seconds / 1e12) } else { String::new() };
-    println!("{what:<44} {:9.1} µs {:8.0} GB/s {:5.2} of copy {work}", seconds * 1e6, rate / 1e9, rate / copy);
+    let work =
+        if operations > 0.0 { format!("{:8.1} TFLOP/s", operations / seconds / 1e12) } else { String::new() };
+    println!(
+        "{what:<44} {:9.1} µs {:8.0} GB/s {:5.2} of copy {work}",
+        seconds * 1e6,
+        rate / 1e9,
+        rate / copy
+    );
 }
 
 fn norms<E: Element>(device: &Device, copy: f64) -> Result<(), CudaError> {
@@ -53,11 +59,11 @@ fn norms<E: Element>(device: &Device, copy: f64) -> Result<(), CudaError> {
 }
 
 fn packed<E: Element>(device: &Device, copy: f64) -> Result<(), CudaError> {
-    for (out, inputs) in [(4096, 4096), (14336, 4096), (32768, 8192)] {
+    for (out, inputs) in [(4096usize, 4096usize), (14336, 4096), (32768, 8192)] {
         // Codes and scales that differ, so that look-ups meet what they meet in a weight.
-        let codes: Vec<u8> = (0..out * inputs / 2).map(|i| (i * 2_654_435_761 >> 13) as u8).collect();
-        let blocks = out * inputs / 64;
-        let scales: Vec<u8> = (0..blocks).map(|i| (i * 40_503 >> 5) as u8).collect();
+        let codes: Vec<u8> = (0..out * inputs / 2).map(|i| ((i * 2_654_435_761) >> 13) as u8).collect();
+        let blocks: usize = out * inputs / 64;
+        let scales: Vec<u8> = (0..blocks).map(|i| ((i * 40_503) >> 5) as u8).collect();
         let map: [f32; 256] = std::array::from_fn(|i| i as f32 / 256.0 - 0.5);
         let absmax = vec![0.02f32; blocks.div_ceil(256)];
         let nested = Scales::Nested { codes: &scales, absmax: &absmax, offset: 0.03, map: &map };
@@ -72,7 +78,13 @@ fn packed<E: Element>(device: &Device, copy: f64) -> Result<(), CudaError> {
             if m >= 512 {
                 let (g, mut gx) = (y, x);
                 let t = median(device, || nf4_linear::backward_input(device, &g, m, &w, &mut gx))?;
-                line(&format!("nf4_linear to x {} {m} rows {out}×{inputs}", E::NAME), t, bytes, copy, operations);
+                line(
+                    &format!("nf4_linear to x {} {m} rows {out}×{inputs}", E::NAME),
+                    t,
+                    bytes,
+                    copy,
+                    operations,
+                );
             }
         }
     }
@@ -90,7 +102,8 @@ fn perturbed<E: Element>(device: &Device, copy: f64) -> Result<(), CudaError> {
         let w = device.zeros::<E>(shape.0 * shape.1)?;
         for m in [1, 8, 512] {
             let (x, mut y) = (device.zeros::<E>(m * shape.1)?, device.zeros::<E>(m * shape.0)?);
-            let t = median(device, || philox_perturb::linear(device, &x, m, &w, shape, 0, &direction, &mut y))?;
+            let t =
+                median(device, || philox_perturb::linear(device, &x, m, &w, shape, 0, &direction, &mut y))?;
             let operations = 2.0 * (m * shape.0 * shape.1) as f64;
             let what = format!("perturb linear {draw:?} {} {m} rows", E::NAME);
             line(&what, t, w.num_bytes() as f64, copy, operations);

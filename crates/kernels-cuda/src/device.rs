@@ -226,11 +226,7 @@ pub(crate) const THREADS: usize = 256;
 /// A grid of blocks of [`THREADS`].
 pub(crate) fn grid(x: usize, y: usize) -> LaunchConfig {
     let count = |n: usize| u32::try_from(n).expect("fewer than 2³² blocks");
-    LaunchConfig {
-        grid_dim: (count(x), count(y), 1),
-        block_dim: (THREADS as u32, 1, 1),
-        shared_mem_bytes: 0,
-    }
+    LaunchConfig { grid_dim: (count(x), count(y), 1), block_dim: (THREADS as u32, 1, 1), shared_mem_bytes: 0 }
 }
 
 /// A size as kernels take it.

@@ -31,7 +31,8 @@ pub(crate) fn image(file: &'static str, capability: (i32, i32)) -> Result<Ptx, C
     if native {
         return Ok(Ptx::from_binary(bytes));
     }
-    let text = String::from_utf8(bytes).map_err(|_| CudaError::Refused { file, why: "no text".to_owned() })?;
+    let text =
+        String::from_utf8(bytes).map_err(|_| CudaError::Refused { file, why: "no text".to_owned() })?;
     Ok(Ptx::from_src(text))
 }
 

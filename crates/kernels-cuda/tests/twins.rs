@@ -96,7 +96,13 @@ fn norms<E: Element>(device: &Device, seed: u64) {
     rms_norm::backward_weight(device, &dg, &dx, &inv, d, &mut gw).unwrap();
 
     let want = cpu_norm::reference::forward(&wide(&x), d, &wide(&w), f64::from(eps));
-    close(&format!("y of {what}"), &device.download(&y).unwrap(), &want, &absolute(&want), 2.0 * tolerance::<E>());
+    close(
+        &format!("y of {what}"),
+        &device.download(&y).unwrap(),
+        &want,
+        &absolute(&want),
+        2.0 * tolerance::<E>(),
+    );
     // The gradient to x is a difference; its error is measured against what is subtracted.
     let (mut y64, mut inv64) = (vec![0.0; rows * d], vec![0.0; rows]);
     let (x64, g64, w64) = (wide(&x), wide(&g), wide(&w));
@@ -108,9 +114,12 @@ fn norms<E: Element>(device: &Device, seed: u64) {
         let row = r * d..(r + 1) * d;
         let (x, g) = (&x64[row.clone()], &g64[row]);
         let sum: f64 = g.iter().zip(&w64).zip(x).map(|((g, w), x)| (g * w * x).abs()).sum();
-        size.extend(x.iter().zip(g).zip(&w64).map(|((x, g), w)| {
-            s * (g * w).abs() + x.abs() * s * s * s / d as f64 * sum
-        }));
+        size.extend(
+            x.iter()
+                .zip(g)
+                .zip(&w64)
+                .map(|((x, g), w)| s * (g * w).abs() + x.abs() * s * s * s / d as f64 * sum),
+        );
     }
     close(&format!("gx of {what}"), &device.download(&gx).unwrap(), &gx64, &size, 2.0 * tolerance::<E>());
     // Given the same factors, the weight's gradient has the CPU's bits.
@@ -224,7 +233,8 @@ fn perturbing_is_the_cpus() {
     let Some(device) = device("perturbing_is_the_cpus") else { return };
     for draw in [Draw::Normal, Draw::Sign] {
         for n in [1usize, 2, 3, 5, 63, 1000, 1 << 20] {
-            let direction = Direction { key: 0x0123_4567_89ab_cdef ^ n as u64, id: 1 << 40 | 3, draw, s: 1e-2 };
+            let direction =
+                Direction { key: 0x0123_4567_89ab_cdef ^ n as u64, id: 1 << 40 | 3, draw, s: 1e-2 };
             let stream = Stream::new(direction.key, direction.id);
             let before = Draws::new(n as u64).normals::<f32>(n);
             let mut x = device.upload(&before).unwrap();
