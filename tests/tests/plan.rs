@@ -353,10 +353,13 @@ fn dependencies_point_downwards() {
         }
     }
     assert!(crates["ramekin-engine"].contains("ramekin-recipe"));
-    for low in ["ramekin-core", "ramekin-kernels", "ramekin-tape", "ramekin-slots"] {
+    for low in ["ramekin-core", "ramekin-kernels", "ramekin-kernels-cuda", "ramekin-tape", "ramekin-slots"] {
         let up: Vec<_> = crates[low].iter().filter(|n| is_family(n) || *n == "ramekin-registry").collect();
         assert!(up.is_empty(), "`{low}` depends on {up:?}");
     }
+    // The compiler of the CUDA files is a tool beside everything: it needs no crate, and no crate needs it.
+    assert!(crates["ramekin-cuda-build"].is_empty());
+    assert!(crates.values().all(|needs| !needs.contains("ramekin-cuda-build")));
 }
 
 #[test]

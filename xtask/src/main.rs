@@ -158,7 +158,10 @@ fn cargo_step(args: &'static [&'static str], envs: &'static [(&'static str, &'st
     })
 }
 
-/// Format, lints, the quickstart, the docs, all tests; stops at the first failure.
+/// With the launchers of the CUDA kernels, which need nothing of CUDA to build.
+const CUDA: [&str; 2] = ["--features", "ramekin-kernels-cuda/cuda"];
+
+/// Format, lints, the quickstart, the CUDA files, the docs, all tests; stops at the first failure.
 fn ci() -> u8 {
     let started = Instant::now();
     let quickstart: Step = Box::new(|| {
@@ -166,20 +169,35 @@ fn ci() -> u8 {
         let out = target().join("ci-quickstart").display().to_string();
         ramekin(&["run".to_owned(), recipe, "--out".to_owned(), out])
     });
-    const CLIPPY: &[&str] =
-        &["clippy", "--release", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
+    const CLIPPY: &[&str] = &[
+        "clippy",
+        "--release",
+        "--workspace",
+        "--all-targets",
+        CUDA[0],
+        CUDA[1],
+        "--quiet",
+        "--",
+        "-D",
+        "warnings",
+    ];
     const DOCS: &[&str] = &["doc", "--release", "--workspace", "--no-deps", "--quiet"];
-    let steps: [(&str, Step); 5] = [
+    let steps: [(&str, Step); 6] = [
         ("format", cargo_step(&["fmt", "--all", "--check"], &[])),
         ("quickstart", quickstart),
+        ("kernels", Box::new(kernels)),
         ("clippy", cargo_step(CLIPPY, &[])),
         ("docs", cargo_step(DOCS, &[("RUSTDOCFLAGS", "-D warnings")])),
-        ("tests", Box::new(|| test(&[]))),
+        ("tests", Box::new(|| test(&CUDA.map(str::to_owned)))),
     ];
     for (name, run) in steps {
         let begun = Instant::now();
         eprintln!("── {name}");
         let code = run();
+        if name == "kernels" && code == UNAVAILABLE {
+            eprintln!("── kernels: SKIPPED, the CUDA files were not compiled (the reason stands above)");
+            continue;
+        }
         let word = if code == 0 { "passed" } else { "FAILED" };
         eprintln!("── {name}: {word} in {:.0} s", begun.elapsed().as_secs_f64());
         if code != 0 {

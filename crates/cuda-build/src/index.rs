@@ -43,6 +43,14 @@ pub enum IndexError {
         /// The file looked for.
         file: String,
     },
+    /// The index answers that it will not.
+    #[error("the package index answers {url} with HTTP status {status}; `PIP_INDEX_URL` names another index")]
+    Refused {
+        /// What was asked for.
+        url: String,
+        /// The status.
+        status: u16,
+    },
     /// The file is another one.
     #[error("`{file}` from {url} has the SHA-256 {got}, and {want} is the pinned one; it was not used")]
     Digest {
@@ -119,7 +127,7 @@ impl Index {
 
     fn fetch_once(&self, wheel: &Wheel, path: &Path) -> Result<(), IndexError> {
         let page_url = format!("{}/{}/", self.url, wheel.package);
-        let missing = || IndexError::Missing { url: page_url.clone(), file: wheel.file.to_owned() };
+        let missing = || IndexError::Missing { url: shown(&page_url), file: wheel.file.to_owned() };
         let asked = self
             .agent
             .get(&page_url)
@@ -129,18 +137,18 @@ impl Index {
             Err(ureq::Error::StatusCode(404)) => return Err(missing()),
             other => other.and_then(|mut r| r.body_mut().read_to_string()),
         };
-        let page = page.map_err(|e| unreachable_at(&page_url, &e))?;
+        let page = page.map_err(|e| failed(&page_url, e))?;
         let link = link_to(&page, wheel.file).ok_or_else(missing)?;
         let url = resolve(&page_url, &link);
 
         let local = |e: std::io::Error| IndexError::Local(format!("cannot write `{}`: {e}", path.display()));
         let part = path.with_extension("part");
         let mut out = File::create(&part).map_err(local)?;
-        let mut response = self.agent.get(&url).call().map_err(|e| unreachable_at(&url, &e))?;
+        let mut response = self.agent.get(&url).call().map_err(|e| failed(&url, e))?;
         let mut body = response.body_mut().as_reader();
         let (mut hash, mut piece) = (Sha256::new(), vec![0u8; 1 << 16]);
         loop {
-            let n = body.read(&mut piece).map_err(|e| unreachable_at(&url, &e))?;
+            let n = body.read(&mut piece).map_err(|e| failed(&url, e.into()))?;
             if n == 0 {
                 break;
             }
@@ -150,14 +158,26 @@ impl Index {
         let got = hex(&hash.finalize());
         if got != wheel.sha256 {
             let (file, want) = (wheel.file.to_owned(), wheel.sha256.to_owned());
-            return Err(IndexError::Digest { file, url, got, want });
+            return Err(IndexError::Digest { file, url: shown(&url), got, want });
         }
         fs::rename(&part, path).map_err(local)
     }
 }
 
-fn unreachable_at(url: &str, why: &dyn std::fmt::Display) -> IndexError {
-    IndexError::Unreachable { url: url.to_owned(), why: why.to_string() }
+fn failed(url: &str, why: ureq::Error) -> IndexError {
+    match why {
+        // A server in trouble is as good as none.
+        ureq::Error::StatusCode(status) if status < 500 => IndexError::Refused { url: shown(url), status },
+        other => IndexError::Unreachable { url: shown(url), why: other.to_string() },
+    }
+}
+
+/// An address without the name and password that it may hold.
+fn shown(url: &str) -> String {
+    let begin = url.find("://").map_or(0, |i| i + 3);
+    let host_end = url[begin..].find('/').map_or(url.len(), |i| begin + i);
+    let host = url[begin..host_end].rfind('@').map_or(begin, |i| begin + i + 1);
+    format!("{}{}", &url[..begin], &url[host..])
 }
 
 /// The address of a file on a package's page, in JSON (PEP 691) or HTML (PEP 503), without its fragment.
@@ -222,6 +242,12 @@ mod tests {
         let html = "<a href=\"/f/xa-1.whl#sha256=1\">xa-1.whl</a><a href=\"/f/a-1.whl#sha256=2\" data-x=\"\">a-1.whl</a>";
         assert_eq!(link_to(html, "a-1.whl").as_deref(), Some("/f/a-1.whl"));
         assert_eq!(link_to(html, "-1.whl"), None);
+    }
+
+    #[test]
+    fn passwords_are_not_shown() {
+        assert_eq!(shown("https://me:secret@h.example/simple/"), "https://h.example/simple/");
+        assert_eq!(shown("https://h.example/a@b"), "https://h.example/a@b");
     }
 
     #[test]

@@ -39,7 +39,9 @@ pub fn toolkit(target: &Path, wheels: &[Wheel]) -> Result<PathBuf> {
     if home.is_dir() {
         return Ok(home);
     }
-    let (downloads, unpacked) = (target.join("cuda/wheels"), home.with_extension("part"));
+    // A folder of its own, so that two at a time do not meet.
+    let process = std::process::id();
+    let (downloads, unpacked) = (target.join("cuda/wheels"), target.join(format!("cuda/part-{process}")));
     let _ = fs::remove_dir_all(&unpacked);
     for folder in [&downloads, &unpacked] {
         fs::create_dir_all(folder).with_context(|| format!("cannot make `{}`", folder.display()))?;
@@ -50,9 +52,14 @@ pub fn toolkit(target: &Path, wheels: &[Wheel]) -> Result<PathBuf> {
         let bytes = fs::read(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
         unpack(&bytes, &unpacked).with_context(|| format!("cannot unpack `{}`", wheel.file))?;
     }
-    fs::rename(&unpacked, &home).with_context(|| format!("cannot make `{}`", home.display()))?;
+    if let Err(e) = fs::rename(&unpacked, &home)
+        && !home.is_dir()
+    {
+        return Err(e).with_context(|| format!("cannot make `{}`", home.display()));
+    }
     // Unpacked they are of no more use.
     let _ = fs::remove_dir_all(&downloads);
+    let _ = fs::remove_dir_all(&unpacked);
     Ok(home)
 }
 

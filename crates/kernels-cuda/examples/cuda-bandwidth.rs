@@ -1,6 +1,6 @@
 //! The CUDA twins against the device's own copy bandwidth: medians of 20 launches, in one run.
 //!
-//! `cargo run --release --features ramekin-kernels-cuda/cuda --package ramekin-kernels-cuda --example cuda-bandwidth`
+//! `cargo run --release --features cuda --package ramekin-kernels-cuda --example cuda-bandwidth`
 
 use std::process::ExitCode;
 
