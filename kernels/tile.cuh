@@ -14,7 +14,6 @@
 #pragma once
 
 #include "common.cuh"
-#include "mma.cuh"
 
 static const int TILE = 128;       // rows and columns of C a block
 static const int WORDS = 32;       // words of k a step
@@ -27,26 +26,25 @@ template <typename T> struct Words;
 template <> struct Words<float> { static const int PER = 1; };
 template <> struct Words<bf16> { static const int PER = 2; };
 
-__device__ __forceinline__ uint32_t pack(float lo, float hi) {
-    const __nv_bfloat162 both = __floats2bfloat162_rn(lo, hi);
-    return *reinterpret_cast<const uint32_t*>(&both);
-}
-
 __device__ __forceinline__ int spread(int column) { return column + column / 32 * 4; }
+
+// A word of a row: its number at `at`, or that and the next one; zeros past the end.
+__device__ __forceinline__ uint32_t word_of(const float* p, int at, int k) {
+    return at < k ? __float_as_uint(p[at]) : 0u;
+}
+__device__ __forceinline__ uint32_t word_of(const bf16* p, int at, int k) {
+    return pack_bf16(at < k ? to_f32(p[at]) : 0.0f, at + 1 < k ? to_f32(p[at + 1]) : 0.0f);
+}
 
 // Four words of a row of A, zeros past its end.
 template <typename T>
 __device__ __forceinline__ uint4 quad(const T* __restrict__ a, int m, int k, int row, int at, bool wide) {
-    const int N = 4 * Words<T>::PER;
-    uint4 words = make_uint4(0, 0, 0, 0);
-    if (row >= m || at >= k) return words;
-    const T* p = a + int64_t(row) * k + at;
-    if (wide && at + N <= k) return *reinterpret_cast<const uint4*>(p);
-    T* parts = reinterpret_cast<T*>(&words);
-#pragma unroll
-    for (int j = 0; j < N; j++)
-        if (at + j < k) parts[j] = p[j];
-    return words;
+    const int PER = Words<T>::PER;
+    if (row >= m || at >= k) return make_uint4(0u, 0u, 0u, 0u);
+    const T* p = a + int64_t(row) * k;
+    if (wide) return *reinterpret_cast<const uint4*>(p + at); // k is a multiple of four words, and so is `at`
+    return make_uint4(word_of(p, at, k), word_of(p, at + PER, k), word_of(p, at + 2 * PER, k),
+                      word_of(p, at + 3 * PER, k));
 }
 
 template <typename T, bool FORWARD, typename Source>
@@ -98,9 +96,9 @@ __device__ __forceinline__ void tile_product(const T* __restrict__ a, const Sour
                         words = make_uint4(__float_as_uint(v[j]), __float_as_uint(v[j + 1]), __float_as_uint(v[j + 2]),
                                            __float_as_uint(v[j + 3]));
                     else
-                        words = make_uint4(pack(v[j], v[j + 1]), pack(v[j + 2], v[j + 3]),
-                                           pack(v[(j + 4) % 16], v[(j + 5) % 16]),
-                                           pack(v[(j + 6) % 16], v[(j + 7) % 16]));
+                        words = make_uint4(pack_bf16(v[j], v[j + 1]), pack_bf16(v[j + 2], v[j + 3]),
+                                           pack_bf16(v[(j + 4) % 16], v[(j + 5) % 16]),
+                                           pack_bf16(v[(j + 6) % 16], v[(j + 7) % 16]));
                     *reinterpret_cast<uint4*>(to + j / PER) = words;
                 }
             }
@@ -114,7 +112,7 @@ __device__ __forceinline__ void tile_product(const T* __restrict__ a, const Sour
                 uint32_t w[4];
 #pragma unroll
                 for (int i = 0; i < 4; i++)
-                    w[i] = PER == 1 ? __float_as_uint(v[0][j + i]) : pack(v[0][j + i], v[PER - 1][j + i]);
+                    w[i] = PER == 1 ? __float_as_uint(v[0][j + i]) : pack_bf16(v[0][j + i], v[PER - 1][j + i]);
                 *reinterpret_cast<uint4*>(to + j) = make_uint4(w[0], w[1], w[2], w[3]);
             }
         }
@@ -186,7 +184,7 @@ __device__ __forceinline__ void tile_product(const T* __restrict__ a, const Sour
                 const float lo = acc[s][t][2 * half], hi = acc[s][t][2 * half + 1];
                 if (pairs && column < n) {
                     if (PER == 1) *reinterpret_cast<float2*>(to) = make_float2(lo, hi);
-                    else *reinterpret_cast<uint32_t*>(to) = pack(lo, hi);
+                    else *reinterpret_cast<uint32_t*>(to) = pack_bf16(lo, hi);
                 } else {
                     if (column < n) to[0] = from_f32<T>(lo);
                     if (column + 1 < n) to[1] = from_f32<T>(hi);

@@ -142,7 +142,7 @@ impl Index {
         let url = resolve(&page_url, &link);
 
         let local = |e: std::io::Error| IndexError::Local(format!("cannot write `{}`: {e}", path.display()));
-        let part = path.with_extension("part");
+        let part = path.with_extension(format!("part-{}", std::process::id()));
         let mut out = File::create(&part).map_err(local)?;
         let mut response = self.agent.get(&url).call().map_err(|e| failed(&url, e))?;
         let mut body = response.body_mut().as_reader();

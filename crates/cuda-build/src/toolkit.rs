@@ -71,7 +71,7 @@ fn unpack(wheel: &[u8], folder: &Path) -> Result<()> {
         let path = entry.file_path().try_normalize()?;
         let Some(inside) = path.as_str().strip_prefix(PREFIX) else { continue };
         let wanted = |w: &&str| inside == *w || w.ends_with('/') && inside.starts_with(*w);
-        if entry.is_dir() || !WANTED.iter().any(|w| wanted(&w)) {
+        if entry.is_dir() || !WANTED.iter().any(wanted) {
             continue;
         }
         let out = folder.join(inside);

@@ -80,7 +80,7 @@ fn tolerance<E: Element>() -> f64 {
 
 fn norms<E: Element>(device: &Device, seed: u64) {
     let mut draws = Draws::new(seed);
-    let (rows, d) = (draws.size(0, 150), draws.size(1, 3000));
+    let (rows, d) = (draws.size(1, 150), draws.size(1, 3000));
     let what = format!("{} {rows}×{d}", E::NAME);
     let (x, g) = (draws.normals::<E>(rows * d), draws.normals::<E>(rows * d));
     let w = draws.normals::<E>(d);
@@ -303,6 +303,18 @@ fn perturbed<E: Element>(device: &Device) {
             (nt(m, out, inputs, &x, &moved), nt(m, out, inputs, &absolute(&x), &absolute(&moved)));
         close(&what, &device.download(&y).unwrap(), &want, &size, tolerance::<E>());
     }
+}
+
+#[test]
+fn nothing_of_nothing() {
+    let Some(device) = device("nothing_of_nothing") else { return };
+    let (mut y, mut inv) = (device.zeros::<f32>(0).unwrap(), device.zeros::<f32>(0).unwrap());
+    let (x, w) = (device.upload::<f32>(&[]).unwrap(), device.upload(&[1.0f32; 7]).unwrap());
+    rms_norm::forward(device, &x, 7, &w, 1e-5, &mut y, &mut inv).unwrap();
+    let direction = Direction { key: 1, id: 2, draw: Draw::Sign, s: 1.0 };
+    philox_perturb::add(device, &mut y, 0, &direction).unwrap();
+    philox_perturb::linear(device, &x, 0, &w, (1, 7), 0, &direction, &mut y).unwrap();
+    assert!(device.download(&y).unwrap().is_empty());
 }
 
 #[test]
