@@ -1,7 +1,7 @@
 //! Launchers of the CUDA twins: one module for each file in `kernels/`, where the formulas and shapes stand.
 //!
 //! Without the feature `cuda` this crate is empty. With it, nothing of CUDA is needed to build: the driver is looked
-//! for when [`Device::open`] is called, and what is missing comes back as a sentence. The compiled kernels are those
+//! for when `Device::open` is called, and what is missing comes back as a sentence. The compiled kernels are those
 //! that `cargo xtask kernels` made, embedded if they were there at build time, else read from the folder that
 //! `RAMEKIN_KERNELS` names, which also wins over the embedded ones.
 //!
