@@ -79,9 +79,12 @@ fn target() -> PathBuf {
 }
 
 /// Builds the binary and forwards to it, in the caller's folder.
+///
+/// Of the whole workspace, as everywhere here: cargo picks the features of what crates share by what is built, and
+/// with one choice nothing is compiled twice.
 fn ramekin(args: &[String]) -> u8 {
     let mut build = cargo();
-    build.args(["build", "--release", "--quiet", "--package", "ramekin-cli", "--manifest-path"]);
+    build.args(["build", "--release", "--quiet", "--workspace", "--bin", "ramekin", "--manifest-path"]);
     build.arg(root().join("Cargo.toml"));
     if !target().join("release/ramekin").exists() {
         eprintln!("building ramekin; the first time takes some minutes");
@@ -102,7 +105,7 @@ fn has_nextest() -> bool {
 fn test(rest: &[String]) -> u8 {
     // The end-to-end tests start the binary.
     let mut build = cargo();
-    build.current_dir(root()).args(["build", "--release", "--package", "ramekin-cli"]);
+    build.current_dir(root()).args(["build", "--release", "--workspace", "--bin", "ramekin"]);
     match status(&mut build) {
         0 => {}
         code => return code,
@@ -123,10 +126,11 @@ fn bench(rest: &[String]) -> u8 {
     build.current_dir(root()).args([
         "build",
         "--release",
-        "--package",
-        "ramekin-cli",
-        "--package",
-        "ramekin-bench",
+        "--workspace",
+        "--bin",
+        "ramekin",
+        "--bin",
+        "bench",
     ]);
     match status(&mut build) {
         0 => {}

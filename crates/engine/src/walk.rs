@@ -247,16 +247,13 @@ pub fn check(index: usize, s: &TrainStage, plan: &Blueprint, assembly: &Assembly
             "take `optimizer = { kind = \"sgd\" }` without momentum",
         );
     }
-    let facts = assembly.model.facts();
-    if facts.images.is_some() {
-        let title = format!("`estimator/{}` cannot go with `{}`", s.estimator.kind, facts.model_type);
-        return Err(BadRecipe::new(title)
-            .at(&s.estimator.path, "walks through models of tokens; this one reads images")
-            .help("take `estimator = { kind = \"mezo\" }`")
-            .into());
-    }
     let once = "goes through the network once, module by module";
-    let mezo = "take `estimator = { kind = \"mezo\" }`";
+    // `mezo` changes weights all over, so those must be in memory.
+    let mezo = if assembly.trains_what_is_away() {
+        "take `estimator = { kind = \"mezo\" }` with `placement = { kind = \"resident\" }`"
+    } else {
+        "take `estimator = { kind = \"mezo\" }`"
+    };
     if let Some(part) = s.method.as_ref().filter(|_| assembly.sites.around().path().is_some()) {
         let other = format!("`method/{}`", part.kind);
         return refuse(&other, part.path.clone(), "has a way through the blocks of its own", once, mezo);
@@ -264,6 +261,14 @@ pub fn check(index: usize, s: &TrainStage, plan: &Blueprint, assembly: &Assembly
     if let Some(part) = s.reducer.first() {
         let other = format!("`reducer/{}`", part.kind);
         return refuse(&other, part.path.clone(), "leaves out tokens between the blocks", once, mezo);
+    }
+    let facts = assembly.model.facts();
+    if facts.images.is_some() {
+        let title = format!("`estimator/{}` cannot go with `{}`", s.estimator.kind, facts.model_type);
+        return Err(BadRecipe::new(title)
+            .at(&s.estimator.path, "walks through models of tokens; this one reads images")
+            .help(mezo)
+            .into());
     }
     if let Some(part) = &s.comm
         && parts::comm(part)?.ranks() > 1
@@ -278,7 +283,7 @@ pub fn check(index: usize, s: &TrainStage, plan: &Blueprint, assembly: &Assembly
             beside.owner.clone(),
             "reads the states after every block at once",
             "goes through the network module by module",
-            "take `estimator = { kind = \"mezo\" }`",
+            mezo,
         );
     }
     if assembly.trains_what_is_away() {
@@ -305,18 +310,26 @@ pub fn check(index: usize, s: &TrainStage, plan: &Blueprint, assembly: &Assembly
         }
     }
     if let Some((param, where_from)) = stray(assembly)? {
-        let (place, label) = match assembly.ledger.borrow().get(&param).map(|e| e.owner.clone()) {
-            Some(owner) if owner.contains('.') => {
-                (owner, format!("adds `{param}`, which {where_from} reads"))
-            }
-            _ => (at("kind"), format!("trains `{param}`, which {where_from} reads")),
+        let owner = assembly.ledger.borrow().get(&param).map(|e| e.owner.clone());
+        let adds = assembly.adapters.iter().find(|a| owner.as_ref() == Some(&a.owner));
+        let (other, place, label) = match adds {
+            Some(a) => (
+                format!("`adapter/{}`", a.kind),
+                a.owner.clone(),
+                format!("adds `{param}`, which {where_from} reads"),
+            ),
+            None => (
+                format!("the parameter `{param}`"),
+                at("kind"),
+                format!("trains `{param}`, which {where_from} reads"),
+            ),
         };
         return refuse(
-            &format!("the parameter `{param}`"),
+            &other,
             place,
             &label,
             "visits every parameter with the one module that reads it",
-            "take `estimator = { kind = \"mezo\" }`",
+            mezo,
         );
     }
     Ok(())

@@ -242,8 +242,8 @@ fn slots(text: &mut String, found: &BTreeMap<(String, String), &End>) {
 fn page(found: &BTreeMap<(String, String), &End>) -> String {
     let mut text = String::from(
         "# What goes with what\n\nEvery pair of parts of different slots, and every two adapters, is tried: three steps \
-         train and held rows lose\nless than before, or the plan refuses the two with a sentence that names both. A test \
-         makes this page.\n\n",
+         train and held rows lose\nless than before, or the plan refuses the two with a sentence that names both (a\nreducer also by the \
+         model of images that it stands on). A test makes this page.\n\n",
     );
     let refused = found.iter().filter(|(_, e)| ***e != End::Works).count();
     let _ = writeln!(
