@@ -186,6 +186,7 @@ cases! {
     method_with_adapter
     method_with_selection
     metric_unknown
+    mezo_log_only_without_base
     model_beside_model
     model_builtin_unknown
     model_folder_missing
@@ -197,9 +198,14 @@ cases! {
     module_misspelt
     modules_regex_invalid
     modules_regex_no_match
+    offload_prefetch_buffers
+    offload_unknown_key
     part_misspelt
     per_layer_with_clip_part
     per_layer_with_clipping
+    pyra_too_long_a_schedule
+    pyra_too_many_tokens
+    pyra_two_at_once
     quantizer_in_a_later_stage
     quantizer_with_full_training
     rank_zero
@@ -239,4 +245,7 @@ cases! {
     tokens_file_missing
     weights_nan
     wrong_type
+    zo2_with_adamw
+    zo2_with_clipping
+    zo2_with_prefix
 }

@@ -135,7 +135,10 @@ fn dispatch(command: Command) -> Result<(), Failure> {
             let stages = loaded.recipe.stage.len();
             let said = match args.json {
                 true => json!({ "ok": true, "stages": stages }).to_string(),
-                false => format!("{}: {stages} stages, nothing wrong", args.recipe.display()),
+                false => {
+                    let plural = if stages == 1 { "" } else { "s" };
+                    format!("{}: {stages} stage{plural}, nothing wrong", args.recipe.display())
+                }
             };
             Ok(standard::print(&(said + "\n"))?)
         }

@@ -110,6 +110,19 @@ pub fn method(s: &TrainStage, plan: &Blueprint) -> Result<()> {
     Ok(())
 }
 
+/// A model has one way to give its blocks fewer tokens.
+///
+/// # Errors
+/// [`BadRecipe`] with both places.
+pub fn one_reducer(s: &TrainStage) -> Result<()> {
+    let [first, second, ..] = &s.reducer[..] else { return Ok(()) };
+    Err(BadRecipe::new(format!("`reducer/{}` cannot go with `reducer/{}`", first.kind, second.kind))
+        .at(&first.path, "gives the blocks fewer tokens")
+        .at(&second.path, "does so too")
+        .help("keep one of them")
+        .into())
+}
+
 /// Refuses, before anything runs, to merge what a stage before leaves and no merger can add.
 ///
 /// # Errors

@@ -157,7 +157,10 @@ pub fn check_in_backward(index: usize, s: &TrainStage, micro_batches: usize) -> 
         key => key.unwrap_or_default().to_owned(),
     };
     let refuse = |what: &str, other: String, label: String, help: &str| {
-        let frees = "frees each gradient before the next one exists";
+        let frees = match estimated {
+            true => "makes no gradient of all weights at once",
+            false => "frees each gradient before the next one exists",
+        };
         let error = BadRecipe::new(format!("`{key}` cannot go with {what}")).at(&place, frees);
         Err(error.at(other, label).help(help).into())
     };

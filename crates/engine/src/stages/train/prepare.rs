@@ -56,6 +56,7 @@ impl<'a> Prepared<'a> {
     ) -> Result<Self> {
         check_hooks(index, stage)?;
         compat::method(stage, plan)?;
+        compat::one_reducer(stage)?;
         let _scope = meter::scope(Meter::new());
         let mut assembly = plan.assemble(true)?;
         let mut objective = parts::objective(&stage.objective)?;
