@@ -86,7 +86,6 @@ struct RecipeArgs {
 }
 
 fn main() -> ExitCode {
-    allocator::give_back_at_once();
     ramekin_catalog::link();
     threads();
     let cli = Cli::parse();
