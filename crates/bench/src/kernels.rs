@@ -7,6 +7,7 @@ use ramekin_kernels::attention::{self, Segment, Shape};
 use ramekin_kernels::bf16::{self, Bf16Rows};
 use ramekin_kernels::cross_entropy::{self, Options};
 use ramekin_kernels::linear::{self, WeightRows};
+use ramekin_kernels::packed_rows::{self, Layout};
 use ramekin_kernels::philox::Stream;
 use ramekin_kernels::{Real, elementwise, matmul, rms_norm, rope, swiglu};
 use ramekin_quant_block::nf4_codec::{Nf4Data, Nf4Spec};
@@ -38,6 +39,7 @@ pub fn run(figures: &mut Figures) {
     narrow(figures);
     packed(figures);
     attentions(figures);
+    one_row(figures);
     one_query(figures);
     pointwise(figures);
     losses(figures);
@@ -129,6 +131,46 @@ fn packed(figures: &mut Figures) {
         if let Ok(rtn) = RtnData::encode(&w, (n, k), spec) {
             let rows = |first: usize, out: &mut [f32]| rtn.rows_into(first, out);
             linears(figures, &format!("rtn, {bits} bits"), rtn.bytes(), &Packed(rows, n, k));
+        }
+    }
+}
+
+/// One row times a weight that no cache holds, read in place, in GB/s of what is stored.
+fn one_row(figures: &mut Figures) {
+    let (n, k) = (32000, 2048);
+    let (w, x) = (random(n * k), random(k));
+    let mut y = vec![0.0; n];
+    let bits = Bits(w.iter().map(|x| bf16::round(*x)).collect(), n, k);
+    let mut add = |what: &str, bytes: u64, seconds: f64| {
+        let case = format!("linear 1×{n}×{k} on {what}");
+        figures.add("kernels", case, bytes as f64 / seconds / 1e9, "GB/s of weight");
+    };
+    if bf16::unit().is_some() {
+        let seconds = best(|| bf16::forward(&x, 1, &bits, None, &mut y));
+        add("bf16", (2 * n * k) as u64, seconds);
+    }
+    for bits in [8, 4, 3, 2] {
+        let spec = RtnSpec { bits, group_size: 32, ..RtnSpec::default() };
+        let Ok(rtn) = RtnData::encode(&w, (n, k), spec) else { continue };
+        for (narrow, of) in [(true, "bf16"), (false, "f32")] {
+            let layout = Layout::Grid(rtn.layout());
+            if !packed_rows::forward(&x, 1, &layout, narrow, &mut y) {
+                continue;
+            }
+            let seconds = best(|| {
+                packed_rows::forward(&x, 1, &layout, narrow, &mut y);
+            });
+            add(&format!("rtn, {bits} bits, groups of 32, as of {of}"), rtn.bytes(), seconds);
+        }
+    }
+    let Ok(nf4) = Nf4Data::encode(&w, (n, k), Nf4Spec::default()) else { return };
+    for (narrow, of) in [(true, "bf16"), (false, "f32")] {
+        let layout = Layout::Table(nf4.layout());
+        if packed_rows::forward(&x, 1, &layout, narrow, &mut y) {
+            let seconds = best(|| {
+                packed_rows::forward(&x, 1, &layout, narrow, &mut y);
+            });
+            add(&format!("nf4, as of {of}"), nf4.bytes(), seconds);
         }
     }
 }

@@ -38,6 +38,9 @@ pub mod matmul;
 pub mod merge_rows;
 pub mod narrow;
 pub mod packed;
+pub mod packed_rows;
+#[cfg(target_arch = "x86_64")]
+mod panels;
 pub mod perturb;
 pub mod philox;
 pub mod reactivate;

@@ -4,13 +4,15 @@
 //! nn: gx[m×k] (+)= α · g[m×n] · w[n×k]      gradient of the input
 //! tn: gw[n×k] (+)= α · g[m×n]ᵀ · x[m×k]     gradient of the weight
 //!
-//! Cost: 2·m·n·k operations each. The output is cut into tiles by shape alone; each is one
-//! single-threaded product of the `gemm` crate, so the number of threads does not change a bit. With at
+//! Cost: 2·m·n·k operations each. The output is cut into tiles by shape alone, so the number of threads does not
+//! change a bit; each is one single-threaded product of the `gemm` crate, or ours in [`panels`](crate::panels). With at
 //! most [`FEW_ROWS`] rows `nt` takes a path of dot products that is bound by reading `w`; there a
 //! row's result does not depend on how many rows come with it.
 
 use crate::Real;
 use crate::dot;
+#[cfg(target_arch = "x86_64")]
+use crate::panels;
 use crate::split::{Shared, tasks};
 
 /// Up to this many rows `nt` computes dot products instead of tiles.
@@ -30,6 +32,11 @@ pub(crate) struct Strided<P> {
 impl<P> Strided<P> {
     pub(crate) fn new(start: P, row: usize, col: usize) -> Self {
         Strided { start, row: row as isize, col: col as isize }
+    }
+
+    /// For tasks to read through.
+    pub(crate) fn sendable(self) -> Sendable<P> {
+        Sendable(self)
     }
 }
 
@@ -111,9 +118,18 @@ unsafe fn tiled<T: Real>(
         }
         return;
     }
+    #[cfg(target_arch = "x86_64")]
+    if panels::suits((rows, cols, inner))
+        && let Some(c) = T::as_f32_mut(c)
+    {
+        let narrow = |x: Strided<*const T>| Strided { start: x.start.cast::<f32>(), row: x.row, col: x.col };
+        let alpha = alpha.to_f64() as f32;
+        // SAFETY: T is f32; the rest is the caller's promise.
+        return unsafe { panels::product((rows, cols, inner), alpha, narrow(a), narrow(b), accumulate, c) };
+    }
     let (tr, tc) = tile(rows, cols, inner);
     let down = rows.div_ceil(tr);
-    let (a, b, out) = (Sendable(a), Sendable(b), Shared::new(c));
+    let (a, b, out) = (a.sendable(), b.sendable(), Shared::new(c));
     tasks(down * cols.div_ceil(tc), |t| {
         let (a, b) = (a.get(), b.get());
         let (r0, c0) = (t % down * tr, t / down * tc);
@@ -130,13 +146,13 @@ unsafe fn tiled<T: Real>(
 
 /// Lets tasks read through a pointer that outlives them.
 #[derive(Clone, Copy)]
-struct Sendable<P>(Strided<P>);
+pub(crate) struct Sendable<P>(Strided<P>);
 // SAFETY: read-only operands, alive while the tasks run.
 unsafe impl<P> Send for Sendable<P> {}
 // SAFETY: as above.
 unsafe impl<P> Sync for Sendable<P> {}
 impl<P: Copy> Sendable<P> {
-    fn get(&self) -> Strided<P> {
+    pub(crate) fn get(&self) -> Strided<P> {
         self.0
     }
 }

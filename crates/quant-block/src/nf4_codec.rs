@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use ramekin_kernels::Real;
 use ramekin_kernels::packed::{min_max, nearest_of_16, table4};
+use ramekin_kernels::packed_rows::{Scales, Table};
 use rayon::prelude::*;
 
 use crate::codec::{CodecError, check_weight, decode_as};
@@ -224,6 +225,18 @@ impl Nf4Data {
             first += now.len();
             out = rest;
         }
+    }
+
+    /// For kernels that read it in place.
+    pub fn layout(&self) -> Table<'_> {
+        let scales = match &self.absmax {
+            Absmax::Plain(all) => Scales::Plain(all),
+            Absmax::Nested { codes, absmax, offset, map } => {
+                Scales::Nested { codes, map, absmax, offset: *offset }
+            }
+        };
+        let (packed, block, shape) = (&self.packed, self.block_size, self.shape);
+        Table { packed, table: &NF4, block, scales, shape }
     }
 
     /// Bytes held.

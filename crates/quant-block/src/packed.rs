@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use ramekin_core::pattern::ends_in;
 use ramekin_core::{BadSetting, Category, Lease, UserError};
+use ramekin_kernels::packed_rows::Layout;
 use ramekin_slots::{Apart, PackedWeight};
 
 use crate::codec::CodecError;
@@ -77,6 +78,14 @@ impl PackedWeight for Packed {
             Ok(Arc::new(Packed { codes, shape, lease, bytes }))
         };
         Some(Apart { bulk, bytes: moving, rebuild: Box::new(rebuild) })
+    }
+
+    fn layout(&self) -> Option<Layout<'_>> {
+        match &self.codes {
+            Codes::Nf4(d) => Some(Layout::Table(d.layout())),
+            Codes::Rtn(d) => Some(Layout::Grid(d.layout())),
+            Codes::ShapeOnly(_) => None,
+        }
     }
 
     fn rows_f32(&self, first: usize, out: &mut [f32]) {

@@ -15,6 +15,7 @@
 
 use ramekin_kernels::Real;
 use ramekin_kernels::packed::{affine, min_max, pack_bits, round_affine, stream_bytes, unpack_bits};
+use ramekin_kernels::packed_rows::Grid;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -181,6 +182,13 @@ impl RtnData {
                 }
             });
         }
+    }
+
+    /// For kernels that read it in place.
+    pub fn layout(&self) -> Grid<'_> {
+        let RtnData { packed, scales, zeros, spec, shape } = self;
+        let group = if spec.group_size == -1 { shape.1.max(1) } else { spec.group_size as usize };
+        Grid { packed, bits: spec.bits, group, scales, zeros, middle: spec.middle(), shape: *shape }
     }
 
     /// Bytes held.

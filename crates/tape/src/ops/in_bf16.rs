@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use ramekin_kernels::bf16::{self, Bf16Rows};
 use ramekin_kernels::linear::{self as kernel, WeightRows};
+use ramekin_kernels::packed_rows::{self, Layout};
 use ramekin_kernels::{Real, elementwise};
 
 use super::linear::Rows;
@@ -43,6 +44,12 @@ impl PackedWeight for InBf16 {
     }
     fn rows_f64(&self, first: usize, out: &mut [f64]) {
         self.0.rows_f64(first, out);
+    }
+    fn layout(&self) -> Option<Layout<'_>> {
+        self.0.layout()
+    }
+    fn rounds(&self) -> bool {
+        true
     }
     fn in_bf16(&self, work: &mut dyn FnMut(&dyn Bf16Rows)) -> bool {
         work(&Unpacked(&*self.0));
@@ -90,9 +97,9 @@ pub(super) fn forward<T: Real>(x: &[T], n: usize, w: &dyn PackedWeight, bias: Op
 where
     for<'a> Rows<'a>: WeightRows<T>,
 {
-    if bf16::unit().is_some()
-        && let (Some(x), Some(to)) = (T::as_f32(x), T::as_f32_mut(y))
-        && w.in_bf16(&mut |w| bf16::forward(x, n, w, None, to))
+    if let (Some(x), Some(to)) = (T::as_f32(x), T::as_f32_mut(y))
+        && (in_place(x, n, w, to)
+            || bf16::unit().is_some() && w.in_bf16(&mut |w| bf16::forward(x, n, w, None, to)))
     {
         if let Some(bias) = bias {
             elementwise::add_bias(y, bias);
@@ -100,6 +107,12 @@ where
         return;
     }
     kernel::forward(x, n, &Rows(w), bias, y);
+}
+
+/// A few rows times codes as they lie; whether there is such a way.
+fn in_place(x: &[f32], n: usize, w: &dyn PackedWeight, y: &mut [f32]) -> bool {
+    let narrow = w.rounds() && bf16::unit().is_some();
+    n <= packed_rows::FEW_ROWS && w.layout().is_some_and(|w| packed_rows::forward(x, n, &w, narrow, y))
 }
 
 /// `gx = g w`, `n` rows.

@@ -8,6 +8,7 @@ use half::slice::HalfFloatSliceExt as _;
 use ramekin_core::{Array, DType, Element, View, meter};
 use ramekin_kernels::bf16::Bf16Rows;
 use ramekin_kernels::linear::WeightRows;
+use ramekin_kernels::packed_rows::Layout;
 use ramekin_kernels::{elementwise, matmul};
 
 use super::{in_bf16, output};
@@ -35,6 +36,14 @@ pub trait PackedWeight: Send + Sync {
     fn rows_f32(&self, first: usize, out: &mut [f32]);
     /// Rows `first..` as f64.
     fn rows_f64(&self, first: usize, out: &mut [f64]);
+    /// Codes and scales as they lie, for kernels that read them in place.
+    fn layout(&self) -> Option<Layout<'_>> {
+        None
+    }
+    /// Whether its products are to be in bf16.
+    fn rounds(&self) -> bool {
+        false
+    }
     /// Calls `work` with the weight in bf16, where its products are to be in bf16; whether it did.
     fn in_bf16(&self, work: &mut dyn FnMut(&dyn Bf16Rows)) -> bool {
         let _ = work;

@@ -1,0 +1,115 @@
+//! A few rows times a packed weight, which is read once and never unpacked to memory: decoding.
+//!
+//! grid:   y\[j\] = Σ_g s\[j,g\] · (Σ_{i∈g} code\[j,i\]·x\[i\] − zero\[j,g\]·Σ_{i∈g} x\[i\])
+//! table:  y\[j\] = Σ_b s\[b\] · Σ_{i∈b} table\[code\[j,i\]\]·x\[i\]
+//!
+//! With integer codes a row of x becomes whole numbers, 32 at a time with a scale of their own, cut into planes of
+//! seven bits for the dot products of bytes (VNNI): three planes, 21 bits, where x is f32, and two, 14 bits, where
+//! products are in bf16, which keeps eight. Bound by reading the codes. A row's bits do not depend on the rows
+//! beside it. Where the processor has no such dot products, [`forward`] says so and another path is taken.
+
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod grid;
+#[cfg(target_arch = "x86_64")]
+mod table;
+#[cfg(test)]
+mod tests;
+
+pub use crate::matmul::FEW_ROWS;
+
+/// A packed weight as it lies.
+pub enum Layout<'a> {
+    /// Whole numbers with a scale and a zero.
+    Grid(Grid<'a>),
+    /// Four-bit places in a table.
+    Table(Table<'a>),
+}
+
+/// Codes of 2, 3, 4 or 8 bits, each row a bit stream as of [`pack_bits`](crate::packed::pack_bits).
+pub struct Grid<'a> {
+    /// The streams, row after row, each a whole number of bytes.
+    pub packed: &'a [u8],
+    /// Bits of a code.
+    pub bits: u32,
+    /// Inputs that share a scale; divides the inputs.
+    pub group: usize,
+    /// `[rows, inputs / group]`.
+    pub scales: &'a [f32],
+    /// As `scales`; empty where every zero is `middle`.
+    pub zeros: &'a [f32],
+    /// The zero of a weight without `zeros`.
+    pub middle: f32,
+    /// Outputs and inputs.
+    pub shape: (usize, usize),
+}
+
+/// Codes of four bits, the even entry in a byte's high half, blocks counted over the flattened weight.
+pub struct Table<'a> {
+    /// Two codes a byte.
+    pub packed: &'a [u8],
+    /// What codes stand for.
+    pub table: &'a [f32; 16],
+    /// Entries that share a scale.
+    pub block: usize,
+    /// A scale for each block.
+    pub scales: Scales<'a>,
+    /// Outputs and inputs.
+    pub shape: (usize, usize),
+}
+
+/// Scales of blocks.
+#[derive(Clone, Copy)]
+pub enum Scales<'a> {
+    /// As they are.
+    Plain(&'a [f32]),
+    /// `map[codes[b]] · absmax[b / 256] + offset`
+    Nested {
+        /// A byte a block.
+        codes: &'a [u8],
+        /// What bytes stand for.
+        map: &'a [f32; 256],
+        /// One for each 256 blocks.
+        absmax: &'a [f32],
+        /// Added to each.
+        offset: f32,
+    },
+}
+
+/// `y[m×n] = x[m×k] · wᵀ`, m at most [`FEW_ROWS`]; false, and nothing is done, where this processor or layout has no
+/// such way. `narrow` allows the rounding of products in bf16.
+///
+/// # Panics
+/// If a slice's length is not its shape.
+pub fn forward(x: &[f32], m: usize, w: &Layout<'_>, narrow: bool, y: &mut [f32]) -> bool {
+    let (n, k) = match w {
+        Layout::Grid(w) => w.shape,
+        Layout::Table(w) => w.shape,
+    };
+    assert_eq!(x.len(), m * k, "`x` must hold {m}×{k} values");
+    assert_eq!(y.len(), m * n, "`y` must hold {m}×{n} values");
+    if m > FEW_ROWS || k == 0 {
+        return false;
+    }
+    #[cfg(target_arch = "x86_64")]
+    match w {
+        Layout::Grid(w) if grid::suits(w) => {
+            match narrow {
+                true => grid::forward::<2>(x, w, y),
+                false => grid::forward::<3>(x, w, y),
+            }
+            return true;
+        }
+        Layout::Table(w) if table::suits(w) => {
+            match narrow && crate::bf16::unit().is_some() {
+                true => table::narrow(x, m, w, y),
+                false => table::wide(x, m, w, y),
+            }
+            return true;
+        }
+        _ => {}
+    }
+    let _ = narrow;
+    false
+}

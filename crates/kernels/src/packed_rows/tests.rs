@@ -1,0 +1,147 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::packed::{pack_bits, stream_bytes};
+use crate::testing::{assert_same_for_threads, normal};
+
+/// Codes, scales, zeros and the weight that they stand for.
+struct Made {
+    packed: Vec<u8>,
+    scales: Vec<f32>,
+    zeros: Vec<f32>,
+    dense: Vec<f64>,
+}
+
+fn grid(bits: u32, (n, k): (usize, usize), group: usize, sym: bool) -> Made {
+    let top = (1u32 << bits) - 1;
+    let codes: Vec<u8> =
+        normal::<f32>(1, n * k).iter().map(|x| ((x.abs() * 1e4) as u32 & top) as u8).collect();
+    let scales: Vec<f32> = normal::<f32>(2, n * k / group).iter().map(|x| 0.01 + x.abs()).collect();
+    let middle = (1u32 << (bits - 1)) as f32;
+    let zeros: Vec<f32> =
+        normal::<f32>(3, n * k / group).iter().map(|x| (middle + 2.0 * x).round()).collect();
+    let row_bytes = stream_bytes(k, bits);
+    let mut packed = vec![0; n * row_bytes];
+    for (to, codes) in packed.chunks_mut(row_bytes).zip(codes.chunks(k)) {
+        pack_bits(codes, bits, to);
+    }
+    let zero = |e: usize| if sym { middle } else { zeros[e / group] };
+    let value = |(e, c): (usize, &u8)| f64::from(scales[e / group]) * f64::from(f32::from(*c) - zero(e));
+    let dense = codes.iter().enumerate().map(value).collect();
+    Made { packed, scales, zeros: if sym { Vec::new() } else { zeros }, dense }
+}
+
+impl Made {
+    fn layout(&self, bits: u32, shape: (usize, usize), group: usize) -> Layout<'_> {
+        let middle = (1u32 << (bits - 1)) as f32;
+        let (packed, scales, zeros) = (&self.packed, &self.scales, &self.zeros);
+        Layout::Grid(Grid { packed, bits, group, scales, zeros, middle, shape })
+    }
+}
+
+/// y within `bound` of what f64 makes, beside the sum of the products' sizes.
+fn close(y: &[f32], x: &[f32], dense: &[f64], k: usize, bound: f64) -> Result<(), TestCaseError> {
+    let n = dense.len() / k;
+    for (e, y) in y.iter().enumerate() {
+        let (x, w) = (&x[e / n * k..][..k], &dense[e % n * k..][..k]);
+        let products = || x.iter().zip(w).map(|(x, w)| f64::from(*x) * w);
+        let (want, size) = (products().sum::<f64>(), products().map(f64::abs).sum::<f64>());
+        prop_assert!((f64::from(*y) - want).abs() <= bound * size, "{e}: {y} for {want}, of {size}");
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    #[test]
+    fn a_grid_is_its_formula(
+        bits in prop::sample::select(vec![2u32, 3, 4, 8]),
+        m in 1usize..=8, n in 1usize..70, halves in 1usize..12, groups in 1usize..4, sym: bool,
+    ) {
+        let (group, k) = (32 * halves, 32 * halves * groups);
+        let made = grid(bits, (n, k), group, sym);
+        let x = normal::<f32>(4, m * k);
+        for (narrow, bound) in [(false, 3e-6), (true, 1e-4)] {
+            let mut y = vec![f32::NAN; m * n];
+            if forward(&x, m, &made.layout(bits, (n, k), group), narrow, &mut y) {
+                close(&y, &x, &made.dense, k, bound)?;
+            }
+        }
+    }
+
+    #[test]
+    fn a_table_is_its_formula(
+        m in 1usize..=8, n in 1usize..50, chunks in 1usize..9, nested: bool,
+        block in prop::sample::select(vec![64usize, 128, 512]),
+    ) {
+        let k = 64 * chunks;
+        let packed: Vec<u8> = normal::<f32>(1, n * k / 2).iter().map(|x| (x * 1e4) as i32 as u8).collect();
+        let table: [f32; 16] = normal(2, 16).try_into().expect("sixteen");
+        let blocks = (n * k).div_ceil(block);
+        let plain: Vec<f32> = normal(3, blocks);
+        let codes: Vec<u8> = plain.iter().map(|x| (x * 1e4) as i32 as u8).collect();
+        let map: [f32; 256] = normal(4, 256).try_into().expect("all bytes");
+        let absmax: Vec<f32> = normal(5, blocks.div_ceil(256));
+        let scales = match nested {
+            true => Scales::Nested { codes: &codes, map: &map, absmax: &absmax, offset: 0.5 },
+            false => Scales::Plain(&plain),
+        };
+        let scale = |b: usize| match nested {
+            true => map[codes[b] as usize] * absmax[b / 256] + 0.5,
+            false => plain[b],
+        };
+        let code = |e: usize| if e.is_multiple_of(2) { packed[e / 2] >> 4 } else { packed[e / 2] & 15 };
+        let value = |e: usize| f64::from(table[code(e) as usize]) * f64::from(scale(e / block));
+        let dense: Vec<f64> = (0..n * k).map(value).collect();
+        let x = normal::<f32>(6, m * k);
+        let w = Layout::Table(Table { packed: &packed, table: &table, block, scales, shape: (n, k) });
+        for (narrow, bound) in [(false, 1e-6), (true, 1e-2)] {
+            let mut y = vec![f32::NAN; m * n];
+            if forward(&x, m, &w, narrow, &mut y) {
+                close(&y, &x, &dense, k, bound)?;
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_stand_alone_and_threads_change_nothing() {
+    let (n, k) = (100, 256);
+    let made = grid(4, (n, k), 64, false);
+    let layout = || made.layout(4, (n, k), 64);
+    let x = normal::<f32>(1, FEW_ROWS * k);
+    let mut all = vec![0.0; FEW_ROWS * n];
+    if !forward(&x, FEW_ROWS, &layout(), true, &mut all) {
+        return;
+    }
+    for m in 1..FEW_ROWS {
+        let mut y = vec![0.0; m * n];
+        forward(&x[..m * k], m, &layout(), true, &mut y);
+        assert_eq!(y, all[..m * n]);
+    }
+    assert_same_for_threads(|| {
+        let mut y = vec![0.0; n];
+        forward(&x[..k], 1, &layout(), true, &mut y);
+        y
+    });
+}
+
+#[test]
+fn bad_values_stay_in_their_row() {
+    let (n, k) = (40, 128);
+    for bits in [2, 3, 4, 8] {
+        let made = grid(bits, (n, k), 32, true);
+        for bad in [f32::NAN, f32::INFINITY] {
+            let mut x = normal::<f32>(1, 3 * k);
+            x[k + 5] = bad;
+            x[2 * k..].fill(0.0);
+            let mut y = vec![7.0; 3 * n];
+            if !forward(&x, 3, &made.layout(bits, (n, k), 32), false, &mut y) {
+                return;
+            }
+            assert!(y[..n].iter().all(|y| y.is_finite()));
+            assert!(y[n..2 * n].iter().all(|y| y.is_nan()), "{bits} bits");
+            assert!(y[2 * n..].iter().all(|y| *y == 0.0));
+        }
+    }
+}
