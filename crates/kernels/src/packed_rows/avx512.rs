@@ -31,8 +31,8 @@ pub unsafe fn dot<const BITS: u32, const P: usize>(row: &Row<'_>, x: &Planes<P>,
     let bytes = CHUNK * BITS as usize / 8;
     // SAFETY: masked to the codes that are there.
     unsafe {
-        sum(row, x, factors, BITS, |chunk| {
-            let left = (row.codes.len() - chunk * bytes).min(bytes);
+        sum(row, x, factors, BITS, |chunk, whole| {
+            let left = if whole { bytes } else { row.codes.len() - chunk * bytes };
             let from = row.codes.as_ptr().add(chunk * bytes);
             match BITS {
                 8 => {
@@ -79,8 +79,8 @@ pub unsafe fn dot_3<const P: usize>(row: &Row<'_>, x: &Planes<P>, factors: &mut 
     unsafe {
         let spread = _mm512_loadu_si512(spread.as_ptr().cast());
         let shifts = _mm512_set1_epi64(0x1512_0f0c_0906_0300);
-        sum(row, x, factors, 3, |chunk| {
-            let left = (row.codes.len() - chunk * 24).min(24);
+        sum(row, x, factors, 3, |chunk, whole| {
+            let left = if whole { 24 } else { row.codes.len() - chunk * 24 };
             let from = row.codes.as_ptr().add(chunk * 24);
             let bytes = _mm512_maskz_loadu_epi8((1u64 << left) - 1, from.cast());
             let lanes = _mm512_permutexvar_epi8(spread, bytes);
@@ -90,7 +90,8 @@ pub unsafe fn dot_3<const P: usize>(row: &Row<'_>, x: &Planes<P>, factors: &mut 
 }
 
 /// # Safety
-/// AVX-512 with VNNI was seen; `codes` is called for each chunk and gives its codes as bytes.
+/// AVX-512 with VNNI was seen; `codes` is called for each chunk, which is whole but for the last, and gives its codes
+/// as bytes.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
 unsafe fn sum<const P: usize>(
@@ -98,7 +99,7 @@ unsafe fn sum<const P: usize>(
     x: &Planes<P>,
     factors: &mut [f32],
     bits: u32,
-    codes: impl Fn(usize) -> __m512i,
+    codes: impl Fn(usize, bool) -> __m512i,
 ) -> f32 {
     let zeros = _mm512_setzero_si512();
     let chunks = x.bytes.len() / (P * CHUNK);
@@ -107,9 +108,8 @@ unsafe fn sum<const P: usize>(
         let less = prepare(row, &x.scales, &x.sums, factors);
         let lanes = halves(bits);
         let lanes = _mm512_loadu_si512(lanes.as_ptr().cast());
-        let mut total = [_mm512_setzero_ps(); 2];
-        for chunk in 0..chunks {
-            let w = codes(chunk);
+        let term = |chunk: usize, whole: bool, total: __m512| {
+            let w = codes(chunk, whole);
             let planes = x.bytes.as_ptr().add(chunk * P * CHUNK);
             let part =
                 |p: usize| _mm512_dpbusd_epi32(zeros, w, _mm512_loadu_si512(planes.add(p * CHUNK).cast()));
@@ -120,9 +120,20 @@ unsafe fn sum<const P: usize>(
             }
             let two = factors.as_ptr().add(2 * chunk).cast::<f64>().read_unaligned();
             let scale = _mm512_permutexvar_ps(lanes, _mm512_castpd_ps(_mm512_set1_pd(two)));
-            total[chunk % 2] = _mm512_fmadd_ps(value, scale, total[chunk % 2]);
+            _mm512_fmadd_ps(value, scale, total)
+        };
+        // Two sums, so that one need not wait for the other.
+        let (mut even, mut odd) = (_mm512_setzero_ps(), _mm512_setzero_ps());
+        let last = chunks - 1;
+        for pair in 0..last / 2 {
+            even = term(2 * pair, true, even);
+            odd = term(2 * pair + 1, true, odd);
         }
-        _mm512_reduce_add_ps(_mm512_add_ps(total[0], total[1])) - less
+        if last % 2 == 1 {
+            even = term(last - 1, true, even);
+        }
+        odd = term(last, false, odd);
+        _mm512_reduce_add_ps(_mm512_add_ps(even, odd)) - less
     }
 }
 

@@ -15,7 +15,10 @@ const TASK: usize = 32;
 
 /// Whether there is such a way for this weight.
 pub fn suits(w: &Table<'_>) -> bool {
-    w.shape.1.is_multiple_of(CHUNK) && w.block.is_multiple_of(CHUNK) && cpu::found() >= Cpu::Avx512
+    w.shape.1.is_multiple_of(CHUNK)
+        && w.block >= CHUNK
+        && w.block.is_power_of_two()
+        && cpu::found() >= Cpu::Avx512
 }
 
 /// Each half of `half` numbers of x as its even ones, then its odd ones, as the codes of bytes come.
@@ -44,8 +47,9 @@ pub fn narrow(x: &[f32], m: usize, w: &Table<'_>, y: &mut [f32]) {
 /// The scales of a row: one a block, and how far into its block the row begins.
 struct RowScales<'a> {
     of: &'a [f32],
-    /// Chunks of a block, and the first chunk's place in its block.
-    chunks: usize,
+    /// Chunks of a block are two to this power.
+    chunks: u32,
+    /// The first chunk's place in its block.
     first: usize,
 }
 
@@ -65,7 +69,11 @@ fn rows(
             scales.resize(last - first + 1, 0.0);
             // SAFETY: `suits` saw the features.
             unsafe { w.scales.fill(first, &mut scales) };
-            let of = RowScales { of: &scales, chunks: w.block / CHUNK, first: j * k % w.block / CHUNK };
+            let of = RowScales {
+                of: &scales,
+                chunks: (w.block / CHUNK).trailing_zeros(),
+                first: j * k % w.block / CHUNK,
+            };
             let codes = &w.packed[j * k / 2..(j + 1) * k / 2];
             for i in 0..m {
                 // SAFETY: each task owns its columns of y.
@@ -127,7 +135,7 @@ unsafe fn dot(codes: &[u8], x: &[f32], table: &[f32; 16], scales: &RowScales<'_>
                 *sum = _mm512_mul_ps(even, _mm512_loadu_ps(x.add(32 * half)));
                 *sum = _mm512_fmadd_ps(odd, _mm512_loadu_ps(x.add(32 * half + 16)), *sum);
             }
-            let scale = _mm512_set1_ps(scales.of[(scales.first + c) / scales.chunks]);
+            let scale = _mm512_set1_ps(scales.of[(scales.first + c) >> scales.chunks]);
             total = _mm512_fmadd_ps(_mm512_add_ps(sums[0], sums[1]), scale, total);
         }
     }
@@ -154,7 +162,7 @@ unsafe fn dot_bf16(codes: &[u8], x: &[u16], table: &[u16; 16], scales: &RowScale
             let sum = _mm512_setzero_ps();
             let sum = _mm512_dpbf16_ps(sum, as_bf16(even), as_bf16(_mm512_loadu_si512(x.cast())));
             let sum = _mm512_dpbf16_ps(sum, as_bf16(odd), as_bf16(_mm512_loadu_si512(x.add(32).cast())));
-            let scale = _mm512_set1_ps(scales.of[(scales.first + c) / scales.chunks]);
+            let scale = _mm512_set1_ps(scales.of[(scales.first + c) >> scales.chunks]);
             total = _mm512_fmadd_ps(sum, scale, total);
         }
     }
