@@ -1,9 +1,9 @@
-"""The model and the steps of recipes/tasks/shakespeare-char.toml in PyTorch: one JSON object on standard output.
+"""A character model from scratch in PyTorch, as recipes/tasks/shakespeare-char.toml: one JSON object on standard output.
 
 Written with plain modules and PyTorch's fused attention. Prints the seconds of the training steps alone
 and the loss on the last tenth of the text.
 
-usage: shakespeare.py TEXT STEPS THREADS
+usage: shakespeare.py TEXT SHAPE STEPS THREADS         SHAPE: a JSON object, see crates/bench/src/shape.rs
 """
 
 import json
@@ -15,10 +15,11 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-path, steps, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+path, shape, steps, threads = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 torch.set_num_threads(threads)
 torch.manual_seed(1337)
-LAYERS, HEADS, WIDTH, MLP, CONTEXT, BATCH = 4, 4, 128, 344, 64, 12
+LAYERS, HEADS, WIDTH, MLP = shape["layers"], shape["heads"], shape["width"], shape["intermediate"]
+CONTEXT, BATCH = shape["length"], shape["batch"]
 
 with open(path) as file:
     text = file.read()
@@ -77,9 +78,11 @@ matrices = [p for p in model.parameters() if p.dim() > 1]
 vectors = [p for p in model.parameters() if p.dim() == 1]
 groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
 optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99))
-begun = time.time()
+warm = min(100, -(-steps // 20))
+times = []
 for step in range(steps):
-    rate = (step + 1) / 100 if step < 100 else 0.1 + 0.45 * (1 + math.cos(math.pi * (step - 100) / (steps - 100)))
+    begun = time.time()
+    rate = (step + 1) / warm if step < warm else 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warm) / (steps - warm)))
     for group in optimizer.param_groups:
         group["lr"] = 1e-3 * rate
     at = torch.randint(len(train) - CONTEXT, (BATCH,)).tolist()
@@ -90,10 +93,15 @@ for step in range(steps):
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad()
-seconds = time.time() - begun
+    times.append(time.time() - begun)
+with open("/proc/self/status") as status:
+    peak = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
 with torch.no_grad():
     whole = (len(held_out) - 1) // CONTEXT
     x = held_out[: whole * CONTEXT].view(whole, CONTEXT)
     y = held_out[1 : whole * CONTEXT + 1].view(whole, CONTEXT)
-    loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten()).item()
-print(json.dumps({"seconds": seconds, "loss": loss}))
+    sums = [
+        F.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="sum").item()
+        for x, y in zip(x.split(64), y.split(64))
+    ]
+print(json.dumps({"seconds": times, "loss": sum(sums) / y.numel(), "peak_rss": peak}))

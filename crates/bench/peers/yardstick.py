@@ -1,6 +1,6 @@
-"""The yardstick step in PyTorch + PEFT: one JSON object on standard output.
+"""A LoRA step in PyTorch + PEFT: one JSON object on standard output.
 
-usage: yardstick.py DTYPE STEPS CHECKPOINT(0|1) THREADS
+usage: yardstick.py SHAPE DTYPE STEPS CHECKPOINT(0|1) THREADS         SHAPE: a JSON object, see crates/bench/src/shape.rs
 """
 
 import json
@@ -11,17 +11,19 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-dtype, steps, checkpoint, threads = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "1", int(sys.argv[4])
-torch.set_num_threads(threads)
+shape, dtype, steps, checkpoint, threads = sys.argv[1:6]
+shape, steps, checkpoint = json.loads(shape), int(steps), checkpoint == "1"
+batch, length = shape["batch"], shape["length"]
+torch.set_num_threads(int(threads))
 torch.manual_seed(1)
 config = LlamaConfig(
-    vocab_size=32000,
-    hidden_size=512,
-    intermediate_size=1408,
-    num_hidden_layers=8,
-    num_attention_heads=8,
-    num_key_value_heads=8,
-    max_position_embeddings=512,
+    vocab_size=shape["vocabulary"],
+    hidden_size=shape["width"],
+    intermediate_size=shape["intermediate"],
+    num_hidden_layers=shape["layers"],
+    num_attention_heads=shape["heads"],
+    num_key_value_heads=shape["kv_heads"],
+    max_position_embeddings=length,
     tie_word_embeddings=False,
 )
 model = LlamaForCausalLM(config).to({"f32": torch.float32, "bf16": torch.bfloat16}[dtype])
@@ -31,7 +33,7 @@ if checkpoint:
 model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
 model.train()
 optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
-ids = torch.randint(0, 32000, (4, 512))
+ids = torch.randint(0, shape["vocabulary"], (batch, length))
 seconds = []
 for _ in range(steps):
     begun = time.time()
@@ -43,4 +45,4 @@ for _ in range(steps):
     seconds.append(time.time() - begun)
 with open("/proc/self/status") as status:
     peak = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
-print(json.dumps({"seconds": seconds, "tokens_per_s": 2048 / min(seconds[1:]), "peak_rss": peak}))
+print(json.dumps({"seconds": seconds, "tokens_per_s": batch * length / min(seconds[1:]), "peak_rss": peak}))

@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use crate::rounds::Spread;
+
 /// One measurement.
 #[derive(Clone, Debug, Serialize)]
 pub struct Figure {
@@ -9,12 +11,26 @@ pub struct Figure {
     pub bench: &'static str,
     /// What was measured.
     pub case: String,
-    /// The number.
-    pub value: f64,
-    /// Its unit.
+    /// The unit of both sides.
     pub unit: &'static str,
-    /// The same of the peer, measured in this run.
-    pub peer: Option<f64>,
+    /// Ours.
+    pub ours: Spread,
+    /// The peer's, measured in turn with ours.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer: Option<Beside>,
+    /// The median of ours over the peer's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ratio: Option<f64>,
+}
+
+/// A peer's figures.
+#[derive(Clone, Debug, Serialize)]
+pub struct Beside {
+    /// Its name, and what of it was run where it has several ways.
+    pub name: &'static str,
+    /// Its measurements.
+    #[serde(flatten)]
+    pub spread: Spread,
 }
 
 /// Measurements, shown as they come.
@@ -30,21 +46,23 @@ impl Figures {
         Figures { all: Vec::new(), show, bench: "" }
     }
 
-    /// Notes a measurement.
+    /// Notes a measurement made once.
     pub fn add(&mut self, bench: &'static str, case: impl Into<String>, value: f64, unit: &'static str) {
-        self.beside(bench, case, value, unit, None);
+        self.beside(bench, case, unit, Spread::of(&[value]), None);
     }
 
-    /// Notes a measurement and the peer's.
+    /// Notes measurements and the peer's.
     pub fn beside(
         &mut self,
         bench: &'static str,
         case: impl Into<String>,
-        value: f64,
         unit: &'static str,
-        peer: Option<f64>,
+        ours: Spread,
+        peer: Option<(&'static str, Spread)>,
     ) {
-        let figure = Figure { bench, case: case.into(), value, unit, peer };
+        let peer = peer.map(|(name, spread)| Beside { name, spread });
+        let ratio = peer.as_ref().map(|p| ours.median / p.spread.median);
+        let figure = Figure { bench, case: case.into(), unit, ours, peer, ratio };
         if self.show {
             if self.bench != bench {
                 println!("\n{bench}");
@@ -59,21 +77,26 @@ impl Figures {
     pub fn all(&self) -> &[Figure] {
         &self.all
     }
+
+    /// The median of a figure that was measured before.
+    pub fn median(&self, bench: &str, case: &str) -> Option<f64> {
+        self.all.iter().find(|f| f.bench == bench && f.case == case).map(|f| f.ours.median)
+    }
 }
 
 impl Figure {
-    /// `  CASE   VALUE UNIT   PyTorch PEER   ratio`.
+    /// `  CASE   VALUE (LEAST–MOST) UNIT   PEER VALUE (LEAST–MOST), ours is RATIO of it`.
     fn line(&self) -> String {
-        let mut line = format!("  {:<58} {:>9} {}", self.case, digits(self.value), self.unit);
-        if let Some(peer) = self.peer {
-            line = format!("{line:<82} PyTorch {:>8}, ours is {:.2} of it", digits(peer), self.value / peer);
+        let mut line = format!("  {:<58} {:>9} {}", self.case, self.ours.words(), self.unit);
+        if let (Some(peer), Some(ratio)) = (&self.peer, self.ratio) {
+            line = format!("{line:<94} {} {}, ours is {ratio:.2} of it", peer.name, peer.spread.words());
         }
         line
     }
 }
 
 /// Three digits that mean something.
-fn digits(x: f64) -> String {
+pub fn digits(x: f64) -> String {
     let before = if x.abs() >= 1.0 { x.abs().log10().floor() as i32 + 1 } else { 1 };
     let after = usize::try_from(3 - before).unwrap_or(0);
     format!("{x:.after$}")
@@ -90,8 +113,14 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_is_compared() {
-        let figure = Figure { bench: "b", case: "c".into(), value: 3.0, unit: "s", peer: Some(2.0) };
-        assert!(figure.line().ends_with("PyTorch     2.00, ours is 1.50 of it"), "{}", figure.line());
+    fn a_peer_is_compared_by_medians() {
+        let mut figures = Figures::new(false);
+        let peer = Some(("PyTorch", Spread::of(&[1.0, 9.0, 2.0])));
+        figures.beside("b", "c", "s", Spread::of(&[3.0, 3.0, 100.0]), peer);
+        let [figure] = figures.all() else { panic!("one figure") };
+        assert_eq!(figure.ratio, Some(1.5));
+        assert!(figure.line().ends_with("PyTorch 2.00 (1.00–9.00), ours is 1.50 of it"), "{}", figure.line());
+        assert_eq!(figures.median("b", "c"), Some(3.0));
+        assert_eq!(figures.median("b", "d"), None);
     }
 }

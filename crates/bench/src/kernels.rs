@@ -27,7 +27,8 @@ pub fn best(mut f: impl FnMut()) -> f64 {
     least
 }
 
-fn random(n: usize) -> Vec<f32> {
+/// Normal numbers.
+pub fn random(n: usize) -> Vec<f32> {
     let mut x = vec![0.0; n];
     Stream::new(1, n as u64).fill_normal(0, 1.0, &mut x);
     x
@@ -64,7 +65,7 @@ fn products(figures: &mut Figures) {
 }
 
 /// Bits of bf16 as they lie.
-struct Bits(Vec<u16>, usize, usize);
+pub struct Bits(pub Vec<u16>, pub usize, pub usize);
 
 impl Bf16Rows for Bits {
     fn out_features(&self) -> usize {

@@ -1,5 +1,7 @@
 //! What this machine can do at best: memory reads, and multiply-adds in registers.
 
+mod dots;
+
 use rayon::prelude::*;
 
 use crate::figure::Figures;
@@ -14,26 +16,70 @@ const LANES: usize = 16;
 /// Multiply-adds of one call.
 const ROUNDS: usize = 1 << 20;
 
-/// Measures both.
+/// Measures all of them.
 pub fn run(figures: &mut Figures) {
     let threads = rayon::current_num_threads();
     figures.add("limits", "threads", threads as f64, "");
-    let data = vec![1.0f32; 1 << 26];
-    let s = best(|| {
-        let sum: f32 = data.par_chunks(1 << 20).map(sum).sum();
-        std::hint::black_box(sum);
-    });
-    figures.add("limits", "memory read", (data.len() * 4) as f64 / s / 1e9, "GB/s");
-    let s = best(|| {
-        (0..threads).into_par_iter().for_each(|i| {
-            std::hint::black_box(multiply_adds(1.0 + i as f32 * 1e-9));
-        });
+    figures.add("limits", "memory read, one thread", read(1), "GB/s");
+    figures.add("limits", "memory read, all threads", read(threads), "GB/s");
+    let s = everywhere(threads, &|i| {
+        std::hint::black_box(multiply_adds(1.0 + i as f32 * 1e-9));
     });
     let flops = (threads * 2 * ROUNDS * CHAINS * LANES) as f64;
-    figures.add("limits", "multiply-adds in registers, f32", flops / s / 1e9, "GFLOP/s");
+    figures.add("limits", MULTIPLY_ADDS, flops / s / 1e9, "GFLOP/s");
+    if let Some(rate) = dots::vectors(threads) {
+        figures.add("limits", DOTS, rate, "GFLOP/s");
+    }
+    if let Some(rate) = dots::tiles(threads) {
+        figures.add("limits", TILES, rate, "GFLOP/s");
+    }
+}
+
+/// The case of f32.
+pub const MULTIPLY_ADDS: &str = "multiply-adds in registers, f32";
+
+/// The case of AVX-512 BF16.
+pub const DOTS: &str = "dot products in registers, bf16 (AVX-512)";
+
+/// The case of AMX.
+pub const TILES: &str = "products of tiles in registers, bf16 (AMX)";
+
+/// GB/s of reads from memory by so many threads: 256 MB, more than caches of most machines hold.
+pub fn read(threads: usize) -> f64 {
+    let data = vec![1.0f32; 1 << 26];
+    let share = data.len().div_ceil(threads.max(1));
+    let s = best(|| {
+        std::thread::scope(|scope| {
+            for part in data.chunks(share) {
+                scope.spawn(|| std::hint::black_box(part.chunks(1 << 20).map(sum).sum::<f32>()));
+            }
+        });
+    });
+    (data.len() * 4) as f64 / s / 1e9
+}
+
+/// The least seconds of `work` on every thread at once.
+fn everywhere(threads: usize, work: &(dyn Fn(usize) + Sync)) -> f64 {
+    best(|| (0..threads).into_par_iter().for_each(work))
 }
 
 fn sum(x: &[f32]) -> f32 {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: the feature was found.
+        return unsafe { sum_with_avx2(x) };
+    }
+    lanes(x)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn sum_with_avx2(x: &[f32]) -> f32 {
+    lanes(x)
+}
+
+#[inline(always)]
+fn lanes(x: &[f32]) -> f32 {
     let mut lanes = [0.0; 4 * LANES];
     for chunk in x.chunks_exact(4 * LANES) {
         for (lane, v) in lanes.iter_mut().zip(chunk) {

@@ -1,44 +1,109 @@
-//! `recipes/tasks/shakespeare-char.toml`, nanoGPT's setting for a CPU, beside the same in PyTorch.
+//! `shakespeare`: characters from scratch, in nanoGPT's settings for a CPU and for a GPU, beside the same in PyTorch.
 //!
-//! Both sides run twice, one after the other, and the faster run of each counts; only the
-//! seconds of the training steps are compared.
+//! Only the training steps are timed.
 
 use std::path::Path;
 
 use anyhow::{Context, Result};
 
 use crate::figure::Figures;
+use crate::rounds::{Side, alternate};
+use crate::shape::Shape;
 use crate::whole;
 
-/// Steps of the recipe.
-const STEPS: u64 = 2000;
+/// A model and how long it is trained in a round.
+struct Setting {
+    name: &'static str,
+    shape: Shape,
+    steps: usize,
+    /// The loss means something after so many steps.
+    loss: bool,
+}
 
-/// Loss on held-out text, seconds of the training steps.
-pub fn run(figures: &mut Figures, text: &Path, python: Option<&Path>) -> Result<()> {
-    let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes/tasks/shakespeare-char.toml");
+/// `recipes/tasks/shakespeare-char.toml`; and 10 million parameters on a context of 256.
+const SETTINGS: [Setting; 2] = [
+    Setting { name: "shakespeare-char", shape: shape(128, 344, 4, 12, 64), steps: 500, loss: true },
+    Setting {
+        name: "10 M parameters, context 256",
+        shape: shape(384, 1024, 6, 16, 256),
+        steps: 5,
+        loss: false,
+    },
+];
+
+/// As many heads as layers; the vocabulary is the text's.
+const fn shape(width: usize, intermediate: usize, layers: usize, batch: usize, length: usize) -> Shape {
+    Shape { vocabulary: 0, width, intermediate, layers, heads: layers, kv_heads: layers, batch, length }
+}
+
+/// Tokens a second of training, the resident set, the loss on held-out text.
+pub fn run(figures: &mut Figures, rounds: usize, text: &Path, torch: Option<&Path>) -> Result<()> {
     let text = text.canonicalize()?.display().to_string();
-    let sets = [
-        format!("model.tokenizer.data={text:?}"),
-        format!("stage.0.data.path={text:?}"),
-        format!("stage.0.steps={STEPS}"),
-    ];
-    let sets: Vec<String> = sets.into_iter().flat_map(|s| ["--set".to_owned(), s]).collect();
-    let (mut ours, mut theirs) = (f64::INFINITY, f64::INFINITY);
-    let (mut loss, mut peer_loss) = (f64::NAN, None);
-    for _ in 0..2 {
-        let folder = tempfile::tempdir()?;
-        let run = whole::cook_file(&recipe, &folder.path().join("out"), &sets)?;
-        ours = ours.min(run.step_seconds(0)?.iter().sum());
-        loss = run.summary["stages"]["0-train"]["eval"]["loss"].as_f64().context("no held-out loss")?;
-        if let Some(python) = python {
-            let arguments = [text.clone(), STEPS.to_string(), whole::threads().to_string()];
-            let found = whole::peer(python, "shakespeare.py", &arguments)?;
-            theirs = theirs.min(found["seconds"].as_f64().context("the peer's `seconds`")?);
-            peer_loss = found["loss"].as_f64();
-        }
+    for Setting { name, shape, steps, loss } in SETTINGS {
+        let tokens = shape.tokens();
+        // The middle step: a machine's moods and the first steps do not move it.
+        let rate = |mut seconds: Vec<f64>| {
+            seconds.sort_by(f64::total_cmp);
+            seconds.get(seconds.len() / 2).map(|s| tokens / s).context("no step was timed")
+        };
+        let mut peer = torch.map(|python| {
+            let text = text.clone();
+            move || {
+                let threads = whole::threads().to_string();
+                let arguments = [text.clone(), shape.json()?, steps.to_string(), threads];
+                let found = whole::peer(python, "shakespeare.py", &arguments)?;
+                let seconds = found["seconds"].as_array().context("the peer's `seconds`")?;
+                let seconds = seconds.iter().filter_map(serde_json::Value::as_f64).collect();
+                let others = whole::figures(&found, &["peak_rss", "loss"])?;
+                Ok(vec![rate(seconds)?, others[0] / 1e6, others[1]])
+            }
+        });
+        let mut ours = || {
+            let folder = tempfile::tempdir()?;
+            let run = whole::cook(folder.path(), &recipe(&shape, &text, steps))?;
+            let held_out = run.summary["stages"]["0-train"]["eval"]["loss"].as_f64();
+            let resident = run.figure("0-train", "peak_rss")?;
+            Ok(vec![rate(run.step_seconds(0)?)?, resident / 1e6, held_out.context("no held-out loss")?])
+        };
+        let found = alternate(rounds, &mut ours, peer.as_mut().map(|p| p as &mut Side<'_>))?;
+        let after = format!(", held-out loss after {steps} steps");
+        let quantities = [("", "tokens/s"), (", resident", "MB"), (after.as_str(), "")];
+        let count = if loss { 3 } else { 2 };
+        found.note(figures, "shakespeare", name, "PyTorch", &quantities[..count]);
     }
-    figures.beside("shakespeare", "held-out loss after 2000 steps", loss, "", peer_loss);
-    let theirs = python.map(|_| theirs);
-    figures.beside("shakespeare", "2000 steps", ours, "s", theirs);
     Ok(())
+}
+
+/// The task's recipe with other sizes.
+fn recipe(shape: &Shape, text: &str, steps: usize) -> String {
+    let Shape { width, intermediate, layers, heads, batch, length, .. } = shape;
+    let warm = steps.div_ceil(20).min(100);
+    format!(
+        r#"
+seed = 1337
+[model]
+source = "init"
+tokenizer = {{ kind = "char", data = {text:?} }}
+[model.config]
+architectures = ["LlamaForCausalLM"]
+model_type = "llama"
+hidden_size = {width}
+intermediate_size = {intermediate}
+num_hidden_layers = {layers}
+num_attention_heads = {heads}
+max_position_embeddings = {length}
+rms_norm_eps = 1e-5
+rope_theta = 10000.0
+tie_word_embeddings = true
+initializer_range = 0.02
+[[stage]]
+kind = "train"
+optimizer = {{ kind = "adamw", lr = 1e-3, betas = [0.9, 0.99], weight_decay = 0.1 }}
+schedule = {{ kind = "cosine", warmup_steps = {warm}, min_ratio = 0.1 }}
+data = {{ kind = "text", path = {text:?}, unit = "whole", max_length = {length}, split = {{ dev = 0.1 }} }}
+batch = {{ micro_batch_size = {batch} }}
+steps = {steps}
+eval = {{ metrics = ["loss"] }}
+"#
+    )
 }

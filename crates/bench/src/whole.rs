@@ -1,7 +1,8 @@
 //! Whole runs: the binary and its peers, as processes of their own.
 
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value as Json;
@@ -53,6 +54,13 @@ impl Cooked {
         Ok(of_stage.filter_map(|l| Some(l["tokens"].as_f64()? / l["tokens_per_s"].as_f64()?)).collect())
     }
 
+    /// The least seconds of a stage's steps after the first, which warms up.
+    pub fn least_step(&self, stage: u64) -> Result<f64> {
+        let least = self.step_seconds(stage)?.into_iter().skip(1).fold(f64::INFINITY, f64::min);
+        ensure!(least.is_finite(), "a stage has only one step");
+        Ok(least)
+    }
+
     /// A figure of a stage.
     pub fn figure(&self, stage: &str, key: &str) -> Result<f64> {
         let found = self.summary["stages"][stage][key].as_f64();
@@ -60,21 +68,67 @@ impl Cooked {
     }
 }
 
-/// Runs a peer's script of `peers/`; the JSON that it prints.
-pub fn peer(python: &Path, script: &str, arguments: &[String]) -> Result<Json> {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers").join(script);
+fn script(python: &Path, name: &str, arguments: &[String]) -> Command {
     let mut command = Command::new(python);
-    command.arg(&file).args(arguments).stdin(Stdio::null());
-    let output = command.output().with_context(|| format!("cannot start `{}`", python.display()))?;
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("peers").join(name)).args(arguments);
+    command
+}
+
+/// Runs a peer's script of `peers/`; the JSON that it prints.
+pub fn peer(python: &Path, name: &str, arguments: &[String]) -> Result<Json> {
+    let mut command = script(python, name, arguments);
+    let output = command.stdin(Stdio::null()).output();
+    let output = output.with_context(|| format!("cannot start `{}`", python.display()))?;
     ensure!(
         output.status.success(),
-        "`{}` failed:\n{}",
-        file.display(),
+        "`peers/{name}` failed ({}):\n{}",
+        output.status,
         String::from_utf8_lossy(&output.stderr)
     );
     let text = String::from_utf8_lossy(&output.stdout);
     let last = text.lines().last().unwrap_or_default();
-    serde_json::from_str(last).with_context(|| format!("`{}` printed no JSON", file.display()))
+    serde_json::from_str(last).with_context(|| format!("`peers/{name}` printed no JSON"))
+}
+
+/// Figures of what a peer printed.
+pub fn figures(found: &Json, keys: &[&str]) -> Result<Vec<f64>> {
+    keys.iter().map(|k| found[*k].as_f64().with_context(|| format!("the peer's `{k}` is missing"))).collect()
+}
+
+/// A peer that stays and answers a line with a line, so that what it loads is loaded once.
+pub struct Server {
+    name: String,
+    child: Child,
+    to: ChildStdin,
+    from: BufReader<ChildStdout>,
+}
+
+impl Server {
+    /// Starts a script of `peers/`.
+    pub fn start(python: &Path, name: &str, arguments: &[String]) -> Result<Self> {
+        let mut command = script(python, name, arguments);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let to = child.stdin.take().context("the peer's input")?;
+        let from = BufReader::new(child.stdout.take().context("the peer's output")?);
+        Ok(Server { name: name.to_owned(), child, to, from })
+    }
+
+    /// What it answers to a line.
+    pub fn ask(&mut self, line: &str) -> Result<Json> {
+        writeln!(self.to, "{line}").with_context(|| format!("`peers/{}` has ended", self.name))?;
+        let mut answer = String::new();
+        self.from.read_line(&mut answer)?;
+        ensure!(!answer.is_empty(), "`peers/{}` has ended without an answer", self.name);
+        serde_json::from_str(&answer).with_context(|| format!("`peers/{}` answered {answer:?}", self.name))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // One that has ended by itself cannot be ended again.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 /// Threads that both sides use.

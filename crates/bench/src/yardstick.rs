@@ -1,77 +1,175 @@
-//! The yardstick: a llama of 58 million random parameters (vocabulary 32000, width 512,
-//! 8 layers), LoRA of rank 16 on every linear, 4×512 tokens a step.
+//! LoRA steps beside PyTorch + PEFT's: `yardstick`, `length` and `width`.
+//!
+//! The yardstick is a llama of 58 million random parameters (vocabulary 32000, width 512, 8 layers), LoRA of rank 16
+//! on every linear, 4×512 tokens a step. A round is a process of its own on either side; its speed is that of its
+//! fastest step but the first, its memory the peak resident set of the whole process.
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
-use serde_json::json;
+use anyhow::Result;
 
 use crate::figure::Figures;
+use crate::rounds::{Rounds, Side, Spread, alternate};
+use crate::shape::{Shape, YARDSTICK, quantizer};
 use crate::whole;
 
-/// Tokens of a step.
-const TOKENS: f64 = 2048.0;
+/// How a step is run.
+#[derive(Clone, Copy)]
+struct Way {
+    dtype: &'static str,
+    checkpoint: bool,
+    /// What the base is packed in, which the peer has nothing for.
+    packed: &'static str,
+}
+
+const fn way(dtype: &'static str, checkpoint: bool, packed: &'static str) -> Way {
+    Way { dtype, checkpoint, packed }
+}
 
 /// Updates of a run; the first warms up.
 const STEPS: u64 = 5;
 
-const MODEL: &str = r#"
-seed = 1
-[model]
-source = "init"
-dtype = "DTYPE"
-[model.config]
-architectures = ["LlamaForCausalLM"]
-model_type = "llama"
-vocab_size = 32000
-hidden_size = 512
-intermediate_size = 1408
-num_hidden_layers = 8
-num_attention_heads = 8
-num_key_value_heads = 8
-max_position_embeddings = 512
-rms_norm_eps = 1e-6
-tie_word_embeddings = false
-"#;
+const QUANTITIES: [(&str, &str); 3] = [("", "tokens/s"), (", resident", "MB"), (", on the meter", "MB")];
 
-/// What is trained in, how it is kept, and what the base is packed in.
-const WAYS: [(&str, bool, &str); 6] = [
-    ("f32", false, ""),
-    ("f32", true, ""),
-    ("bf16", false, ""),
-    ("bf16", true, ""),
-    ("f32", true, "nf4"),
-    ("bf16", true, "nf4"),
-];
-
-fn quantizer(kind: &str) -> String {
-    if kind.is_empty() { String::new() } else { format!("quantizer = {{ kind = \"{kind}\" }}") }
-}
-
-fn tokens(folder: &Path) -> Result<()> {
-    // A generator that needs no crate; the values do not matter.
-    let mut state = 1u32;
-    let mut bytes = Vec::with_capacity(TOKENS as usize * 8);
-    for _ in 0..TOKENS as usize {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        bytes.extend_from_slice(&i64::from((state >> 8) % 32000).to_le_bytes());
+/// The yardstick's step.
+pub fn train(figures: &mut Figures, rounds: usize, torch: Option<&Path>) -> Result<()> {
+    let ways = [
+        way("f32", false, ""),
+        way("f32", true, ""),
+        way("bf16", false, ""),
+        way("bf16", true, ""),
+        way("f32", true, "nf4"),
+        way("bf16", false, "nf4"),
+        way("bf16", true, "nf4"),
+    ];
+    let (mut f32_peer, mut bf16) = (None, None);
+    for way in ways {
+        let found = measure(figures, "yardstick", "LoRA step", &YARDSTICK, way, STEPS, rounds, torch)?;
+        match (way.dtype, way.checkpoint, way.packed) {
+            ("f32", false, "") => f32_peer = found.peer.map(|p| ("PyTorch f32", p[1].clone())),
+            ("bf16", false, "") => bf16 = Some(("our bf16", found.ours[0].clone())),
+            (dtype, checkpoint, "nf4") => {
+                let name = format!("QLoRA in {dtype}{}", if checkpoint { ", checkpoint" } else { "" });
+                if dtype == "bf16" {
+                    figures.beside("yardstick", &name, "tokens/s", found.ours[0].clone(), bf16.clone());
+                }
+                if f32_peer.is_some() {
+                    let case = format!("{name}, resident");
+                    figures.beside("yardstick", case, "MB", found.ours[1].clone(), f32_peer.clone());
+                }
+            }
+            _ => {}
+        }
     }
-    let header =
-        json!({ "input_ids": { "dtype": "I64", "shape": [4, 512], "data_offsets": [0, bytes.len()] } });
-    let header = header.to_string();
-    let mut file = (header.len() as u64).to_le_bytes().to_vec();
-    file.extend_from_slice(header.as_bytes());
-    file.extend_from_slice(&bytes);
-    Ok(std::fs::write(folder.join("ids.safetensors"), file)?)
+    Ok(())
 }
 
-/// Tokens a second and peak memory of training steps.
-pub fn train(figures: &mut Figures, python: Option<&Path>) -> Result<()> {
-    for (dtype, checkpoint, packed) in WAYS {
-        let folder = tempfile::tempdir()?;
-        tokens(folder.path())?;
-        let recipe = format!(
-            r#"{}
+/// The same model on longer sequences: 1×512 to 1×8192 tokens, or to 1×2048 if it shall be `short`.
+pub fn length(figures: &mut Figures, rounds: usize, short: bool, torch: Option<&Path>) -> Result<()> {
+    let shapes = [512, 2048, 8192].map(|length| Shape { batch: 1, length, ..YARDSTICK });
+    let shapes = if short { &shapes[..2] } else { &shapes[..] };
+    let name = |s: &Shape| format!("{}×{} tokens", s.batch, s.length);
+    grow(figures, "length", shapes, &name, rounds, torch)
+}
+
+/// Two layers of the yardstick's width and of four times it.
+pub fn width(figures: &mut Figures, rounds: usize, torch: Option<&Path>) -> Result<()> {
+    let shapes = [1, 4].map(|n| Shape {
+        width: 512 * n,
+        intermediate: 1408 * n,
+        heads: 8 * n,
+        kv_heads: 8 * n,
+        layers: 2,
+        ..YARDSTICK
+    });
+    let name = |s: &Shape| format!("width {}, {} layers", s.width, s.layers);
+    grow(figures, "width", &shapes, &name, rounds, torch)
+}
+
+/// Steps of growing sizes in f32 and bf16, and by how much time and memory grow from one to the next.
+fn grow(
+    figures: &mut Figures,
+    bench: &'static str,
+    shapes: &[Shape],
+    name: &dyn Fn(&Shape) -> String,
+    rounds: usize,
+    torch: Option<&Path>,
+) -> Result<()> {
+    for dtype in ["f32", "bf16"] {
+        let mut before: Option<(&Shape, Rounds)> = None;
+        for shape in shapes {
+            let found =
+                measure(figures, bench, &name(shape), shape, way(dtype, false, ""), 3, rounds, torch)?;
+            if let Some((smaller, before)) = before {
+                let case = format!("{} over {} in {dtype}", name(shape), name(smaller));
+                growth(figures, bench, &case, (&before, smaller), (&found, shape));
+            }
+            before = Some((shape, found));
+        }
+    }
+    Ok(())
+}
+
+/// How many times the seconds and bytes of the smaller size the larger one takes, by medians.
+fn growth(
+    figures: &mut Figures,
+    bench: &'static str,
+    case: &str,
+    (small, smaller): (&Rounds, &Shape),
+    (large, larger): (&Rounds, &Shape),
+) {
+    let more = larger.tokens() / smaller.tokens();
+    let quantities: [(&str, &dyn Fn(f64, f64) -> f64); 2] =
+        [("seconds", &|small, large| more * small / large), ("resident", &|small, large| large / small)];
+    for (i, (what, times)) in quantities.into_iter().enumerate() {
+        let of = |small: &[Spread], large: &[Spread]| {
+            Some(Spread::of(&[times(small.get(i)?.median, large.get(i)?.median)]))
+        };
+        let Some(ours) = of(&small.ours, &large.ours) else { continue };
+        let peer = small.peer.as_ref().zip(large.peer.as_ref()).and_then(|(s, l)| of(s, l));
+        let peer = peer.map(|p| ("PyTorch", p));
+        figures.beside(bench, format!("{case}: {what}"), "times", ours, peer);
+    }
+}
+
+/// Measures a way to step and notes it.
+#[allow(clippy::too_many_arguments)]
+fn measure(
+    figures: &mut Figures,
+    bench: &'static str,
+    name: &str,
+    shape: &Shape,
+    way: Way,
+    steps: u64,
+    rounds: usize,
+    torch: Option<&Path>,
+) -> Result<Rounds> {
+    let mut ours = || ours(shape, way, steps);
+    let mut peer = torch.filter(|_| way.packed.is_empty()).map(|python| {
+        move || {
+            let checkpoint = u8::from(way.checkpoint).to_string();
+            let threads = whole::threads().to_string();
+            let arguments = [shape.json()?, way.dtype.to_owned(), steps.to_string(), checkpoint, threads];
+            let found = whole::peer(python, "yardstick.py", &arguments)?;
+            let found = whole::figures(&found, &["tokens_per_s", "peak_rss"])?;
+            Ok(vec![found[0], found[1] / 1e6])
+        }
+    });
+    let found = alternate(rounds, &mut ours, peer.as_mut().map(|p| p as &mut Side<'_>))?;
+    let kept = if way.checkpoint { ", checkpoint" } else { "" };
+    let on = if way.packed.is_empty() { String::new() } else { format!(" on {}", way.packed) };
+    let case = format!("{name} in {}{on}{kept}", way.dtype);
+    found.note(figures, bench, &case, "PyTorch", &QUANTITIES);
+    Ok(found)
+}
+
+/// Tokens a second, resident and metered MB of one run.
+fn ours(shape: &Shape, way: Way, steps: u64) -> Result<Vec<f64>> {
+    let folder = tempfile::tempdir()?;
+    shape.write_ids(folder.path())?;
+    let packed = if way.packed.is_empty() { String::new() } else { format!("kind = \"{}\"", way.packed) };
+    let recipe = format!(
+        r#"{}
 [[stage]]
 kind = "train"
 {}
@@ -79,71 +177,13 @@ adapter = [{{ kind = "lora", r = 16, lora_alpha = 32, target_modules = "all-line
 activation = {{ kind = "{}" }}
 optimizer = {{ kind = "adamw", lr = 1e-3 }}
 data = {{ kind = "tokens", path = "ids.safetensors" }}
-steps = {STEPS}
+steps = {steps}
 "#,
-            MODEL.replace("DTYPE", dtype),
-            quantizer(packed),
-            if checkpoint { "checkpoint" } else { "keep" },
-        );
-        let run = whole::cook(folder.path(), &recipe)?;
-        let seconds = run.step_seconds(0)?;
-        let least = seconds.iter().skip(1).copied().fold(f64::INFINITY, f64::min);
-        let peer = match python {
-            Some(python) if packed.is_empty() => {
-                let checkpoint = u8::from(checkpoint).to_string();
-                let arguments =
-                    [dtype.to_owned(), STEPS.to_string(), checkpoint, whole::threads().to_string()];
-                Some(whole::peer(python, "yardstick.py", &arguments)?)
-            }
-            _ => None,
-        };
-        let of_peer = |key: &str| -> Result<Option<f64>> {
-            peer.as_ref().map(|p| p[key].as_f64().with_context(|| format!("the peer's `{key}`"))).transpose()
-        };
-        let kept = if checkpoint { ", checkpoint" } else { "" };
-        let on = if packed.is_empty() { String::new() } else { format!(" on {packed}") };
-        let case = format!("LoRA step in {dtype}{on}{kept}");
-        figures.beside("yardstick", &case, TOKENS / least, "tokens/s", of_peer("tokens_per_s")?);
-        let (resident, metered) =
-            (run.figure("0-train", "peak_rss")?, run.figure("0-train", "measured_peak")?);
-        let peer = of_peer("peak_rss")?.map(|b| b / 1e6);
-        figures.beside("yardstick", format!("{case}: resident"), resident / 1e6, "MB", peer);
-        figures.add("yardstick", format!("{case}: on the meter"), metered / 1e6, "MB");
-    }
-    Ok(())
-}
-
-/// Tokens a second of greedy decoding, one sequence at a time.
-pub fn decode(figures: &mut Figures) -> Result<()> {
-    for (dtype, packed) in [("f32", ""), ("bf16", ""), ("f32", "nf4")] {
-        let mut seconds = [0.0; 2];
-        for (i, new) in [64, 320].into_iter().enumerate() {
-            let folder = tempfile::tempdir()?;
-            prompt(folder.path())?;
-            let recipe = format!(
-                "{}\n[[stage]]\nkind = \"generate\"\n{}\ninput = \"prompt.safetensors\"\nmax_new_tokens = {new}\n",
-                MODEL.replace("DTYPE", dtype),
-                quantizer(packed)
-            );
-            let begun = std::time::Instant::now();
-            whole::cook(folder.path(), &recipe)?;
-            seconds[i] = begun.elapsed().as_secs_f64();
-        }
-        // Loading costs the same in both.
-        let on = if packed.is_empty() { String::new() } else { format!(" on {packed}") };
-        let rate = 256.0 / (seconds[1] - seconds[0]).max(1e-9);
-        figures.add("decode", format!("greedy, one sequence, {dtype}{on}"), rate, "tokens/s");
-    }
-    Ok(())
-}
-
-fn prompt(folder: &Path) -> Result<()> {
-    let header = json!({ "input_ids": { "dtype": "I64", "shape": [1, 4], "data_offsets": [0, 32] } });
-    let header = header.to_string();
-    let mut file = (header.len() as u64).to_le_bytes().to_vec();
-    file.extend_from_slice(header.as_bytes());
-    for id in [5i64, 6, 7, 8] {
-        file.extend_from_slice(&id.to_le_bytes());
-    }
-    Ok(std::fs::write(folder.join("prompt.safetensors"), file)?)
+        shape.model(way.dtype),
+        quantizer(&packed),
+        if way.checkpoint { "checkpoint" } else { "keep" },
+    );
+    let run = whole::cook(folder.path(), &recipe)?;
+    let (resident, metered) = (run.figure("0-train", "peak_rss")?, run.figure("0-train", "measured_peak")?);
+    Ok(vec![shape.tokens() / run.least_step(0)?, resident / 1e6, metered / 1e6])
 }

@@ -1,8 +1,9 @@
 //! Prompts to tokens: a decoder over models with caches.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use ramekin_core::{Array, Category, Rng, UserError};
@@ -47,6 +48,8 @@ pub struct Generated {
     pub ids: Vec<Vec<u32>>,
     /// What the decoder wants to be known.
     pub figures: Vec<(&'static str, f64)>,
+    /// Time of the forwards over prompts, of all models.
+    pub prefill: Duration,
 }
 
 impl Generator<'_> {
@@ -65,12 +68,13 @@ impl Generator<'_> {
         let words = self.assembly.tokenizer.as_deref().map(Text);
         let words = words.as_ref().map(|w| w as &dyn Words);
         let mut others = BTreeMap::new();
+        let prefill = Rc::new(Cell::new(Duration::ZERO));
         for (name, _) in self.decoder.models() {
             let Some(assembly) = self.assembly.companions.get(&name) else { continue };
             let wrap = |p: &Vec<u32>| self.decoder.wrap(&name, p, words);
             let prompts = prompts.iter().map(wrap).collect::<Result<Vec<_>>>()?;
             ensure!(prompts.iter().all(|p| !p.is_empty()), "a prompt of `{name}` is empty");
-            let model = self.stepper(assembly, true, &prompts, 1, limits)?;
+            let model = self.stepper(assembly, true, &prompts, 1, limits, &prefill)?;
             others.insert(name, Other { model, prompts });
         }
         let line = |p: &Vec<u32>| Line { ids: p.clone(), prompt: p.len(), done: false };
@@ -79,14 +83,21 @@ impl Generator<'_> {
             max_new_tokens: limits.max_new_tokens,
             eos: limits.eos,
             rng: self.rng,
-            model: self.stepper(self.assembly, self.adapters, prompts, self.decoder.branches(), limits)?,
+            model: self.stepper(
+                self.assembly,
+                self.adapters,
+                prompts,
+                self.decoder.branches(),
+                limits,
+                &prefill,
+            )?,
             others,
             each,
             figures: Vec::new(),
         };
         self.decoder.decode(&mut session)?;
         let Session { lines, figures, .. } = session;
-        Ok(Generated { ids: lines.into_iter().map(|l| l.ids).collect(), figures })
+        Ok(Generated { ids: lines.into_iter().map(|l| l.ids).collect(), figures, prefill: prefill.get() })
     }
 
     fn stepper<'a>(
@@ -96,6 +107,7 @@ impl Generator<'_> {
         prompts: &[Vec<u32>],
         branches: usize,
         limits: &Limits<'_>,
+        prefill: &Rc<Cell<Duration>>,
     ) -> Result<Box<dyn Stepper + 'a>> {
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
         let lanes = prompts.len() * branches;
@@ -111,7 +123,8 @@ impl Generator<'_> {
             true => limits.max_new_tokens.saturating_sub(1),
             false => 0,
         };
-        Ok(Box::new(Lanes { assembly, adapters, cache, fed: vec![Vec::new(); lanes], stretch }))
+        let (fed, prefill) = (vec![Vec::new(); lanes], prefill.clone());
+        Ok(Box::new(Lanes { assembly, adapters, cache, fed, stretch, prefill }))
     }
 }
 
@@ -123,6 +136,8 @@ struct Lanes<'a> {
     fed: Vec<Vec<u32>>,
     /// Tokens that a plan adds to what it is fed.
     stretch: usize,
+    /// Where the time over prompts is summed.
+    prefill: Rc<Cell<Duration>>,
 }
 
 impl Stepper for Lanes<'_> {
@@ -132,6 +147,8 @@ impl Stepper for Lanes<'_> {
 
     fn feed(&mut self, new: &[&[u32]], keep: usize) -> Result<Logits> {
         ensure!(new.len() == self.fed.len(), "tokens for {} of {} lanes", new.len(), self.fed.len());
+        let begun = Instant::now();
+        let is_prompt = self.fed.iter().zip(new).any(|(lane, new)| lane.is_empty() && !new.is_empty());
         let (mut ids, mut positions, mut segments) = (Vec::new(), Vec::new(), Vec::new());
         let (mut kept, mut first) = (Vec::new(), vec![0]);
         for (lane, new) in self.fed.iter_mut().zip(new) {
@@ -162,6 +179,9 @@ impl Stepper for Lanes<'_> {
         }
         let h = hidden(&self.assembly.model, &fx, None)?;
         let logits = self.assembly.model.head(&fx, &rows(&h, &kept)?)?;
+        if is_prompt {
+            self.prefill.set(self.prefill.get() + begun.elapsed());
+        }
         Ok(Logits { array: logits.into_array(), first })
     }
 

@@ -18,8 +18,10 @@ pub struct Left {
 }
 
 /// Figures that differ from run to run.
-const OF_TIME: [&str; 8] = [
+const OF_TIME: [&str; 10] = [
     "tokens_per_s",
+    "prefill_tokens_per_s",
+    "decode_tokens_per_s",
     "seconds",
     "peak_rss",
     "rss_before",

@@ -2,6 +2,7 @@
 
 use std::io::Write as _;
 use std::path::Path;
+use std::time::Instant;
 
 use anyhow::Result;
 use ramekin_core::Rng;
@@ -282,9 +283,13 @@ pub fn run(cx: &mut StageContext<'_>, s: &EvalStage, plan: &Blueprint) -> Result
     let data = data::load(&assembly, &s.data, &plan.base_dir, objective.rows())?;
     objective::check_targets(&data, &*objective, &s.data)?;
     ensure_measurable(&data, &*objective, &s.metrics, &format!("stage.{}.metrics", cx.index))?;
-    let (figures, answers) = parts::placed(&s.kv, evaluate(&assembly, &data, &evaluation(s)?, &*objective))?;
+    let begun = Instant::now();
+    let (mut figures, answers) =
+        parts::placed(&s.kv, evaluate(&assembly, &data, &evaluation(s)?, &*objective))?;
+    let seconds = begun.elapsed().as_secs_f64();
     write_answers(&cx.dir, &answers)?;
     ramekin_core::say!("  {}", crate::journal::words(&figures));
+    figures.insert("seconds".to_owned(), json!(seconds));
     Ok(Json::Object(figures))
 }
 

@@ -70,6 +70,7 @@ pub fn run(cx: &mut StageContext<'_>, s: &GenerateStage, plan: &Blueprint) -> Re
     let begun = Instant::now();
     let made = generate(s, &assembly, &*decoder, &prompts, cx.recipe.seed)?;
     let seconds = begun.elapsed().as_secs_f64().max(1e-9);
+    let rates = Rates::of(&made, &prompts, seconds);
     let results = made.ids;
     write_ids(cx, &results, &assembly)?;
     let mut lines = Vec::new();
@@ -91,17 +92,43 @@ pub fn run(cx: &mut StageContext<'_>, s: &GenerateStage, plan: &Blueprint) -> Re
     let new: usize = results.iter().zip(&prompts).map(|(r, p)| r.len() - p.len()).sum();
     let kv_bytes = meter::current().highest().kv;
     ramekin_core::say!("  keys and values took {}", units::bytes(kv_bytes));
-    let rate = new as f64 / seconds;
+    ramekin_core::say!("  {}", rates.words());
     let mut figures = json!({
         "sequences": results.len(),
         "new_tokens": new,
-        "tokens_per_s": rate,
+        "tokens_per_s": new as f64 / seconds,
+        "prefill_tokens_per_s": rates.prefill,
+        "decode_tokens_per_s": rates.decode,
         "kv_bytes": kv_bytes,
     });
     for (name, x) in made.figures {
         figures[name] = json!(x);
     }
     Ok(figures)
+}
+
+/// Tokens a second, loading left out.
+struct Rates {
+    /// Of prompts, until the first new token is known.
+    prefill: f64,
+    /// Of new tokens but each sequence's first; none where no more were made.
+    decode: Option<f64>,
+}
+
+impl Rates {
+    fn of(made: &Generated, prompts: &[Vec<u32>], seconds: f64) -> Self {
+        let read: usize = prompts.iter().map(Vec::len).sum();
+        let later = |(ids, prompt): (&Vec<u32>, &Vec<u32>)| (ids.len() - prompt.len()).saturating_sub(1);
+        let later: usize = made.ids.iter().zip(prompts).map(later).sum();
+        let prefill = made.prefill.as_secs_f64().max(1e-9);
+        let decode = later as f64 / (seconds - prefill).max(1e-9);
+        Rates { prefill: read as f64 / prefill, decode: (later > 0).then_some(decode) }
+    }
+
+    fn words(&self) -> String {
+        let decode = self.decode.map(|rate| format!(", then {rate:.1} new tokens a second"));
+        format!("prompts: {:.1} tokens a second{}", self.prefill, decode.unwrap_or_default())
+    }
 }
 
 /// Samples are for a person to read while the run goes on: standard error, like all progress.

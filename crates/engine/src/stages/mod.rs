@@ -52,6 +52,7 @@ pub fn run(cx: &mut StageContext<'_>, stage: &Stage, plan: &Blueprint) -> Result
     };
     figures["planned_peak"] = bill.total().into();
     figures["measured_peak"] = meter.peak().into();
+    figures["peak_rss"] = meter::resident().1.into();
     Ok(figures)
 }
 
