@@ -16,7 +16,8 @@ cargo xtask CMD
   parts [SLOT[/NAME]] [--schema] [--json]          every part with its settings
   chat RUN_OR_MODEL                                talks to a model
   test [ARGS]                                      all tests
-  bench [NAME]… [--json] [--python PYTHON]         the benches, with PyTorch beside them if PYTHON has it
+  bench [NAME]… [--json] [--peers] [--write]       the benches; with --peers beside PyTorch and llama.cpp, which are
+                                                   installed into target/peers once; --write to BENCHMARKS.md
   kernels                                          compiles every kernels/*.cu; fetches CUDA's compiler once
   ci                                               what CI runs
 ";

@@ -36,13 +36,13 @@ pub fn run(figures: &mut Figures) {
 }
 
 /// The case of f32.
-pub const MULTIPLY_ADDS: &str = "multiply-adds in registers, f32";
+pub const MULTIPLY_ADDS: &str = "peak of f32 multiply-adds";
 
 /// The case of AVX-512 BF16.
-pub const DOTS: &str = "dot products in registers, bf16 (AVX-512)";
+pub const DOTS: &str = "peak of AVX-512 bf16 dot products";
 
 /// The case of AMX.
-pub const TILES: &str = "products of tiles in registers, bf16 (AMX)";
+pub const TILES: &str = "peak of AMX bf16 tiles";
 
 /// GB/s of reads from memory by so many threads: 256 MB, more than caches of most machines hold.
 pub fn read(threads: usize) -> f64 {

@@ -45,14 +45,17 @@ pub fn run(figures: &mut Figures, rounds: usize, torch: Option<&Path>) -> Result
             let found = alternate(rounds, &mut ours, peer.as_mut().map(|p| p as &mut Side<'_>))?;
             let case = format!("{m}×{n}×{k} in {dtype}");
             found.note(figures, "matmul", &case, "PyTorch", &[("", "GFLOP/s")]);
-            let unit = match (dtype, bf16::unit()) {
-                ("f32", _) => limits::MULTIPLY_ADDS,
-                (_, Some(Unit::Tiles)) => limits::TILES,
-                _ => limits::DOTS,
+            let units: &[&str] = match (dtype, bf16::unit()) {
+                ("f32", _) => &[limits::MULTIPLY_ADDS],
+                (_, Some(Unit::Tiles)) => &[limits::DOTS, limits::TILES],
+                _ => &[limits::DOTS],
             };
-            if let (Some(peak), Some(ours)) = (figures.median("limits", unit), found.ours.first()) {
+            for unit in units {
+                let (Some(peak), Some(ours)) = (figures.median("limits", unit), found.ours.first()) else {
+                    continue;
+                };
                 let share = ours.map(|rate| 100.0 * rate / peak);
-                figures.beside("matmul", format!("{case}, of the peak of {unit}"), "%", share, None);
+                figures.beside("matmul", format!("{case}, of the {unit}"), "%", share, None);
             }
         }
     }

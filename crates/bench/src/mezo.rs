@@ -10,7 +10,7 @@ use crate::shape::YARDSTICK;
 use crate::whole;
 
 /// Steps, and forwards; the first of each warms up.
-const STEPS: usize = 5;
+const STEPS: usize = 3;
 
 /// Seconds of a step over those of a forward, and peaks over peaks, on either side.
 pub fn run(figures: &mut Figures, rounds: usize, torch: Option<&Path>) -> Result<()> {

@@ -126,7 +126,12 @@ fn install(python: &Path, wanted: &Wanted) -> Result<String> {
         let mut build = pip();
         build.args(["--no-binary", package, package]);
         // Compiled for this very processor.
-        call(build.env("CMAKE_ARGS", "-DGGML_NATIVE=ON"))?;
+        let mut arguments = "-DGGML_NATIVE=ON".to_owned();
+        let mended = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/tiles.h");
+        if cfg!(target_arch = "x86_64") && !mended.to_string_lossy().contains(char::is_whitespace) {
+            arguments += &format!(" '-DCMAKE_CXX_FLAGS=-include {}'", mended.display());
+        }
+        call(build.env("CMAKE_ARGS", arguments))?;
     }
     find(python, wanted)
 }
