@@ -16,7 +16,7 @@ struct Setting {
     name: &'static str,
     shape: Shape,
     steps: usize,
-    /// The loss means something after so many steps.
+    /// The loss on held-out text is compared; after few steps it says nothing.
     loss: bool,
 }
 
@@ -50,32 +50,37 @@ pub fn run(figures: &mut Figures, rounds: usize, text: &Path, torch: Option<&Pat
             let text = text.clone();
             move || {
                 let threads = whole::threads().to_string();
-                let arguments = [text.clone(), shape.json()?, steps.to_string(), threads];
+                let evaluate = u8::from(loss).to_string();
+                let arguments = [text.clone(), shape.json()?, steps.to_string(), threads, evaluate];
                 let found = whole::peer(python, "shakespeare.py", &arguments)?;
                 let seconds = found["seconds"].as_array().context("the peer's `seconds`")?;
                 let seconds = seconds.iter().filter_map(serde_json::Value::as_f64).collect();
-                let others = whole::figures(&found, &["peak_rss", "loss"])?;
-                Ok(vec![rate(seconds)?, others[0] / 1e6, others[1]])
+                let resident = whole::figures(&found, &["peak_rss"])?[0];
+                let held_out = if loss { whole::figures(&found, &["loss"])? } else { Vec::new() };
+                Ok([vec![rate(seconds)?, resident / 1e6], held_out].concat())
             }
         });
         let mut ours = || {
             let folder = tempfile::tempdir()?;
-            let run = whole::cook(folder.path(), &recipe(&shape, &text, steps))?;
-            let held_out = run.summary["stages"]["0-train"]["eval"]["loss"].as_f64();
-            let resident = run.figure("0-train", "peak_rss")?;
-            Ok(vec![rate(run.step_seconds(0)?)?, resident / 1e6, held_out.context("no held-out loss")?])
+            let run = whole::cook(folder.path(), &recipe(&shape, &text, steps, loss))?;
+            let mut found = vec![rate(run.step_seconds(0)?)?, run.figure("0-train", "peak_rss")? / 1e6];
+            if loss {
+                let held_out = run.summary["stages"]["0-train"]["eval"]["loss"].as_f64();
+                found.push(held_out.context("no held-out loss")?);
+            }
+            Ok(found)
         };
         let found = alternate(rounds, &mut ours, peer.as_mut().map(|p| p as &mut Side<'_>))?;
         let after = format!(", held-out loss after {steps} steps");
         let quantities = [("", "tokens/s"), (", resident", "MB"), (after.as_str(), "")];
-        let count = if loss { 3 } else { 2 };
-        found.note(figures, "shakespeare", name, "PyTorch", &quantities[..count]);
+        found.note(figures, "shakespeare", name, "PyTorch", &quantities);
     }
     Ok(())
 }
 
 /// The task's recipe with other sizes.
-fn recipe(shape: &Shape, text: &str, steps: usize) -> String {
+fn recipe(shape: &Shape, text: &str, steps: usize, loss: bool) -> String {
+    let eval = if loss { "eval = { metrics = [\"loss\"] }" } else { "" };
     let Shape { width, intermediate, layers, heads, batch, length, .. } = shape;
     let warm = steps.div_ceil(20).min(100);
     format!(
@@ -103,7 +108,7 @@ schedule = {{ kind = "cosine", warmup_steps = {warm}, min_ratio = 0.1 }}
 data = {{ kind = "text", path = {text:?}, unit = "whole", max_length = {length}, split = {{ dev = 0.1 }} }}
 batch = {{ micro_batch_size = {batch} }}
 steps = {steps}
-eval = {{ metrics = ["loss"] }}
+{eval}
 "#
     )
 }

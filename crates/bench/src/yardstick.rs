@@ -29,6 +29,14 @@ const fn way(dtype: &'static str, checkpoint: bool, packed: &'static str) -> Way
 /// Updates of a run; the first warms up.
 const STEPS: u64 = 5;
 
+/// What all cases of a bench share.
+struct Turns<'a> {
+    bench: &'static str,
+    steps: u64,
+    rounds: usize,
+    torch: Option<&'a Path>,
+}
+
 const QUANTITIES: [(&str, &str); 3] = [("", "tokens/s"), (", resident", "MB"), (", on the meter", "MB")];
 
 /// The yardstick's step.
@@ -43,8 +51,9 @@ pub fn train(figures: &mut Figures, rounds: usize, torch: Option<&Path>) -> Resu
         way("bf16", true, "nf4"),
     ];
     let (mut f32_peer, mut bf16) = (None, None);
+    let turns = Turns { bench: "yardstick", steps: STEPS, rounds, torch };
     for way in ways {
-        let found = measure(figures, "yardstick", "LoRA step", &YARDSTICK, way, STEPS, rounds, torch)?;
+        let found = measure(figures, &turns, "LoRA step", &YARDSTICK, way)?;
         match (way.dtype, way.checkpoint, way.packed) {
             ("f32", false, "") => f32_peer = found.peer.map(|p| ("PyTorch f32", p[1].clone())),
             ("bf16", false, "") => bf16 = Some(("our bf16", found.ours[0].clone())),
@@ -69,7 +78,7 @@ pub fn length(figures: &mut Figures, rounds: usize, short: bool, torch: Option<&
     let shapes = [512, 2048, 8192].map(|length| Shape { batch: 1, length, ..YARDSTICK });
     let shapes = if short { &shapes[..2] } else { &shapes[..] };
     let name = |s: &Shape| format!("{}×{} tokens", s.batch, s.length);
-    grow(figures, "length", shapes, &name, rounds, torch)
+    grow(figures, &Turns { bench: "length", steps: 3, rounds, torch }, shapes, &name)
 }
 
 /// Two layers of the yardstick's width and of four times it.
@@ -83,26 +92,23 @@ pub fn width(figures: &mut Figures, rounds: usize, torch: Option<&Path>) -> Resu
         ..YARDSTICK
     });
     let name = |s: &Shape| format!("width {}, {} layers", s.width, s.layers);
-    grow(figures, "width", &shapes, &name, rounds, torch)
+    grow(figures, &Turns { bench: "width", steps: 3, rounds, torch }, &shapes, &name)
 }
 
 /// Steps of growing sizes in f32 and bf16, and by how much time and memory grow from one to the next.
 fn grow(
     figures: &mut Figures,
-    bench: &'static str,
+    turns: &Turns<'_>,
     shapes: &[Shape],
     name: &dyn Fn(&Shape) -> String,
-    rounds: usize,
-    torch: Option<&Path>,
 ) -> Result<()> {
     for dtype in ["f32", "bf16"] {
         let mut before: Option<(&Shape, Rounds)> = None;
         for shape in shapes {
-            let found =
-                measure(figures, bench, &name(shape), shape, way(dtype, false, ""), 3, rounds, torch)?;
+            let found = measure(figures, turns, &name(shape), shape, way(dtype, false, ""))?;
             if let Some((smaller, before)) = before {
                 let case = format!("{} over {} in {dtype}", name(shape), name(smaller));
-                growth(figures, bench, &case, (&before, smaller), (&found, shape));
+                growth(figures, turns.bench, &case, (&before, smaller), (&found, shape));
             }
             before = Some((shape, found));
         }
@@ -119,31 +125,22 @@ fn growth(
     (large, larger): (&Rounds, &Shape),
 ) {
     let more = larger.tokens() / smaller.tokens();
-    let quantities: [(&str, &dyn Fn(f64, f64) -> f64); 2] =
-        [("seconds", &|small, large| more * small / large), ("resident", &|small, large| large / small)];
-    for (i, (what, times)) in quantities.into_iter().enumerate() {
-        let of = |small: &[Spread], large: &[Spread]| {
-            Some(Spread::of(&[times(small.get(i)?.median, large.get(i)?.median)]))
+    for (i, what) in ["seconds", "resident"].into_iter().enumerate() {
+        let times = |small: &[Spread], large: &[Spread]| {
+            let (small, large) = (small.get(i)?.median, large.get(i)?.median);
+            // The first quantity is a speed.
+            Some(Spread::of(&[if i == 0 { more * small / large } else { large / small }]))
         };
-        let Some(ours) = of(&small.ours, &large.ours) else { continue };
-        let peer = small.peer.as_ref().zip(large.peer.as_ref()).and_then(|(s, l)| of(s, l));
+        let Some(ours) = times(&small.ours, &large.ours) else { continue };
+        let peer = small.peer.as_ref().zip(large.peer.as_ref()).and_then(|(s, l)| times(s, l));
         let peer = peer.map(|p| ("PyTorch", p));
         figures.beside(bench, format!("{case}: {what}"), "times", ours, peer);
     }
 }
 
 /// Measures a way to step and notes it.
-#[allow(clippy::too_many_arguments)]
-fn measure(
-    figures: &mut Figures,
-    bench: &'static str,
-    name: &str,
-    shape: &Shape,
-    way: Way,
-    steps: u64,
-    rounds: usize,
-    torch: Option<&Path>,
-) -> Result<Rounds> {
+fn measure(figures: &mut Figures, turns: &Turns<'_>, name: &str, shape: &Shape, way: Way) -> Result<Rounds> {
+    let Turns { bench, steps, rounds, torch } = *turns;
     let mut ours = || ours(shape, way, steps);
     let mut peer = torch.filter(|_| way.packed.is_empty()).map(|python| {
         move || {
