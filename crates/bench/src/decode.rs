@@ -60,8 +60,8 @@ pub fn run(figures: &mut Figures, rounds: usize, small: bool, llama: Option<&Pat
             let quantities =
                 [(", new tokens", "tokens/s"), (", prompt of 512", "tokens/s"), (", resident", "MB")];
             found.note(figures, "decode", &case, name, &quantities);
-            // Codes and a scale of 16 bits in each group of 32; the head stays in bf16.
-            let read = shape.bytes_read(f64::from(bits) + 0.5, 16.0) / 1e9;
+            // Codes and a scale of 32 bits in each group of 32; the head stays in bf16.
+            let read = shape.bytes_read(f64::from(bits) + 1.0, 16.0) / 1e9;
             let read = found.ours[0].map(|rate| rate * read);
             figures.beside("decode", format!("{case}, weights read"), "GB/s", read, None);
         }
