@@ -114,10 +114,15 @@ fn processor() -> Result<(), Failure> {
 
 /// `RAMEKIN_THREADS` caps the worker threads.
 fn threads() {
-    if let Some(n) = std::env::var("RAMEKIN_THREADS").ok().and_then(|v| v.parse::<usize>().ok()) {
-        // Fails only if a pool exists already, which is too early for one.
-        let _ = rayon::ThreadPoolBuilder::new().num_threads(n).build_global();
-    }
+    let asked =
+        std::env::var("RAMEKIN_THREADS").ok().and_then(|v| v.parse::<usize>().ok()).filter(|n| *n > 0);
+    let n = asked.or_else(|| std::thread::available_parallelism().ok().map(usize::from)).unwrap_or(1);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(n);
+    // This thread works too, so that a product need not wait for another to wake up. A pool of one stays apart: while
+    // this thread waits for a rank or a reader, somebody has to do their work.
+    let pool = if n > 1 { pool.use_current_thread() } else { pool };
+    // Fails only if a pool exists already, which is too early for one.
+    let _ = pool.build_global();
 }
 
 fn dispatch(command: Command) -> Result<(), Failure> {

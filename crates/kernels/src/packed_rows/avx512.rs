@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::grid::{Planes, halves};
+use super::grid::Planes;
 
 /// Codes that one step takes.
 pub const CHUNK: usize = 64;
@@ -31,7 +31,7 @@ pub unsafe fn dot<const BITS: u32, const P: usize>(row: &Row<'_>, x: &Planes<P>,
     let bytes = CHUNK * BITS as usize / 8;
     // SAFETY: masked to the codes that are there.
     unsafe {
-        sum(row, x, factors, BITS, |chunk, whole| {
+        sum(row, x, factors, |chunk, whole| {
             let left = if whole { bytes } else { row.codes.len() - chunk * bytes };
             let from = row.codes.as_ptr().add(chunk * bytes);
             match BITS {
@@ -79,7 +79,7 @@ pub unsafe fn dot_3<const P: usize>(row: &Row<'_>, x: &Planes<P>, factors: &mut 
     unsafe {
         let spread = _mm512_loadu_si512(spread.as_ptr().cast());
         let shifts = _mm512_set1_epi64(0x1512_0f0c_0906_0300);
-        sum(row, x, factors, 3, |chunk, whole| {
+        sum(row, x, factors, |chunk, whole| {
             let left = if whole { 24 } else { row.codes.len() - chunk * 24 };
             let from = row.codes.as_ptr().add(chunk * 24);
             let bytes = _mm512_maskz_loadu_epi8((1u64 << left) - 1, from.cast());
@@ -98,7 +98,6 @@ unsafe fn sum<const P: usize>(
     row: &Row<'_>,
     x: &Planes<P>,
     factors: &mut [f32],
-    bits: u32,
     codes: impl Fn(usize, bool) -> __m512i,
 ) -> f32 {
     let zeros = _mm512_setzero_si512();
@@ -106,8 +105,7 @@ unsafe fn sum<const P: usize>(
     // SAFETY: x, its scales and factors are as long as the chunks ask; the rest is the caller's promise.
     unsafe {
         let less = prepare(row, &x.scales, &x.sums, factors);
-        let lanes = halves(bits);
-        let lanes = _mm512_loadu_si512(lanes.as_ptr().cast());
+        let lanes = _mm512_loadu_si512(x.halves.as_ptr().cast());
         let term = |chunk: usize, whole: bool, total: __m512| {
             let w = codes(chunk, whole);
             let planes = x.bytes.as_ptr().add(chunk * P * CHUNK);
@@ -133,54 +131,76 @@ unsafe fn sum<const P: usize>(
             even = term(last - 1, true, even);
         }
         odd = term(last, false, odd);
-        _mm512_reduce_add_ps(_mm512_add_ps(even, odd)) - less
+        _mm512_reduce_add_ps(_mm512_sub_ps(_mm512_add_ps(even, odd), less))
     }
 }
 
-/// `factors[h]` ← scale of w · scale of x; what the zeros take off.
+/// `factors[h]` ← scale of w · scale of x; what the zeros take off, in sixteen parts.
 ///
 /// # Safety
 /// AVX-512 was seen; the three arrays are equally long, a multiple of 16.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-unsafe fn prepare(row: &Row<'_>, scales: &[f32], sums: &[f32], factors: &mut [f32]) -> f32 {
+unsafe fn prepare(row: &Row<'_>, scales: &[f32], sums: &[f32], factors: &mut [f32]) -> __m512 {
     let mut less = _mm512_setzero_ps();
     let r = row.halves_of_group;
+    let quick = r.is_power_of_two() && r <= 16;
     let middle = _mm512_set1_ps(row.middle);
+    let lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    let place = _mm512_srl_epi32(lane, _mm_cvtsi32_si128(r.trailing_zeros() as i32));
     // SAFETY: loads are masked to the groups that are there.
     unsafe {
+        // The numbers of the groups of 16 halves from h on; 0 past the end.
+        let spread = |of: &[f32], h: usize| {
+            if !quick {
+                return each(of, h, r);
+            }
+            let first = h >> r.trailing_zeros();
+            let there = of.len().saturating_sub(first).min(16);
+            let mask = if there == 16 { !0 } else { (1u16 << there) - 1 };
+            _mm512_permutexvar_ps(place, _mm512_maskz_loadu_ps(mask, of.as_ptr().wrapping_add(first)))
+        };
         for h in (0..factors.len()).step_by(16) {
-            let scale = spread(row.scales, h, r);
-            let zero = row.zeros.map_or(middle, |z| spread(z, h, r));
+            let scale = spread(row.scales, h);
+            let zero = row.zeros.map_or(middle, |z| spread(z, h));
             let at = _mm512_mul_ps(scale, _mm512_loadu_ps(scales.as_ptr().add(h)));
             _mm512_storeu_ps(factors.as_mut_ptr().add(h), at);
             let of_zero = _mm512_mul_ps(scale, zero);
             less = _mm512_fmadd_ps(of_zero, _mm512_loadu_ps(sums.as_ptr().add(h)), less);
         }
-        _mm512_reduce_add_ps(less)
     }
+    less
 }
 
-/// The numbers of the groups of 16 halves from `h` on, `r` halves a group; 0 past the end.
-///
-/// # Safety
-/// AVX-512 was seen.
-#[inline]
+/// Groups of odd sizes, one by one.
+#[cold]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-unsafe fn spread(of: &[f32], h: usize, r: usize) -> __m512 {
-    if !r.is_power_of_two() || r > 16 {
-        let each: [f32; 16] = std::array::from_fn(|i| of.get((h + i) / r).copied().unwrap_or(0.0));
-        // SAFETY: sixteen numbers.
-        return unsafe { _mm512_loadu_ps(each.as_ptr()) };
+fn each(of: &[f32], h: usize, r: usize) -> __m512 {
+    let each: [f32; 16] = std::array::from_fn(|i| of.get((h + i) / r).copied().unwrap_or(0.0));
+    // SAFETY: sixteen numbers.
+    unsafe { _mm512_loadu_ps(each.as_ptr()) }
+}
+
+/// A row of x as whole numbers: half h of `x` into the planes of chunk h / 2, in the order of `order`; the scale, and
+/// the sum.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+pub fn whole<const P: usize>(x: &[f32], order: &[usize], planes: &mut [i8]) -> (f32, f32) {
+    let most = x.iter().fold(0f32, |a, x| if x.abs() > a || x.is_nan() { x.abs() } else { a });
+    let top = ((1i32 << (7 * P)) - 1) as f32;
+    // NaN and infinity have no whole numbers; their scale tells them on. What is too small to divide by is 0.
+    let (scale, inverse) = match most.is_finite() {
+        true if most > 0.0 && (top / most).is_finite() => (most / top, top / most),
+        true => (0.0, 0.0),
+        false => (f32::NAN, 0.0),
+    };
+    let mut sum = 0i32;
+    for (x, at) in x.iter().zip(order) {
+        let q = if inverse > 0.0 { (x * inverse).round_ties_even() as i32 } else { 0 };
+        sum += q;
+        for p in 0..P {
+            let digit = if p + 1 == P { q >> (7 * p) } else { q >> (7 * p) & 127 };
+            planes[p * CHUNK + at] = digit as i8;
+        }
     }
-    let first = h / r;
-    let there = of.len().saturating_sub(first).min(16);
-    let mask = if there == 16 { !0 } else { (1u16 << there) - 1 };
-    let lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    // SAFETY: masked to what is there.
-    unsafe {
-        let groups = _mm512_maskz_loadu_ps(mask, of.as_ptr().wrapping_add(first));
-        let shift = _mm_cvtsi32_si128(r.trailing_zeros() as i32);
-        _mm512_permutexvar_ps(_mm512_srl_epi32(lane, shift), groups)
-    }
+    (scale, (f64::from(sum) * f64::from(scale)) as f32)
 }

@@ -6,8 +6,8 @@ use crate::cpu::{self, Cpu};
 use crate::packed::stream_bytes;
 use crate::split::{Shared, tasks};
 
-/// Rows of the weight of one task.
-const TASK: usize = 32;
+/// Codes of one task: enough to pay for the hand-over.
+const TASK: usize = 1 << 16;
 
 /// Whether there is such a way for this weight.
 pub fn suits(w: &Grid<'_>) -> bool {
@@ -29,6 +29,8 @@ pub struct Planes<const P: usize> {
     pub scales: Vec<f32>,
     /// The sum of each 32 inputs.
     pub sums: Vec<f32>,
+    /// Which of a chunk's two halves each of the sixteen sums of a step is of.
+    pub halves: [i32; 16],
 }
 
 impl<const P: usize> Planes<P> {
@@ -38,29 +40,15 @@ impl<const P: usize> Planes<P> {
             bytes: vec![0; chunks * P * CHUNK],
             scales: vec![0.0; halves.next_multiple_of(16)],
             sums: vec![0.0; halves.next_multiple_of(16)],
+            halves: lanes(bits),
         };
         let order = order(bits);
-        let top = ((1i32 << (7 * P)) - 1) as f32;
         for (h, x) in x.chunks(HALF).enumerate() {
-            let most = x.iter().fold(0f32, |a, x| if x.abs() > a || x.is_nan() { x.abs() } else { a });
-            // NaN and infinity have no whole numbers; their scale tells them on.
-            let (scale, inverse) = match most.is_finite() && most > 0.0 {
-                true => (most / top, top / most),
-                false => (most * 0.0, 0.0),
-            };
-            let scale = if inverse.is_finite() { scale } else { 0.0 };
-            let mut sum = 0i64;
-            for (i, x) in x.iter().enumerate() {
-                let q = if scale > 0.0 { (x * inverse).round_ties_even() as i32 } else { 0 };
-                sum += i64::from(q);
-                let at = h % 2 * HALF + i;
-                for p in 0..P {
-                    let digit = if p + 1 == P { q >> (7 * p) } else { q >> (7 * p) & 127 };
-                    planes.bytes[(h / 2 * P + p) * CHUNK + order[at]] = digit as i8;
-                }
-            }
+            let chunk = &mut planes.bytes[h / 2 * P * CHUNK..][..P * CHUNK];
+            // SAFETY: `suits` saw the features.
+            let (scale, sum) = unsafe { avx512::whole::<P>(x, &order[h % 2 * HALF..], chunk) };
             planes.scales[h] = scale;
-            planes.sums[h] = (sum as f64 * f64::from(scale)) as f32;
+            planes.sums[h] = sum;
         }
         planes
     }
@@ -75,8 +63,7 @@ fn order(bits: u32) -> [usize; CHUNK] {
     })
 }
 
-/// Which of a chunk's two halves each of the sixteen sums is of.
-pub fn halves(bits: u32) -> [i32; 16] {
+fn lanes(bits: u32) -> [i32; 16] {
     std::array::from_fn(|lane| match bits {
         4 => lane as i32 % 8 / 4,
         2 => lane as i32 % 4 / 2,
@@ -92,9 +79,10 @@ pub fn forward<const P: usize>(x: &[f32], w: &Grid<'_>, y: &mut [f32]) {
     assert!(w.scales.len() == n * groups && (w.zeros.is_empty() || w.zeros.len() == n * groups));
     let planes: Vec<Planes<P>> = x.chunks_exact(k).map(|x| Planes::of(x, w.bits)).collect();
     let out = Shared::new(y);
-    tasks(n.div_ceil(TASK), |t| {
+    let rows = (TASK / k).max(1);
+    tasks(n.div_ceil(rows), |t| {
         let mut factors = vec![0.0; planes.first().map_or(0, |p| p.scales.len())];
-        for j in t * TASK..n.min((t + 1) * TASK) {
+        for j in t * rows..n.min((t + 1) * rows) {
             let row = avx512::Row {
                 codes: &w.packed[j * row_bytes..(j + 1) * row_bytes],
                 scales: &w.scales[j * groups..(j + 1) * groups],

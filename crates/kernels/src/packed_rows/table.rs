@@ -10,8 +10,8 @@ use crate::split::{Shared, tasks};
 /// Codes of one step.
 const CHUNK: usize = 64;
 
-/// Rows of the weight of one task.
-const TASK: usize = 32;
+/// Codes of one task: enough to pay for the hand-over.
+const TASK: usize = 1 << 16;
 
 /// Whether there is such a way for this weight.
 pub fn suits(w: &Table<'_>) -> bool {
@@ -62,9 +62,10 @@ fn rows(
     let (n, k) = w.shape;
     assert_eq!(w.packed.len(), (n * k).div_ceil(2), "the codes of {n}×{k}");
     let out = Shared::new(y);
-    tasks(n.div_ceil(TASK), |t| {
+    let task = (TASK / k).max(1);
+    tasks(n.div_ceil(task), |t| {
         let mut scales = Vec::new();
-        for j in t * TASK..n.min((t + 1) * TASK) {
+        for j in t * task..n.min((t + 1) * task) {
             let (first, last) = (j * k / w.block, ((j + 1) * k - 1) / w.block);
             scales.resize(last - first + 1, 0.0);
             // SAFETY: `suits` saw the features.
