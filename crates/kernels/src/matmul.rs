@@ -5,7 +5,7 @@
 //! tn: gw[n×k] (+)= α · g[m×n]ᵀ · x[m×k]     gradient of the weight
 //!
 //! Cost: 2·m·n·k operations each. The output is cut into tiles by shape alone, so the number of threads does not
-//! change a bit; each is one single-threaded product of the `gemm` crate, or ours in [`panels`](crate::panels). With at
+//! change a bit; each is one single-threaded product of the `gemm` crate, or ours in `panels`. With at
 //! most [`FEW_ROWS`] rows `nt` takes a path of dot products that is bound by reading `w`; there a
 //! row's result does not depend on how many rows come with it.
 
