@@ -58,6 +58,7 @@ mod split;
 pub mod swiglu;
 #[cfg(test)]
 mod testing;
+mod tile;
 mod wide;
 
 pub use real::Real;

@@ -2,12 +2,13 @@
 
 use rayon::prelude::*;
 
-use super::{KEYS, QUERIES, Segment, Shape};
+use super::{KEYS, Panels, QUERIES, Segment, Shape, key_blocks, scores};
 use crate::Real;
 use crate::elementwise::{add_assign, add_scaled_chunk};
-use crate::matmul::{Strided, product};
+use crate::matmul::Strided;
 use crate::rms_norm::sum_of_products;
 use crate::split::{Shared, tasks};
+use crate::tile::{self, PANEL};
 use crate::wide::wide;
 
 /// The tensors of the forward, read only.
@@ -15,10 +16,11 @@ struct Saved<'a, T> {
     g: &'a [T],
     q: &'a [T],
     k: &'a [T],
-    v: &'a [T],
     bias: Option<&'a [T]>,
     out: &'a [T],
     lse: &'a [T],
+    k_panels: Panels<T>,
+    v_panels: Panels<T>,
 }
 
 /// Gradients of [`forward`](super::forward); `gq`, `gk` and `gv` are overwritten.
@@ -50,21 +52,22 @@ pub fn backward<T: Real>(
     gq.fill(T::ZERO);
     gk.fill(T::ZERO);
     gv.fill(T::ZERO);
-    let saved = Saved { g, q, k, v, bias, out, lse };
+    let of = |x| Panels::of(x, segments, shape, |s| s.q_len > 0);
+    let saved = Saved { g, q, k, bias, out, lse, k_panels: of(k), v_panels: of(v) };
     let (gq, gk, gv) = (Shared::new(gq), Shared::new(gk), Shared::new(gv));
     let (d, narrow) = (shape.head_dim, shape.kv_heads * shape.head_dim);
     tasks(segments.len() * shape.kv_heads, |t| {
-        let (s, kv_head) = (&segments[t / shape.kv_heads], t % shape.kv_heads);
+        let (at, kv_head) = (t / shape.kv_heads, t % shape.kv_heads);
+        let s = &segments[at];
         if s.q_len == 0 || s.k_len == 0 {
             return;
         }
-        let at = s.k_start * narrow + kv_head * d;
+        let to = s.k_start * narrow + kv_head * d;
         let first = kv_head * shape.group();
         if shape.group() == 1 {
             // SAFETY: the keys of this segment and head belong to this task.
-            let (gk, gv) = unsafe { (gk.at(at), gv.at(at)) };
-            let to = (Strided::new(gk, narrow, 1), Strided::new(gv, narrow, 1));
-            return one_head(&saved, s, shape, first, gq, to);
+            let to = unsafe { (gk.at(to), gv.at(to), narrow) };
+            return one_head(&saved, (at, s), shape, first, gq, to);
         }
         // Each head sums its own share, then the shares meet in order of the heads.
         let shares: Vec<_> = (first..first + shape.group())
@@ -72,15 +75,14 @@ pub fn backward<T: Real>(
             .with_max_len(1)
             .map(|head| {
                 let (mut dk, mut dv) = (vec![T::ZERO; s.k_len * d], vec![T::ZERO; s.k_len * d]);
-                let to = (Strided::new(dk.as_mut_ptr(), d, 1), Strided::new(dv.as_mut_ptr(), d, 1));
-                one_head(&saved, s, shape, head, gq, to);
+                one_head(&saved, (at, s), shape, head, gq, (dk.as_mut_ptr(), dv.as_mut_ptr(), d));
                 (dk, dv)
             })
             .collect();
         for (dk, dv) in &shares {
             for j in 0..s.k_len {
                 // SAFETY: as above; one row of one head at a time.
-                let (gk, gv) = unsafe { (gk.slice(at + j * narrow, d), gv.slice(at + j * narrow, d)) };
+                let (gk, gv) = unsafe { (gk.slice(to + j * narrow, d), gv.slice(to + j * narrow, d)) };
                 add_scaled_chunk(T::ONE, &dk[j * d..(j + 1) * d], gk);
                 add_scaled_chunk(T::ONE, &dv[j * d..(j + 1) * d], gv);
             }
@@ -89,19 +91,21 @@ pub fn backward<T: Real>(
 }
 
 /// Gradients through one query head of one segment, added to its rows of `gq` and to `gk`, `gv`, which
-/// point at the segment's first key.
+/// point at the segment's first key, rows of theirs as far apart as the third says.
 fn one_head<T: Real>(
     t: &Saved<T>,
-    s: &Segment,
+    (at, s): (usize, &Segment),
     shape: &Shape,
     head: usize,
     gq: Shared<T>,
-    (gk, gv): (Strided<*mut T>, Strided<*mut T>),
+    (gk, gv, row): (*mut T, *mut T, usize),
 ) {
     let d = shape.head_dim;
     let (wide, narrow) = (shape.heads * d, shape.kv_heads * d);
     let scale = T::from_f64(shape.scale);
-    let mut p = vec![T::ZERO; QUERIES.min(s.q_len) * KEYS.min(s.k_len)];
+    let kv_head = head / shape.group();
+    let (k_panels, v_panels) = (t.k_panels.part(at, kv_head), t.v_panels.part(at, kv_head));
+    let mut p = vec![T::ZERO; QUERIES.min(s.q_len) * KEYS.min(s.k_len.next_multiple_of(PANEL))];
     let mut ds = p.clone();
     let mut dots = [T::ZERO; QUERIES];
     for first in (0..s.q_len).step_by(QUERIES) {
@@ -112,21 +116,17 @@ fn one_head<T: Real>(
             let row = q_at + r * wide..q_at + r * wide + d;
             *dot = sum_of_products(&t.g[row.clone()], &t.out[row]);
         }
-        for start in keys.clone().step_by(KEYS) {
+        for start in key_blocks(&keys) {
             let n = KEYS.min(keys.end - start);
-            let kv_at = (s.k_start + start) * narrow + head / shape.group() * d;
+            let width = n.next_multiple_of(PANEL);
+            let kv_at = (s.k_start + start) * narrow + kv_head * d;
             // SAFETY: all rows and columns lie within the operands by the check of `backward`; the rows of
             // this head in gq, and what gk and gv point at, belong to this call.
             unsafe {
-                let q = Strided::new(t.q.as_ptr().add(q_at), wide, 1);
-                let g = Strided::new(t.g.as_ptr().add(q_at), wide, 1);
-                let k = Strided::new(t.k.as_ptr().add(kv_at), narrow, 1);
-                let v = Strided::new(t.v.as_ptr().add(kv_at), narrow, 1);
-                let flip = |x: Strided<*const T>| Strided { row: x.col, col: x.row, ..x };
-                let down =
-                    |x: Strided<*mut T>| Strided { start: x.start.offset(start as isize * x.row), ..x };
-                product((rows, n, d), scale, q, flip(k), false, Strided::new(p.as_mut_ptr(), n, 1));
-                product((rows, n, d), T::ONE, g, flip(v), false, Strided::new(ds.as_mut_ptr(), n, 1));
+                let (q, g) = (t.q.as_ptr().add(q_at), t.g.as_ptr().add(q_at));
+                let left = |x| (Strided::new(x, wide, 1), d);
+                scores((rows, start, n), scale, left(q), k_panels, (p.as_mut_ptr(), width));
+                scores((rows, start, n), T::ONE, left(g), v_panels, (ds.as_mut_ptr(), width));
                 for r in 0..rows {
                     let seen = shape.visible(s, first + r);
                     let (lo, hi) = (
@@ -134,7 +134,7 @@ fn one_head<T: Real>(
                         seen.end.clamp(start, start + n) - start,
                     );
                     let hi = hi.max(lo);
-                    let (p, ds) = (&mut p[r * n..(r + 1) * n], &mut ds[r * n..(r + 1) * n]);
+                    let (p, ds) = (&mut p[r * width..][..n], &mut ds[r * width..][..n]);
                     for x in [&mut *p, &mut *ds] {
                         x[..lo].fill(T::ZERO);
                         x[hi..].fill(T::ZERO);
@@ -146,10 +146,12 @@ fn one_head<T: Real>(
                     let lse = t.lse[(s.q_start + first + r) * shape.heads + head];
                     probabilities(&mut p[lo..hi], &mut ds[lo..hi], lse, dots[r]);
                 }
-                let ds = Strided::new(ds.as_ptr(), n, 1);
-                product((n, d, rows), T::ONE, flip(Strided::new(p.as_ptr(), n, 1)), g, true, down(gv));
-                product((n, d, rows), scale, flip(ds), q, true, down(gk));
-                product((rows, d, n), scale, ds, k, true, Strided::new(gq.at(q_at), wide, 1));
+                let flipped = |x: &[T]| Strided::new(x.as_ptr(), 1, width);
+                let to = |x: *mut T| (x.add(start * row), row);
+                tile::product((n, d, rows), T::ONE, flipped(&p), (g, wide), true, to(gv));
+                tile::product((n, d, rows), scale, flipped(&ds), (q, wide), true, to(gk));
+                let (ds, k) = (Strided::new(ds.as_ptr(), width, 1), t.k.as_ptr().add(kv_at));
+                tile::product((rows, d, n), scale, ds, (k, narrow), true, (gq.at(q_at), wide));
             }
         }
     }

@@ -1,10 +1,11 @@
 //! The forward: one task a (segment, head, block of queries), with a running softmax over key blocks.
 
-use super::{KEYS, QUERIES, Segment, Shape};
+use super::{KEYS, Panels, QUERIES, Segment, Shape, key_blocks, scores};
 use crate::Real;
 use crate::elementwise::add_assign;
-use crate::matmul::{Strided, product};
+use crate::matmul::{self, Strided};
 use crate::split::{Shared, tasks};
+use crate::tile::{self, PANEL};
 use crate::wide::wide;
 
 /// Attention of `q` to `k`, `v` within each segment.
@@ -31,18 +32,20 @@ pub fn forward<T: Real>(
     assert_eq!(lse.len() * shape.head_dim, q.len(), "`lse` must hold one entry a row and head");
     out.fill(T::ZERO);
     lse.fill(T::NEG_INFINITY);
+    let panels = Panels::of(k, segments, shape, |s| s.q_len > 1);
     let mut blocks = Vec::new();
-    for s in segments {
+    for (at, s) in segments.iter().enumerate() {
         // One query a segment is decoding: then the heads that share keys form the block.
         let step = if s.q_len == 1 { shape.group() } else { 1 };
         for first in (0..s.q_len).step_by(QUERIES) {
-            blocks.extend((0..shape.heads).step_by(step).map(|head| (*s, head, first)));
+            blocks.extend((0..shape.heads).step_by(step).map(|head| (at, head, first)));
         }
     }
     let (out, lse) = (Shared::new(out), Shared::new(lse));
     tasks(blocks.len(), |t| {
-        let (s, head, first) = blocks[t];
-        block(q, k, v, bias, &s, shape, head, first, out, lse);
+        let (at, head, first) = blocks[t];
+        let panels = panels.part(at, head / shape.group());
+        block(q, (k, panels), v, bias, &segments[at], shape, head, first, out, lse);
     });
 }
 
@@ -50,7 +53,7 @@ pub fn forward<T: Real>(
 #[allow(clippy::too_many_arguments)] // the operands of attention
 fn block<T: Real>(
     q: &[T],
-    k: &[T],
+    (k, panels): (&[T], &[T]),
     v: &[T],
     bias: Option<&[T]>,
     s: &Segment,
@@ -73,24 +76,30 @@ fn block<T: Real>(
     }
     let q_at = (s.q_start + first) * wide + head * d;
     let kv_at = |j: usize| (s.k_start + j) * narrow + head / shape.group() * d;
-    let mut scores = vec![T::ZERO; rows * KEYS.min(keys.len())];
+    let mut weights = vec![T::ZERO; rows * KEYS.min(keys.end.next_multiple_of(PANEL))];
     let mut sums = vec![T::ZERO; rows];
     let mut tops = vec![T::NEG_INFINITY; rows];
     let mut acc = vec![T::ZERO; rows * d];
-    for start in keys.clone().step_by(KEYS) {
+    for (turn, start) in key_blocks(&keys).enumerate() {
         let n = KEYS.min(keys.end - start);
+        let width = n.next_multiple_of(PANEL);
+        let factor = T::from_f64(shape.scale);
         // SAFETY: all rows and columns lie within q, k, v by the check of `forward`; scratch is ours.
         unsafe {
             let queries = Strided::new(q.as_ptr().add(q_at), stride, 1);
-            let block = Strided::new(k.as_ptr().add(kv_at(start)), 1, narrow);
-            let to = Strided::new(scores.as_mut_ptr(), n, 1);
-            product((rows, n, d), T::from_f64(shape.scale), queries, block, false, to);
+            let to = weights.as_mut_ptr();
+            if single {
+                let block = Strided::new(k.as_ptr().add(kv_at(start)), 1, narrow);
+                matmul::product((rows, n, d), factor, queries, block, false, Strided::new(to, width, 1));
+            } else {
+                scores((rows, start, n), factor, (queries, d), panels, (to, width));
+            }
         }
         for r in 0..rows {
             let seen = shape.visible(s, if single { 0 } else { first + r });
             let (lo, hi) =
                 (seen.start.clamp(start, start + n) - start, seen.end.clamp(start, start + n) - start);
-            let row = &mut scores[r * n..(r + 1) * n];
+            let row = &mut weights[r * width..][..n];
             row[..lo].fill(T::ZERO);
             row[hi.max(lo)..].fill(T::ZERO);
             if lo >= hi {
@@ -100,22 +109,15 @@ fn block<T: Real>(
                 add_assign(&mut row[lo..hi], &bias[s.k_start + start + lo..s.k_start + start + hi]);
             }
             let shrink = softmax_block(&mut row[lo..hi], &mut tops[r], &mut sums[r]);
-            if start != keys.start {
+            if turn > 0 {
                 scale(&mut acc[r * d..(r + 1) * d], shrink);
             }
         }
         // SAFETY: as above.
         unsafe {
-            let p = Strided::new(scores.as_ptr(), n, 1);
-            let values = Strided::new(v.as_ptr().add(kv_at(start)), narrow, 1);
-            product(
-                (rows, d, n),
-                T::ONE,
-                p,
-                values,
-                start != keys.start,
-                Strided::new(acc.as_mut_ptr(), d, 1),
-            );
+            let p = Strided::new(weights.as_ptr(), width, 1);
+            let values = (v.as_ptr().add(kv_at(start)), narrow);
+            tile::product((rows, d, n), T::ONE, p, values, turn > 0, (acc.as_mut_ptr(), d));
         }
     }
     for r in 0..rows {

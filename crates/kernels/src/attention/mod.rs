@@ -29,6 +29,10 @@ pub use votes::column_sums;
 
 use std::ops::Range;
 
+use crate::Real;
+use crate::split::partials;
+use crate::tile::{self, PANEL};
+
 /// Queries of one block.
 pub const QUERIES: usize = 64;
 /// Keys of one block.
@@ -132,6 +136,60 @@ impl Shape {
         for s in segments {
             assert!((s.q_start + s.q_len) * wide <= q, "{s:?} reaches past `q`");
             assert!((s.k_start + s.k_len) * narrow <= k, "{s:?} reaches past `k`");
+        }
+    }
+}
+
+/// Keys or values of each segment and key head, transposed into panels: what scores are products with.
+struct Panels<T> {
+    kv_heads: usize,
+    parts: Vec<Vec<T>>,
+}
+
+impl<T: Real> Panels<T> {
+    /// Of the segments that `wanted` names; `x` has passed [`Shape::check`].
+    fn of(x: &[T], segments: &[Segment], shape: &Shape, wanted: impl Fn(&Segment) -> bool + Sync) -> Self {
+        let (d, kv_heads) = (shape.head_dim, shape.kv_heads);
+        let narrow = kv_heads * d;
+        let parts = partials(segments.len() * kv_heads, |t| {
+            let (s, head) = (&segments[t / kv_heads], t % kv_heads);
+            if !wanted(s) {
+                return Vec::new();
+            }
+            // SAFETY: the segment's rows lie within `x` by the check.
+            unsafe { tile::transposed(x.as_ptr().wrapping_add(s.k_start * narrow + head * d), narrow, s.k_len, d) }
+        });
+        Panels { kv_heads, parts }
+    }
+
+    fn part(&self, segment: usize, head: usize) -> &[T] {
+        &self.parts[segment * self.kv_heads + head]
+    }
+}
+
+/// Where blocks of keys begin that cover `keys`, whole panels each.
+fn key_blocks(keys: &Range<usize>) -> impl Iterator<Item = usize> + use<> {
+    (keys.start / PANEL * PANEL..keys.end).step_by(KEYS)
+}
+
+/// `to[rows×n]` = factor · a · xᵀ for the `n` rows of x from `start` on, a multiple of [`PANEL`], in panels; rows of
+/// `to` lie `width` apart, `n` up to a multiple of [`PANEL`].
+///
+/// # Safety
+/// `a` covers rows×d; `to` has room and is the caller's.
+unsafe fn scores<T: Real>(
+    (rows, start, n): (usize, usize, usize),
+    factor: T,
+    (a, d): (crate::matmul::Strided<*const T>, usize),
+    panels: &[T],
+    (to, width): (*mut T, usize),
+) {
+    for first in (0..n).step_by(PANEL) {
+        let panel = &panels[(start + first) * d..][..PANEL * d];
+        // SAFETY: the caller's promise.
+        unsafe {
+            let b = (panel.as_ptr(), PANEL);
+            tile::product((rows, PANEL, d), factor, a, b, false, (to.add(first), width));
         }
     }
 }

@@ -86,6 +86,40 @@ fn backward_is_the_gradient() {
     }
 }
 
+/// Gradients in f32 against those in f64, which `backward_is_the_gradient` has judged.
+#[test]
+fn backward_in_single_precision_is_that_in_double() {
+    let reach = Reach { window: Some(200), chunk: Some(150) };
+    for (o, lengths) in [
+        (shape(2, 1, 16, None, true), vec![(5, 9), (6, 3), (1, 4), (130, 300)]),
+        (shape(2, 2, 20, Some(90), true), vec![(200, 200), (1, 70)]),
+        (Shape { reach, ..shape(1, 3, 64, None, true) }, vec![(300, 310)]),
+        (shape(1, 1, 33, None, false), vec![(70, 90)]),
+    ] {
+        let (s, rows, keys) = segments(&lengths);
+        let q = normal::<f32>(1, rows * o.heads * o.head_dim);
+        let k = normal::<f32>(2, keys * o.kv_heads * o.head_dim);
+        let (v, g, bias) = (normal::<f32>(3, k.len()), normal::<f32>(4, q.len()), normal::<f32>(5, keys));
+        fn gradients<T: crate::Real>(
+            [g, q, k, v, bias]: [&[T]; 5],
+            (s, o): (&[Segment], &Shape),
+        ) -> [Vec<T>; 3] {
+            let (mut out, mut lse) = (vec![T::ZERO; q.len()], vec![T::ZERO; q.len() / o.head_dim]);
+            forward(q, k, v, Some(bias), s, o, &mut out, &mut lse);
+            let mut found = [q, k, v].map(|x| vec![T::ZERO; x.len()]);
+            let [gq, gk, gv] = &mut found;
+            backward(g, q, k, v, Some(bias), &out, &lse, s, o, gq, gk, gv);
+            found
+        }
+        let all = [&g, &q, &k, &v, &bias];
+        let wide = all.map(|x| wide(x));
+        let want = gradients(wide.each_ref().map(|x| &x[..]), (&s, &o));
+        for (got, want) in gradients(all.map(|x| &x[..]), (&s, &o)).iter().zip(&want) {
+            assert_close(got, want, 5e-6);
+        }
+    }
+}
+
 #[test]
 fn a_biased_key_counts_as_often_as_it_says() {
     // log 3 on a key is the same as having it three times.

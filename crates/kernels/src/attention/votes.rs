@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 
-use super::{KEYS, QUERIES, Segment, Shape};
+use super::{KEYS, QUERIES, Segment, Shape, scores};
 use crate::Real;
-use crate::matmul::{Strided, product};
+use crate::matmul::Strided;
 use crate::split::partials;
+use crate::tile::{self, PANEL};
 use crate::wide::wide;
 
 /// Σ_i p_ij over the queries i in `rows` of a segment, for each head and key: `[heads, k_len]`.
@@ -52,8 +53,11 @@ fn column_block<T: Real>(
     let (wide, narrow) = (shape.heads * d, shape.kv_heads * d);
     let n = keys.len();
     let mut sums = vec![T::ZERO; n];
-    let mut scores = vec![T::ZERO; QUERIES.min(rows.len()) * n];
+    let width = n.next_multiple_of(PANEL);
+    let mut logits = vec![T::ZERO; QUERIES.min(rows.len()) * width];
     let k_at = (s.k_start + keys.start) * narrow + head / shape.group() * d;
+    // SAFETY: these rows lie within k by the check of `column_sums`.
+    let panels = unsafe { tile::transposed(k.as_ptr().wrapping_add(k_at), narrow, n, d) };
     for first in rows.clone().step_by(QUERIES) {
         let count = QUERIES.min(rows.end - first);
         let seen = shape.visible_to_any(s, first..first + count);
@@ -61,12 +65,11 @@ fn column_block<T: Real>(
             continue;
         }
         let q_at = (s.q_start + first) * wide + head * d;
-        // SAFETY: all rows and columns lie within q and k by the check of `column_sums`; scratch is ours.
+        // SAFETY: all rows and columns lie within q by the same check; scratch is ours.
         unsafe {
             let queries = Strided::new(q.as_ptr().add(q_at), wide, 1);
-            let block = Strided::new(k.as_ptr().add(k_at), 1, narrow);
-            let to = Strided::new(scores.as_mut_ptr(), n, 1);
-            product((count, n, d), T::from_f64(shape.scale), queries, block, false, to);
+            let to = (logits.as_mut_ptr(), width);
+            scores((count, 0, n), T::from_f64(shape.scale), (queries, d), &panels, to);
         }
         for r in 0..count {
             let seen = shape.visible(s, first + r);
@@ -74,7 +77,7 @@ fn column_block<T: Real>(
             let hi = seen.end.clamp(keys.start, keys.end) - keys.start;
             if lo < hi {
                 let log = lse[(s.q_start + first + r) * shape.heads + head];
-                add_weights(&scores[r * n + lo..r * n + hi], log, &mut sums[lo..hi]);
+                add_weights(&logits[r * width + lo..r * width + hi], log, &mut sums[lo..hi]);
             }
         }
     }

@@ -2,7 +2,8 @@
 
 use std::arch::x86_64::*;
 
-use super::{STEP, TILE};
+use super::{PANEL, STEP, TILE};
+use crate::tile::square;
 
 /// Rows that share a panel's loads: 8×2 vectors of sums.
 const ROWS: usize = 8;
@@ -83,15 +84,13 @@ pub unsafe fn round(from: &[f32], to: &mut [u16]) {
 ///
 /// # Safety
 /// The features were seen; the rows hold 2 × `pairs` numbers each; rows of `to` lie 32 pairs apart.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
 pub unsafe fn pairs_of_columns(from: *const u16, stride: usize, pairs: usize, to: *mut u16) {
-    let lanes: [i32; 16] = std::array::from_fn(|r| (r * stride) as i32);
-    // SAFETY: the caller's promise; a scale of 2 counts in numbers of two bytes.
-    unsafe {
-        let rows = _mm512_loadu_si512(lanes.as_ptr().cast());
-        for pair in 0..pairs {
-            let x = _mm512_i32gather_epi32::<2>(rows, from.add(2 * pair).cast());
-            _mm512_storeu_si512(to.add(pair * 64).cast(), x);
+    for first in (0..pairs).step_by(16) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let to = to.add(first * 2 * PANEL).cast();
+            square((from.add(2 * first).cast(), 2 * stride), 16.min(pairs - first), (to, PANEL));
         }
     }
 }

@@ -1,0 +1,492 @@
+//! Products small enough for one thread and its caches, in f32: sums stay in registers, `b` is read as it lies.
+//!
+//! c[m×n] (+)= α · a[m×k] · b[k×n]      any strides of a; rows of b and c are contiguous
+//!
+//! One body, written once over [`Lanes`], compiled for AVX-512, AVX2 and the baseline. AVX-512 holds 6 rows by 64
+//! columns of sums: 24 multiply-adds for four loads and six broadcasts, so that the multiply-adds are what bounds it.
+//! Attention is made of these; the large products of `panels` too, once their `b` is in order.
+
+use crate::Real;
+use crate::cpu::{self, Cpu};
+use crate::matmul::{self, Strided};
+
+/// A register of f32.
+pub(crate) trait Lanes: Copy {
+    /// Which lanes are there.
+    type Mask: Copy;
+    /// Numbers it holds.
+    const WIDTH: usize;
+    /// Zeros.
+    unsafe fn zero() -> Self;
+    /// The first `n` lanes.
+    unsafe fn mask(n: usize) -> Self::Mask;
+    /// The same number in all lanes.
+    unsafe fn splat(x: f32) -> Self;
+    /// All lanes from memory.
+    unsafe fn load(from: *const f32) -> Self;
+    /// The lanes of the mask from memory, zeros elsewhere.
+    unsafe fn load_some(mask: Self::Mask, from: *const f32) -> Self;
+    /// The lanes of the mask to memory.
+    unsafe fn store_some(self, mask: Self::Mask, to: *mut f32);
+    /// self + a·b
+    unsafe fn plus_product(self, a: Self, b: Self) -> Self;
+    /// self · a
+    unsafe fn times(self, a: Self) -> Self;
+}
+
+/// Four numbers in whatever the compiler has for them.
+#[derive(Clone, Copy)]
+#[repr(align(16))]
+pub(crate) struct Plain([f32; 4]);
+
+impl Lanes for Plain {
+    type Mask = usize;
+    const WIDTH: usize = 4;
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        Plain([0.0; 4])
+    }
+    #[inline(always)]
+    unsafe fn mask(n: usize) -> usize {
+        n
+    }
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        Plain([x; 4])
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller's promise.
+        Plain(unsafe { from.cast::<[f32; 4]>().read_unaligned() })
+    }
+    #[inline(always)]
+    unsafe fn load_some(n: usize, from: *const f32) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match n {
+                4.. => Self::load(from),
+                _ => Plain(std::array::from_fn(|i| if i < n { *from.add(i) } else { 0.0 })),
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_some(self, n: usize, to: *mut f32) {
+        for (i, x) in self.0.iter().enumerate().take(n) {
+            // SAFETY: the caller's promise.
+            unsafe { *to.add(i) = *x };
+        }
+    }
+    #[inline(always)]
+    unsafe fn plus_product(self, a: Self, b: Self) -> Self {
+        Plain(std::array::from_fn(|i| self.0[i] + a.0[i] * b.0[i]))
+    }
+    #[inline(always)]
+    unsafe fn times(self, a: Self) -> Self {
+        Plain(std::array::from_fn(|i| self.0[i] * a.0[i]))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::Lanes;
+
+    impl Lanes for __m256 {
+        type Mask = __m256i;
+        const WIDTH: usize = 8;
+        #[inline(always)]
+        unsafe fn zero() -> Self {
+            // SAFETY: callers have the feature; so throughout.
+            unsafe { _mm256_setzero_ps() }
+        }
+        #[inline(always)]
+        unsafe fn mask(n: usize) -> __m256i {
+            let lanes: [i32; 8] = std::array::from_fn(|i| if i < n { -1 } else { 0 });
+            // SAFETY: as above.
+            unsafe { _mm256_loadu_si256(lanes.as_ptr().cast()) }
+        }
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            // SAFETY: as above.
+            unsafe { _mm256_set1_ps(x) }
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            // SAFETY: as above.
+            unsafe { _mm256_loadu_ps(from) }
+        }
+        #[inline(always)]
+        unsafe fn load_some(mask: __m256i, from: *const f32) -> Self {
+            // SAFETY: as above.
+            unsafe { _mm256_maskload_ps(from, mask) }
+        }
+        #[inline(always)]
+        unsafe fn store_some(self, mask: __m256i, to: *mut f32) {
+            // SAFETY: as above.
+            unsafe { _mm256_maskstore_ps(to, mask, self) }
+        }
+        #[inline(always)]
+        unsafe fn plus_product(self, a: Self, b: Self) -> Self {
+            // SAFETY: as above.
+            unsafe { _mm256_fmadd_ps(a, b, self) }
+        }
+        #[inline(always)]
+        unsafe fn times(self, a: Self) -> Self {
+            // SAFETY: as above.
+            unsafe { _mm256_mul_ps(self, a) }
+        }
+    }
+
+    impl Lanes for __m512 {
+        type Mask = u16;
+        const WIDTH: usize = 16;
+        #[inline(always)]
+        unsafe fn zero() -> Self {
+            // SAFETY: as above.
+            unsafe { _mm512_setzero_ps() }
+        }
+        #[inline(always)]
+        unsafe fn mask(n: usize) -> u16 {
+            if n >= 16 { !0 } else { (1 << n) - 1 }
+        }
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            // SAFETY: as above.
+            unsafe { _mm512_set1_ps(x) }
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            // SAFETY: as above.
+            unsafe { _mm512_loadu_ps(from) }
+        }
+        #[inline(always)]
+        unsafe fn load_some(mask: u16, from: *const f32) -> Self {
+            // SAFETY: as above.
+            unsafe { _mm512_maskz_loadu_ps(mask, from) }
+        }
+        #[inline(always)]
+        unsafe fn store_some(self, mask: u16, to: *mut f32) {
+            // SAFETY: as above.
+            unsafe { _mm512_mask_storeu_ps(to, mask, self) }
+        }
+        #[inline(always)]
+        unsafe fn plus_product(self, a: Self, b: Self) -> Self {
+            // SAFETY: as above.
+            unsafe { _mm512_fmadd_ps(a, b, self) }
+        }
+        #[inline(always)]
+        unsafe fn times(self, a: Self) -> Self {
+            // SAFETY: as above.
+            unsafe { _mm512_mul_ps(self, a) }
+        }
+    }
+}
+
+/// The operands of a product; rows of `b` and `c` lie `b_row` and `c_row` numbers apart.
+#[derive(Clone, Copy)]
+pub(crate) struct Operands {
+    pub a: Strided<*const f32>,
+    pub b: *const f32,
+    pub b_row: usize,
+    pub c: *mut f32,
+    pub c_row: usize,
+    pub alpha: f32,
+    /// Whether the product is added to c.
+    pub onto: bool,
+}
+
+/// m rows by the columns of V registers, R rows at a time; `cols` at most V·WIDTH, more than (V − 1)·WIDTH.
+///
+/// # Safety
+/// The operands cover m×`cols` and k; the instruction set of L was seen.
+#[inline(always)]
+pub(crate) unsafe fn strip<L: Lanes, const R: usize, const V: usize>(
+    o: &Operands,
+    (m, cols, k): (usize, usize, usize),
+) {
+    // SAFETY: rows past the end stand for the last one and are not stored; the rest is the caller's promise.
+    unsafe {
+        let mask = L::mask(cols - L::WIDTH * (V - 1));
+        let alpha = L::splat(o.alpha);
+        for first in (0..m).step_by(R) {
+            let here = R.min(m - first);
+            let mut sums = [[L::zero(); V]; R];
+            let rows: [*const f32; R] =
+                std::array::from_fn(|r| o.a.start.offset((first + r.min(here - 1)) as isize * o.a.row));
+            let (mut b, mut at) = (o.b, 0);
+            for _ in 0..k {
+                let right: [L; V] = std::array::from_fn(|v| match v + 1 == V {
+                    true => L::load_some(mask, b.add(L::WIDTH * v)),
+                    false => L::load(b.add(L::WIDTH * v)),
+                });
+                for r in 0..R {
+                    let x = L::splat(*rows[r].offset(at));
+                    for v in 0..V {
+                        sums[r][v] = sums[r][v].plus_product(x, right[v]);
+                    }
+                }
+                b = b.wrapping_add(o.b_row);
+                at += o.a.col;
+            }
+            let all = L::mask(L::WIDTH);
+            for (r, sums) in sums.iter().enumerate().take(here) {
+                let to = o.c.add((first + r) * o.c_row);
+                for (v, sum) in sums.iter().enumerate() {
+                    let (to, mask) = (to.add(L::WIDTH * v), if v + 1 == V { mask } else { all });
+                    match o.onto {
+                        true => L::load_some(mask, to).plus_product(alpha, *sum).store_some(mask, to),
+                        false => sum.times(alpha).store_some(mask, to),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Strips of up to 64 columns.
+///
+/// # Safety
+/// As for [`product`].
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+pub(crate) unsafe fn avx512(o: &Operands, (m, n, k): (usize, usize, usize)) {
+    use std::arch::x86_64::__m512 as L;
+    for first in (0..n).step_by(64) {
+        let cols = 64.min(n - first);
+        // SAFETY: the caller's promise.
+        unsafe {
+            let o = Operands { b: o.b.add(first), c: o.c.add(first), ..*o };
+            match cols.div_ceil(16) {
+                4 => strip::<L, 6, 4>(&o, (m, cols, k)),
+                3 => strip::<L, 8, 3>(&o, (m, cols, k)),
+                2 => strip::<L, 12, 2>(&o, (m, cols, k)),
+                _ => strip::<L, 16, 1>(&o, (m, cols, k)),
+            }
+        }
+    }
+}
+
+/// Strips of up to 16 columns.
+///
+/// # Safety
+/// As for [`product`].
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn avx2(o: &Operands, (m, n, k): (usize, usize, usize)) {
+    use std::arch::x86_64::__m256 as L;
+    for first in (0..n).step_by(16) {
+        let cols = 16.min(n - first);
+        // SAFETY: the caller's promise.
+        unsafe {
+            let o = Operands { b: o.b.add(first), c: o.c.add(first), ..*o };
+            match cols > 8 {
+                true => strip::<L, 6, 2>(&o, (m, cols, k)),
+                false => strip::<L, 12, 1>(&o, (m, cols, k)),
+            }
+        }
+    }
+}
+
+/// Strips of up to 8 columns.
+///
+/// # Safety
+/// As for [`product`].
+unsafe fn portable(o: &Operands, (m, n, k): (usize, usize, usize)) {
+    for first in (0..n).step_by(8) {
+        let cols = 8.min(n - first);
+        // SAFETY: the caller's promise.
+        unsafe {
+            let o = Operands { b: o.b.add(first), c: o.c.add(first), ..*o };
+            match cols > 4 {
+                true => strip::<Plain, 4, 2>(&o, (m, cols, k)),
+                false => strip::<Plain, 8, 1>(&o, (m, cols, k)),
+            }
+        }
+    }
+}
+
+/// c (+)= α · a · b on the calling thread; f64 goes to the `gemm` crate.
+///
+/// # Safety
+/// All elements of the three operands lie in live allocations, and `c` belongs to the caller alone.
+#[inline]
+pub(crate) unsafe fn product<T: Real>(
+    shape: (usize, usize, usize),
+    alpha: T,
+    a: Strided<*const T>,
+    (b, b_row): (*const T, usize),
+    onto: bool,
+    (c, c_row): (*mut T, usize),
+) {
+    if T::as_f32(&[]).is_none() {
+        let (b, c) = (Strided::new(b, b_row, 1), Strided::new(c, c_row, 1));
+        // SAFETY: the caller's promise.
+        return unsafe { matmul::product(shape, alpha, a, b, onto, c) };
+    }
+    let a = Strided { start: a.start.cast::<f32>(), row: a.row, col: a.col };
+    let (b, c, alpha) = (b.cast::<f32>(), c.cast::<f32>(), alpha.to_f64() as f32);
+    let o = Operands { a, b, b_row, c, c_row, alpha, onto };
+    // SAFETY: T is f32; `found` has seen the features; the rest is the caller's promise.
+    unsafe {
+        match cpu::found() {
+            #[cfg(target_arch = "x86_64")]
+            Cpu::Avx512 | Cpu::Avx512Bf16 | Cpu::Amx => avx512(&o, shape),
+            #[cfg(target_arch = "x86_64")]
+            Cpu::Avx2 => avx2(&o, shape),
+            _ => portable(&o, shape),
+        }
+    }
+}
+
+/// `panels[⌈rows / 64⌉][d][64]` ← the transpose of `rows` rows of `d` numbers, zeros where there is no row: what a
+/// product with it as `b` reads in the order in which it lies.
+///
+/// # Safety
+/// `from` covers its rows, `stride` numbers apart.
+pub(crate) unsafe fn transposed<T: Real>(from: *const T, stride: usize, rows: usize, d: usize) -> Vec<T> {
+    const EDGE: usize = 16;
+    let mut panels = vec![T::ZERO; rows.div_ceil(PANEL) * PANEL * d];
+    for (p, panel) in panels.chunks_exact_mut(PANEL * d).enumerate() {
+        let here = PANEL.min(rows - p * PANEL);
+        for (r0, c0) in (0..here).step_by(EDGE).flat_map(|r| (0..d).step_by(EDGE).map(move |c| (r, c))) {
+            let (r1, c1) = (here.min(r0 + EDGE), d.min(c0 + EDGE));
+            #[cfg(target_arch = "x86_64")]
+            if r1 - r0 == EDGE && T::as_f32(&[]).is_some() && cpu::found() >= Cpu::Avx512 {
+                // SAFETY: 16 rows of c1 − c0 numbers within both; T is f32; the features were seen.
+                unsafe {
+                    let from = from.add((p * PANEL + r0) * stride + c0).cast();
+                    square((from, 4 * stride), c1 - c0, (panel.as_mut_ptr().add(c0 * PANEL + r0).cast(), PANEL));
+                }
+                continue;
+            }
+            for r in r0..r1 {
+                for c in c0..c1 {
+                    // SAFETY: the caller's promise.
+                    panel[c * PANEL + r] = unsafe { *from.add((p * PANEL + r) * stride + c) };
+                }
+            }
+        }
+    }
+    panels
+}
+
+/// Rows of a panel of [`transposed`].
+pub(crate) const PANEL: usize = 64;
+
+/// The transpose of 16 rows of `n` ≤ 16 words of 32 bits: `n` rows of 16. Rows of `from` lie `stride` bytes apart, of
+/// `to` `apart` words.
+///
+/// # Safety
+/// Both lie within their allocations; `from` need not be aligned.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+pub(crate) unsafe fn square((from, stride): (*const f32, usize), n: usize, (to, apart): (*mut f32, usize)) {
+    use std::arch::x86_64::*;
+    // SAFETY: the caller's promise; loads are masked to the words that are there.
+    unsafe {
+        let there: u16 = if n >= 16 { !0 } else { (1 << n) - 1 };
+        let row = |i: usize| _mm512_maskz_loadu_ps(there, from.byte_add(i * stride));
+        // Pairs of rows, then pairs of pairs: 4×4 squares lie transposed in each quarter.
+        let mut quads = [_mm512_setzero_ps(); 16];
+        for i in (0..16).step_by(4) {
+            let (a, b, c, d) = (row(i), row(i + 1), row(i + 2), row(i + 3));
+            let (ab, cd) = (_mm512_unpacklo_ps(a, b), _mm512_unpacklo_ps(c, d));
+            let (ab_high, cd_high) = (_mm512_unpackhi_ps(a, b), _mm512_unpackhi_ps(c, d));
+            quads[i] = _mm512_shuffle_ps::<0b01_00_01_00>(ab, cd);
+            quads[i + 1] = _mm512_shuffle_ps::<0b11_10_11_10>(ab, cd);
+            quads[i + 2] = _mm512_shuffle_ps::<0b01_00_01_00>(ab_high, cd_high);
+            quads[i + 3] = _mm512_shuffle_ps::<0b11_10_11_10>(ab_high, cd_high);
+        }
+        // Quarters change places: quads[4·g + c] holds columns c, c + 4, c + 8, c + 12 of rows 4·g ….
+        for c in 0..4 {
+            let (q0, q1, q2, q3) = (quads[c], quads[4 + c], quads[8 + c], quads[12 + c]);
+            let even = _mm512_shuffle_f32x4::<0b10_00_10_00>(q0, q1); // 0, 8 of rows 0…; 0, 8 of rows 4…
+            let odd = _mm512_shuffle_f32x4::<0b11_01_11_01>(q0, q1);
+            let even_low = _mm512_shuffle_f32x4::<0b10_00_10_00>(q2, q3);
+            let odd_low = _mm512_shuffle_f32x4::<0b11_01_11_01>(q2, q3);
+            let put = |at: usize, x: __m512| {
+                if at < n {
+                    _mm512_storeu_ps(to.add(at * apart), x);
+                }
+            };
+            put(c, _mm512_shuffle_f32x4::<0b10_00_10_00>(even, even_low));
+            put(c + 8, _mm512_shuffle_f32x4::<0b11_01_11_01>(even, even_low));
+            put(c + 4, _mm512_shuffle_f32x4::<0b10_00_10_00>(odd, odd_low));
+            put(c + 12, _mm512_shuffle_f32x4::<0b11_01_11_01>(odd, odd_low));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::matmul::reference;
+    use crate::testing::{assert_close, normal, wide};
+
+    type Kind = unsafe fn(&Operands, (usize, usize, usize));
+
+    /// Every instruction set of this machine.
+    fn kinds() -> Vec<Kind> {
+        let mut kinds: Vec<Kind> = vec![portable];
+        #[cfg(target_arch = "x86_64")]
+        {
+            let widest = cpu::widest(Cpu::Amx);
+            if widest >= Cpu::Avx2 {
+                kinds.push(avx2);
+            }
+            if widest >= Cpu::Avx512 {
+                kinds.push(avx512);
+            }
+        }
+        kinds
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn every_set_equals_the_reference(
+            m in 1usize..30, n in 1usize..150, k in 0usize..40, gap in 0usize..5, flipped: bool, onto: bool,
+        ) {
+            let (a, b) = (normal::<f32>(1, m * k), normal::<f32>(2, k * (n + gap)));
+            let start = normal::<f32>(3, m * (n + gap));
+            let dense: Vec<f32> = b.chunks(n + gap).flat_map(|row| &row[..n]).copied().collect();
+            let lying: Vec<f32> = match flipped {
+                true => (0..m * k).map(|i| a[i % m * k + i / m]).collect(),
+                false => a.clone(),
+            };
+            let (row, col) = if flipped { (1, m) } else { (k, 1) };
+            let product = reference::nn(m, k, n, &wide(&a), &wide(&dense));
+            for kind in kinds() {
+                let mut c = start.clone();
+                let o = Operands {
+                    a: Strided::new(lying.as_ptr(), row, col),
+                    b: b.as_ptr(), b_row: n + gap, c: c.as_mut_ptr(), c_row: n + gap, alpha: 0.5, onto,
+                };
+                // SAFETY: whole operands; `kinds` names what is here.
+                unsafe { kind(&o, (m, n, k)) };
+                for (i, (row, before)) in c.chunks(n + gap).zip(start.chunks(n + gap)).enumerate() {
+                    let of = |j: usize| if onto { f64::from(before[j]) } else { 0.0 };
+                    let want: Vec<f64> = (0..n).map(|j| 0.5 * product[i * n + j] + of(j)).collect();
+                    assert_close(&row[..n], &want, 1e-5);
+                    prop_assert_eq!(&row[n..], &before[n..], "written between the rows");
+                }
+            }
+        }
+
+        #[test]
+        fn transposed_is_the_transpose(rows in 0usize..150, d in 1usize..70, gap in 0usize..3) {
+            let x = normal::<f32>(1, rows * (d + gap));
+            // SAFETY: all rows are there.
+            let panels = unsafe { transposed(x.as_ptr(), d + gap, rows, d) };
+            for r in 0..rows.next_multiple_of(PANEL) {
+                for c in 0..d {
+                    let want = if r < rows { x[r * (d + gap) + c] } else { 0.0 };
+                    prop_assert_eq!(panels[r / PANEL * PANEL * d + c * PANEL + r % PANEL], want);
+                }
+            }
+        }
+    }
+}
