@@ -172,6 +172,27 @@ fn cargo_step(args: &'static [&'static str], envs: &'static [(&'static str, &'st
 /// With the launchers of the CUDA kernels, which need nothing of CUDA to build.
 const CUDA: [&str; 2] = ["--features", "ramekin-kernels-cuda/cuda"];
 
+/// The kernels' own tests again, with no more than an older processor has.
+fn instruction_sets() -> u8 {
+    for set in ["portable", "avx2", "avx512"] {
+        let mut command = cargo();
+        command.current_dir(root()).env("RAMEKIN_CPU", set);
+        if has_nextest() {
+            // What `tests` has built.
+            command.args(["nextest", "run", "--release", "--workspace", CUDA[0], CUDA[1]]);
+            command.args(["-E", "binary_id(ramekin-kernels)", "--status-level", "fail"]);
+        } else {
+            command.args(["test", "--release", "--quiet", "-p", "ramekin-kernels", "--lib"]);
+        }
+        eprintln!("── with RAMEKIN_CPU={set}");
+        match status(&mut command) {
+            0 => {}
+            code => return code,
+        }
+    }
+    0
+}
+
 /// Format, lints, the quickstart, the CUDA files, the docs, all tests; stops at the first failure.
 fn ci() -> u8 {
     let started = Instant::now();
@@ -193,13 +214,14 @@ fn ci() -> u8 {
         "warnings",
     ];
     const DOCS: &[&str] = &["doc", "--release", "--workspace", "--no-deps", "--quiet"];
-    let steps: [(&str, Step); 6] = [
+    let steps: [(&str, Step); 7] = [
         ("format", cargo_step(&["fmt", "--all", "--check"], &[])),
         ("quickstart", quickstart),
         ("kernels", Box::new(kernels)),
         ("clippy", cargo_step(CLIPPY, &[])),
         ("docs", cargo_step(DOCS, &[("RUSTDOCFLAGS", "-D warnings")])),
         ("tests", Box::new(|| test(&CUDA.map(str::to_owned)))),
+        ("instruction sets", Box::new(instruction_sets)),
     ];
     for (name, run) in steps {
         let begun = Instant::now();

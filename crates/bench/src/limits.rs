@@ -2,8 +2,6 @@
 
 mod dots;
 
-use rayon::prelude::*;
-
 use crate::figure::Figures;
 use crate::kernels::best;
 
@@ -60,7 +58,13 @@ pub fn read(threads: usize) -> f64 {
 
 /// The least seconds of `work` on every thread at once.
 fn everywhere(threads: usize, work: &(dyn Fn(usize) + Sync)) -> f64 {
-    best(|| (0..threads).into_par_iter().for_each(work))
+    best(|| {
+        std::thread::scope(|scope| {
+            for i in 0..threads {
+                scope.spawn(move || work(i));
+            }
+        });
+    })
 }
 
 fn sum(x: &[f32]) -> f32 {

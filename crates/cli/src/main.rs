@@ -123,6 +123,7 @@ fn threads() {
     let pool = if n > 1 { pool.use_current_thread() } else { pool };
     // Fails only if a pool exists already, which is too early for one.
     let _ = pool.build_global();
+    ramekin_kernels::team::start(n);
 }
 
 fn dispatch(command: Command) -> Result<(), Failure> {

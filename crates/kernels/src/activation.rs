@@ -7,10 +7,8 @@
 //! Sources: Hendrycks & Gimpel 2016, arXiv:1606.08415 (gelu, the exact form); Elfwing et al. 2017,
 //! arXiv:1702.03118 (silu).
 
-use rayon::prelude::*;
-
 use crate::Real;
-use crate::split::CHUNK;
+use crate::split::{CHUNK, Tasks};
 
 /// Which function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +76,7 @@ fn cumulative<T: Real>(x: T) -> T {
 /// If the slices differ in length.
 pub fn forward<T: Real>(f: Activation, x: &[T], y: &mut [T]) {
     assert_eq!(x.len(), y.len(), "slices must be equally long");
-    y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| {
+    y.chunks_mut(CHUNK).zip(x.chunks(CHUNK)).each_task(|(y, x)| {
         y.iter_mut().zip(x).for_each(|(y, x)| *y = f.value(*x));
     });
 }
@@ -89,7 +87,7 @@ pub fn forward<T: Real>(f: Activation, x: &[T], y: &mut [T]) {
 /// If the slices differ in length.
 pub fn backward<T: Real>(f: Activation, g: &[T], x: &[T], gx: &mut [T]) {
     assert!(g.len() == x.len() && x.len() == gx.len(), "slices must be equally long");
-    gx.par_chunks_mut(CHUNK).zip(g.par_chunks(CHUNK)).zip(x.par_chunks(CHUNK)).for_each(|((gx, g), x)| {
+    gx.chunks_mut(CHUNK).zip(g.chunks(CHUNK)).zip(x.chunks(CHUNK)).each_task(|((gx, g), x)| {
         gx.iter_mut().zip(g).zip(x).for_each(|((gx, g), x)| *gx = *g * f.slope(*x));
     });
 }

@@ -6,10 +6,8 @@
 //!
 //! Source: Loshchilov & Hutter 2019, arXiv:1711.05101; the order is `torch.optim.AdamW`'s.
 
-use rayon::prelude::*;
-
 use crate::Real;
-use crate::split::CHUNK;
+use crate::split::{CHUNK, Tasks};
 use crate::wide::wide;
 
 /// The scalars of one update.
@@ -46,11 +44,11 @@ pub fn step<T: Real>(o: &AdamW, p: &mut [T], g: &[T], m: &mut [T], v: &mut [T]) 
         root: T::from_f64((1.0 - o.beta2.powf(t)).sqrt()),
         eps: T::from_f64(o.eps),
     };
-    p.par_chunks_mut(CHUNK)
-        .zip(g.par_chunks(CHUNK))
-        .zip(m.par_chunks_mut(CHUNK))
-        .zip(v.par_chunks_mut(CHUNK))
-        .for_each(|(((p, g), m), v)| chunk(&scalars, p, g, m, v));
+    p.chunks_mut(CHUNK)
+        .zip(g.chunks(CHUNK))
+        .zip(m.chunks_mut(CHUNK))
+        .zip(v.chunks_mut(CHUNK))
+        .each_task(|(((p, g), m), v)| chunk(&scalars, p, g, m, v));
 }
 
 /// What the inner loop needs, rounded once.

@@ -11,11 +11,9 @@
 //! Source: Dettmers et al. 2021, arXiv:2110.02861; bitsandbytes, with the decay before the step as its
 //! CPU path has it.
 
-use rayon::prelude::*;
-
 use crate::adamw::AdamW;
 use crate::dynamic_code::{ZERO, nearest_between, signed, signed_midpoints, unsigned, unsigned_midpoints};
-use crate::split::CHUNK;
+use crate::split::{CHUNK, Tasks};
 use crate::wide::wide;
 
 /// The largest block there is.
@@ -55,11 +53,11 @@ pub fn step(o: &AdamW, block: usize, p: &mut [f32], g: &[f32], s: Moments<'_>) {
         eps: (o.eps * root) as f32,
     };
     let most = CHUNK / block;
-    p.par_chunks_mut(CHUNK)
-        .zip(g.par_chunks(CHUNK))
-        .zip(s.m.par_chunks_mut(CHUNK).zip(s.m_max.par_chunks_mut(most)))
-        .zip(s.v.par_chunks_mut(CHUNK).zip(s.v_max.par_chunks_mut(most)))
-        .for_each(|(((p, g), (m, m_max)), (v, v_max))| {
+    p.chunks_mut(CHUNK)
+        .zip(g.chunks(CHUNK))
+        .zip(s.m.chunks_mut(CHUNK).zip(s.m_max.chunks_mut(most)))
+        .zip(s.v.chunks_mut(CHUNK).zip(s.v_max.chunks_mut(most)))
+        .each_task(|(((p, g), (m, m_max)), (v, v_max))| {
             let blocks = p.chunks_mut(block).zip(g.chunks(block));
             let moments = m.chunks_mut(block).zip(m_max).zip(v.chunks_mut(block).zip(v_max));
             for ((p, g), ((m, m_max), (v, v_max))) in blocks.zip(moments) {

@@ -5,10 +5,8 @@
 //!
 //! The gradient towards `x` is the same product with `g` in its place.
 
-use rayon::prelude::*;
-
 use crate::Real;
-use crate::split::{partials, rows_per_task};
+use crate::split::{Tasks, partials, rows_per_task};
 use crate::wide::wide;
 
 /// Rows whose column sums are one task.
@@ -29,7 +27,7 @@ pub fn mul_row<T: Real>(x: &[T], v: &[T], y: &mut [T]) {
     rows(x.len(), d);
     assert_eq!(x.len(), y.len(), "slices must be equally long");
     let span = rows_per_task(d) * d.max(1);
-    y.par_chunks_mut(span).zip(x.par_chunks(span)).for_each(|(y, x)| {
+    y.chunks_mut(span).zip(x.chunks(span)).each_task(|(y, x)| {
         y.chunks_exact_mut(d).zip(x.chunks_exact(d)).for_each(|(y, x)| product(x, v, y));
     });
 }
@@ -61,7 +59,7 @@ pub fn mul_column<T: Real>(x: &[T], v: &[T], y: &mut [T]) {
     if d == 0 {
         return;
     }
-    y.par_chunks_mut(d).zip(x.par_chunks(d)).zip(v).for_each(|((y, x), v)| scaled(x, *v, y));
+    y.chunks_mut(d).zip(x.chunks(d)).zip(v).each_task(|((y, x), v)| scaled(x, *v, y));
 }
 
 /// `out[n] += Σ_j g[n,j]·x[n,j]`, an entry of `out` for each row.
@@ -71,7 +69,7 @@ pub fn mul_column_gradient<T: Real>(g: &[T], x: &[T], out: &mut [T]) {
     if d == 0 {
         return;
     }
-    out.par_iter_mut().zip(g.par_chunks(d)).zip(x.par_chunks(d)).for_each(|((o, g), x)| {
+    out.iter_mut().zip(g.chunks(d)).zip(x.chunks(d)).each_task(|((o, g), x)| {
         *o += T::from_f64(g.iter().zip(x).map(|(g, x)| g.to_f64() * x.to_f64()).sum());
     });
 }

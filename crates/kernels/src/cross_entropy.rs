@@ -6,11 +6,9 @@
 //! ω = 1, or p_y without gradient for the DFT loss. A row labelled [`IGNORED`] has loss and gradient 0.
 //! Sources: label smoothing as in transformers' `LabelSmoother`; DFT: Wu et al. 2025, arXiv:2508.05629.
 
-use rayon::prelude::*;
-
 use crate::Real;
 use crate::elementwise::sum_chunk;
-use crate::split::rows_per_task;
+use crate::split::{Tasks, rows_per_task};
 use crate::wide::wide;
 
 /// The label of a row that takes no part.
@@ -61,10 +59,10 @@ pub fn forward_backward<T: Real>(
         return logits.chunks_exact_mut(vocab).zip(labels).zip(losses).for_each(row);
     }
     logits
-        .par_chunks_mut(rows * vocab)
-        .zip(labels.par_chunks(rows))
-        .zip(losses.par_chunks_mut(rows))
-        .for_each(|((z, y), l)| z.chunks_exact_mut(vocab).zip(y).zip(l).for_each(row));
+        .chunks_mut(rows * vocab)
+        .zip(labels.chunks(rows))
+        .zip(losses.chunks_mut(rows))
+        .each_task(|((z, y), l)| z.chunks_exact_mut(vocab).zip(y).zip(l).for_each(row));
 }
 
 fn one_row<T: Real>(z: &mut [T], y: usize, eps: T, dft: bool, grad_scale: Option<T>) -> T {

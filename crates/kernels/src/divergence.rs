@@ -10,10 +10,8 @@
 //!
 //! Sums run in f64. Source: Hinton et al. 2015, arXiv:1503.02531; Agarwal et al. 2023, arXiv:2306.13649.
 
-use rayon::prelude::*;
-
 use crate::Real;
-use crate::split::rows_per_task;
+use crate::split::{Tasks, rows_per_task};
 
 /// Which divergence.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -47,10 +45,10 @@ pub fn forward_backward<T: Real>(
     }
     let rows = rows_per_task(vocab);
     student
-        .par_chunks_mut(rows * vocab)
-        .zip(teacher.par_chunks(rows * vocab))
-        .zip(losses.par_chunks_mut(rows))
-        .for_each(|((s, t), losses)| {
+        .chunks_mut(rows * vocab)
+        .zip(teacher.chunks(rows * vocab))
+        .zip(losses.chunks_mut(rows))
+        .each_task(|((s, t), losses)| {
             let mut log_p = vec![T::ZERO; vocab];
             for ((s, t), loss) in s.chunks_exact_mut(vocab).zip(t.chunks_exact(vocab)).zip(losses) {
                 log_p.copy_from_slice(t);

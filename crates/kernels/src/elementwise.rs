@@ -3,11 +3,9 @@
 //! Sums over a whole slice are taken in f64 over fixed chunks whose results meet in order, so that a
 //! gradient norm has the same bits on any number of threads.
 
-use rayon::prelude::*;
-
 use crate::Real;
 use crate::philox::Stream;
-use crate::split::{CHUNK, partials, rows_per_task};
+use crate::split::{CHUNK, Tasks, partials, rows_per_task};
 use crate::wide::wide;
 
 /// Rows whose column sums are one task.
@@ -23,7 +21,7 @@ fn zip2<T: Real>(x: &[T], y: &mut [T], f: impl Fn(&[T], &mut [T]) + Sync + Send)
     if y.len() <= CHUNK {
         return f(x, y);
     }
-    y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| f(x, y));
+    y.chunks_mut(CHUNK).zip(x.chunks(CHUNK)).each_task(|(y, x)| f(x, y));
 }
 
 /// As [`zip2`] with two inputs.
@@ -33,10 +31,7 @@ fn zip3<T: Real>(a: &[T], b: &[T], y: &mut [T], f: impl Fn(&[T], &[T], &mut [T])
     if y.len() <= CHUNK {
         return f(a, b, y);
     }
-    y.par_chunks_mut(CHUNK)
-        .zip(a.par_chunks(CHUNK))
-        .zip(b.par_chunks(CHUNK))
-        .for_each(|((y, a), b)| f(a, b, y));
+    y.chunks_mut(CHUNK).zip(a.chunks(CHUNK)).zip(b.chunks(CHUNK)).each_task(|((y, a), b)| f(a, b, y));
 }
 
 /// `y = a + b`
@@ -67,7 +62,7 @@ pub fn scale_assign<T: Real>(y: &mut [T], s: T) {
     if y.len() <= CHUNK {
         return scale_assign_chunk(y, s);
     }
-    y.par_chunks_mut(CHUNK).for_each(|y| scale_assign_chunk(y, s));
+    y.chunks_mut(CHUNK).each_task(|y| scale_assign_chunk(y, s));
 }
 
 /// `y = a · b`, entry by entry.
@@ -89,8 +84,7 @@ pub fn add_bias<T: Real>(y: &mut [T], bias: &[T]) {
     if y.len() <= rows * n {
         return y.chunks_exact_mut(n).for_each(|row| add_assign_chunk(bias, row));
     }
-    y.par_chunks_mut(rows * n)
-        .for_each(|y| y.chunks_exact_mut(n).for_each(|row| add_assign_chunk(bias, row)));
+    y.chunks_mut(rows * n).each_task(|y| y.chunks_exact_mut(n).for_each(|row| add_assign_chunk(bias, row)));
 }
 
 /// `out += Σ_rows g`, rows of `n`: the gradient of a bias.
@@ -133,7 +127,8 @@ pub fn all_finite<T: Real>(x: &[T]) -> bool {
     if x.len() <= CHUNK {
         return finite_chunk(x);
     }
-    x.par_chunks(CHUNK).all(finite_chunk)
+    let finite = |t: usize| finite_chunk(&x[t * CHUNK..x.len().min((t + 1) * CHUNK)]);
+    partials(x.len().div_ceil(CHUNK), finite).into_iter().all(|finite| finite)
 }
 
 /// Inverted dropout: entry i is `x[i] / (1 − p)` if `stream.uniform_at(first + i) ≥ p`, else 0.
@@ -151,7 +146,7 @@ pub fn dropout<T: Real>(x: &[T], p: f64, stream: &Stream, first: u64, y: &mut [T
     let keep = T::from_f64(1.0 / (1.0 - p));
     // uniform = bits / 2³², so `uniform ≥ p` is `bits ≥ p·2³²`, rounded up.
     let least = (p * 4_294_967_296.0).ceil() as u64;
-    y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).enumerate().for_each(|(c, (y, x))| {
+    y.chunks_mut(CHUNK).zip(x.chunks(CHUNK)).enumerate().each_task(|(c, (y, x))| {
         let mut bits = [0u32; 256];
         for (b, (y, x)) in y.chunks_mut(256).zip(x.chunks(256)).enumerate() {
             let at = first.wrapping_add((c * CHUNK + b * 256) as u64);

@@ -2,10 +2,8 @@
 //!
 //! y\[i\] = w[ids\[i\]]      gw\[v\] += Σ_{i: ids\[i\] = v} g\[i\], added in the order of i
 
-use rayon::prelude::*;
-
 use crate::Real;
-use crate::split::rows_per_task;
+use crate::split::{Tasks, rows_per_task};
 
 /// Copies row `ids[i]` of `w` (rows of `d`) to row i of `y`.
 ///
@@ -17,7 +15,7 @@ pub fn gather<T: Real>(w: &[T], d: usize, ids: &[u32], y: &mut [T]) {
         return;
     }
     let rows = rows_per_task(d);
-    y.par_chunks_mut(rows * d).zip(ids.par_chunks(rows)).for_each(|(y, ids)| {
+    y.chunks_mut(rows * d).zip(ids.chunks(rows)).each_task(|(y, ids)| {
         for (y, id) in y.chunks_exact_mut(d).zip(ids) {
             let at = *id as usize * d;
             y.copy_from_slice(&w[at..at + d]);
@@ -40,7 +38,7 @@ pub fn scatter_add<T: Real>(g: &[T], d: usize, ids: &[u32], gw: &mut [T]) {
     assert!((last + 1) * d <= gw.len(), "id {last} in a table of {} rows", gw.len() / d);
     // Bands of the table, so that no two tasks share a row.
     let band = gw.len().div_ceil(d).div_ceil(64).max(1);
-    gw.par_chunks_mut(band * d).enumerate().for_each(|(b, gw)| {
+    gw.chunks_mut(band * d).enumerate().each_task(|(b, gw)| {
         let first = b * band;
         let from = order.partition_point(|(id, _)| (*id as usize) < first);
         for (id, i) in order[from..].iter().take_while(|(id, _)| (*id as usize) < first + band) {

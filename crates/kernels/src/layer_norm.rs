@@ -5,10 +5,8 @@
 //!
 //! Source: Ba et al. 2016, arXiv:1607.06450.
 
-use rayon::prelude::*;
-
 use crate::Real;
-use crate::split::{partials, rows_per_task};
+use crate::split::{Tasks, partials, rows_per_task};
 
 /// Rows whose weight gradients are added up in one task.
 const GRADIENT_ROWS: usize = 64;
@@ -40,7 +38,7 @@ pub fn forward<T: Real>(x: &[T], w: &[T], b: &[T], eps: f64, y: &mut [T]) {
     check(x.len(), d);
     assert!(b.len() == d && x.len() == y.len(), "slices must be equally long");
     let (span, eps) = (rows_per_task(d) * d.max(1), T::from_f64(eps));
-    y.par_chunks_mut(span).zip(x.par_chunks(span)).for_each(|(y, x)| {
+    y.chunks_mut(span).zip(x.chunks(span)).each_task(|(y, x)| {
         for (y, x) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
             let row = statistics(x, eps);
             for (((y, x), w), b) in y.iter_mut().zip(x).zip(w).zip(b) {
@@ -73,7 +71,7 @@ pub fn backward<T: Real>(
     if let Some(gx) = gx {
         assert_eq!(gx.len(), x.len(), "`gx` must be as long as `x`");
         let (span, width) = (rows_per_task(d) * d, T::from_f64(d as f64));
-        gx.par_chunks_mut(span).zip(g.par_chunks(span)).zip(x.par_chunks(span)).for_each(|((gx, g), x)| {
+        gx.chunks_mut(span).zip(g.chunks(span)).zip(x.chunks(span)).each_task(|((gx, g), x)| {
             for ((gx, g), x) in gx.chunks_exact_mut(d).zip(g.chunks_exact(d)).zip(x.chunks_exact(d)) {
                 let row = statistics(x, eps);
                 let n = |i: usize| (x[i] - row.mean) * row.factor;

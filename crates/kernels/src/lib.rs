@@ -56,6 +56,7 @@ pub mod sgd;
 pub mod softmax_mix;
 mod split;
 pub mod swiglu;
+pub mod team;
 #[cfg(test)]
 mod testing;
 mod tile;

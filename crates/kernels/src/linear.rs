@@ -8,10 +8,8 @@
 //! Up to [`FEW_ROWS`] rows (decoding), the forward is a path of dot products in
 //! which a row's result does not depend on how many rows come with it.
 
-use rayon::prelude::*;
-
 use crate::matmul::{self, FEW_ROWS, Strided, few_rows, product};
-use crate::split::{Shared, partials, tasks};
+use crate::split::{Shared, Tasks, partials, tasks};
 use crate::{Real, elementwise};
 
 /// A frozen `out×in` weight whose rows can be read as numbers.
@@ -100,7 +98,7 @@ pub fn backward_input<T: Real>(g: &[T], m: usize, w: &dyn WeightRows<T>, accumul
     // Each row chunk unpacks the weight for itself: 256 rows make that a few per cent of the product.
     let chunk =
         if m >= 4 * GRADIENT_ROWS { GRADIENT_ROWS } else { m.div_ceil(4).max(64).next_multiple_of(16) };
-    gx.par_chunks_mut(chunk * k).zip(g.par_chunks(chunk * n)).with_max_len(1).for_each(|(gx, g)| {
+    gx.chunks_mut(chunk * k).zip(g.chunks(chunk * n)).each_task(|(gx, g)| {
         let mut tile = vec![T::ZERO; TILE_ROWS.min(n) * k];
         accumulate_tiles(g, g.len() / n.max(1), w, 0..n, &mut tile, gx);
     });

@@ -5,10 +5,8 @@
 //!
 //! Source: Chen et al. 2023, arXiv:2302.06675, algorithm 2.
 
-use rayon::prelude::*;
-
 use crate::Real;
-use crate::split::CHUNK;
+use crate::split::{CHUNK, Tasks};
 use crate::wide::wide;
 
 /// The scalars of one update.
@@ -38,10 +36,10 @@ pub fn step<T: Real>(o: &Lion, p: &mut [T], g: &[T], m: &mut [T]) {
         beta2: T::from_f64(o.beta2),
         new2: T::from_f64(1.0 - o.beta2),
     };
-    p.par_chunks_mut(CHUNK)
-        .zip(g.par_chunks(CHUNK))
-        .zip(m.par_chunks_mut(CHUNK))
-        .for_each(|((p, g), m)| chunk(&s, p, g, m));
+    p.chunks_mut(CHUNK)
+        .zip(g.chunks(CHUNK))
+        .zip(m.chunks_mut(CHUNK))
+        .each_task(|((p, g), m)| chunk(&s, p, g, m));
 }
 
 /// What the inner loop needs, rounded once.

@@ -4,10 +4,8 @@
 //!
 //! With `total` the sum of the `times` this is a mean of the tokens that each row stands for.
 
-use rayon::prelude::*;
-
 use crate::Real;
-use crate::split::rows_per_task;
+use crate::split::{Tasks, rows_per_task};
 
 /// What goes where, and how often it counts.
 #[derive(Clone, Copy)]
@@ -41,7 +39,7 @@ pub fn forward<T: Real>(x: &[T], d: usize, merge: Merge<'_>, y: &mut [T]) {
     order.sort_unstable(); // by target, then by place
     assert!(order.last().is_none_or(|(to, _)| (*to as usize) < merge.totals.len()), "a row beyond `y`");
     let rows = rows_per_task(d);
-    y.par_chunks_mut((rows * d).max(1)).enumerate().for_each(|(task, y)| {
+    y.chunks_mut((rows * d).max(1)).enumerate().each_task(|(task, y)| {
         let first = task * rows;
         let mut from = order.partition_point(|(to, _)| (*to as usize) < first);
         for (o, y) in y.chunks_exact_mut(d).enumerate() {
@@ -61,7 +59,7 @@ pub fn forward<T: Real>(x: &[T], d: usize, merge: Merge<'_>, y: &mut [T]) {
 pub fn backward<T: Real>(g: &[T], d: usize, merge: Merge<'_>, gx: &mut [T]) {
     merge.check(gx.len(), g.len(), d);
     let rows = rows_per_task(d);
-    gx.par_chunks_mut((rows * d).max(1)).enumerate().for_each(|(task, gx)| {
+    gx.chunks_mut((rows * d).max(1)).enumerate().each_task(|(task, gx)| {
         for (gx, i) in gx.chunks_exact_mut(d).zip(task * rows..) {
             let to = merge.to[i] as usize;
             let factor = real::<T>(merge.times[i]) / real(merge.totals[to]);

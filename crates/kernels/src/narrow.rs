@@ -4,10 +4,8 @@
 //! at a tie; stochastic takes the upper one with the probability of the remainder, so that the mean over
 //! draws is x. Numbers beyond the type's largest become the largest; f8 is e4m3.
 
-use rayon::prelude::*;
-
 use crate::philox::Stream;
-use crate::split::CHUNK;
+use crate::split::{CHUNK, Tasks};
 
 /// A narrow number type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,7 +85,7 @@ impl Narrow {
     /// Packs `x` into `out`, [`Narrow::bytes`] a number.
     pub fn pack(self, x: &[f32], rounding: Rounding, out: &mut [u8]) {
         let bytes = self.bytes();
-        x.par_chunks(CHUNK).zip(out.par_chunks_mut(CHUNK * bytes)).enumerate().for_each(|(c, (x, out))| {
+        x.chunks(CHUNK).zip(out.chunks_mut(CHUNK * bytes)).enumerate().each_task(|(c, (x, out))| {
             for (i, (x, out)) in x.iter().zip(out.chunks_mut(bytes)).enumerate() {
                 let draw = match rounding {
                     Rounding::Nearest => None,
@@ -101,7 +99,7 @@ impl Narrow {
     /// The numbers again.
     pub fn unpack(self, codes: &[u8], out: &mut [f32]) {
         let bytes = self.bytes();
-        out.par_chunks_mut(CHUNK).zip(codes.par_chunks(CHUNK * bytes)).for_each(|(out, codes)| {
+        out.chunks_mut(CHUNK).zip(codes.chunks(CHUNK * bytes)).each_task(|(out, codes)| {
             out.iter_mut().zip(codes.chunks(bytes)).for_each(|(o, code)| *o = self.read(code));
         });
     }

@@ -8,11 +8,9 @@
 //! | normal | N(0, 1) by Box–Muller in f64 |
 //! | sign | −1 or +1, each with ½ |
 
-use rayon::prelude::*;
-
 use crate::Real;
 use crate::philox::Stream;
-use crate::split::CHUNK;
+use crate::split::{CHUNK, Tasks};
 
 /// How an entry of a direction is drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +52,7 @@ const PIECE: usize = 1024;
 
 /// Hands out a direction piece by piece: the places' first, the draws and the entries of `x` there.
 fn pieces<T: Real>(x: &mut [T], stream: &Stream, draw: Draw, f: impl Fn(&[T], &mut [T]) + Sync) {
-    x.par_chunks_mut(CHUNK).enumerate().for_each(|(c, x)| {
+    x.chunks_mut(CHUNK).enumerate().each_task(|(c, x)| {
         let mut z = [T::from_f64(0.0); PIECE];
         for (p, x) in x.chunks_mut(PIECE).enumerate() {
             let z = &mut z[..x.len()];
@@ -77,7 +75,7 @@ pub fn add<T: Real>(x: &mut [T], stream: &Stream, draw: Draw, s: f64) {
 /// `x[i] += s · z(places[i])`: some entries of a larger tensor.
 pub fn add_at<T: Real>(x: &mut [T], places: &[u32], stream: &Stream, draw: Draw, s: f64) {
     let s = T::from_f64(s);
-    x.par_chunks_mut(CHUNK).zip(places.par_chunks(CHUNK)).for_each(|(x, places)| {
+    x.chunks_mut(CHUNK).zip(places.chunks(CHUNK)).each_task(|(x, places)| {
         for (x, p) in x.iter_mut().zip(places) {
             *x += s * T::from_f64(draw.at(stream, u64::from(*p)));
         }

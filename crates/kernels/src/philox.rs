@@ -7,10 +7,8 @@
 
 use std::f64::consts::TAU;
 
-use rayon::prelude::*;
-
 use crate::Real;
-use crate::split::CHUNK;
+use crate::split::{CHUNK, Tasks};
 use crate::wide::wide;
 
 const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
@@ -123,7 +121,7 @@ impl Stream {
         if out.len() <= CHUNK {
             return chunk(0, out);
         }
-        out.par_chunks_mut(CHUNK).enumerate().for_each(|(c, out)| chunk(c, out));
+        out.chunks_mut(CHUNK).enumerate().each_task(|(c, out)| chunk(c, out));
     }
 }
 

@@ -11,8 +11,7 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
+use crate::split::Tasks;
 use crate::{Real, matmul};
 
 /// Rows of one block.
@@ -66,7 +65,7 @@ pub fn forward<T: Real>(q: &[T], k: &[T], v: &[T], segments: &[Range<usize>], sh
     assert!(q.len() == k.len() && v.len() == y.len(), "slices must be equally long");
     y.copy_from_slice(v);
     let (d, e) = (shape.width, shape.values);
-    split(y, segments, e).into_par_iter().zip(segments).with_max_len(1).for_each(|(y, s)| {
+    split(y, segments, e).into_iter().zip(segments).each_task(|(y, s)| {
         let (q, k) = (&q[s.start * d..s.end * d], &k[s.start * d..s.end * d]);
         let v = &v[s.start * e..s.end * e];
         let (mut r, mut f) = (vec![T::ZERO; ROWS.min(s.len()) * s.len()], [T::ZERO; ROWS]);
@@ -101,9 +100,8 @@ pub fn backward<T: Real>(
     gk.fill(T::ZERO);
     gv.copy_from_slice(g);
     let (d, e) = (shape.width, shape.values);
-    let flows =
-        split(gq, segments, d).into_par_iter().zip(split(gk, segments, d)).zip(split(gv, segments, e));
-    flows.zip(segments).with_max_len(1).for_each(|(((gq, gk), gv), s)| {
+    let flows = split(gq, segments, d).into_iter().zip(split(gk, segments, d)).zip(split(gv, segments, e));
+    flows.zip(segments).each_task(|(((gq, gk), gv), s)| {
         let (q, k) = (&q[s.start * d..s.end * d], &k[s.start * d..s.end * d]);
         let (v, g) = (&v[s.start * e..s.end * e], &g[s.start * e..s.end * e]);
         let mut r = vec![T::ZERO; ROWS.min(s.len()) * s.len()];

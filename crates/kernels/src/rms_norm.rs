@@ -5,10 +5,8 @@
 //!
 //! Source: Zhang & Sennrich 2019, arXiv:1910.07467.
 
-use rayon::prelude::*;
-
 use crate::Real;
-use crate::split::{partials, rows_per_task};
+use crate::split::{Tasks, partials, rows_per_task};
 use crate::wide::wide;
 
 /// Rows whose weight gradients are added up in one task.
@@ -23,10 +21,10 @@ pub fn forward<T: Real>(x: &[T], d: usize, w: &[T], eps: f64, y: &mut [T], inv_r
     check(x.len(), d, w.len(), inv_rms.len());
     assert_eq!(x.len(), y.len(), "`y` must be as long as `x`");
     let rows = rows_per_task(d);
-    y.par_chunks_mut(rows * d.max(1))
-        .zip(x.par_chunks(rows * d.max(1)))
-        .zip(inv_rms.par_chunks_mut(rows))
-        .for_each(|((y, x), s)| forward_rows(x, w, T::from_f64(eps), y, s));
+    y.chunks_mut(rows * d.max(1))
+        .zip(x.chunks(rows * d.max(1)))
+        .zip(inv_rms.chunks_mut(rows))
+        .each_task(|((y, x), s)| forward_rows(x, w, T::from_f64(eps), y, s));
 }
 
 /// Gradients of [`forward`]: `gx` is overwritten, `gw` is added to.
@@ -50,11 +48,11 @@ pub fn backward<T: Real>(
     if let Some(gx) = gx {
         assert_eq!(gx.len(), x.len(), "`gx` must be as long as `x`");
         let rows = rows_per_task(d);
-        gx.par_chunks_mut(rows * d)
-            .zip(g.par_chunks(rows * d))
-            .zip(x.par_chunks(rows * d))
-            .zip(inv_rms.par_chunks(rows))
-            .for_each(|(((gx, g), x), s)| backward_rows(g, x, w, s, gx));
+        gx.chunks_mut(rows * d)
+            .zip(g.chunks(rows * d))
+            .zip(x.chunks(rows * d))
+            .zip(inv_rms.chunks(rows))
+            .each_task(|(((gx, g), x), s)| backward_rows(g, x, w, s, gx));
     }
     if let Some(gw) = gw {
         assert_eq!(gw.len(), d, "`gw` must hold {d} values");

@@ -5,10 +5,8 @@
 //! The backward is the rotation by the opposite angle. Source: Su et al. 2021, arXiv:2104.09864;
 //! halves instead of neighbours as in transformers' llama.
 
-use rayon::prelude::*;
-
 use crate::Real;
-use crate::split::rows_per_task;
+use crate::split::{Tasks, rows_per_task};
 use crate::wide::wide;
 
 /// Rotates `x` (rows×heads×head_dim) in place by each row's position; `inverse` rotates back.
@@ -44,7 +42,7 @@ pub fn apply<T: Real>(
     let sign = if inverse { -T::ONE } else { T::ONE };
     let table = angles(entries, |e| if by_position { e as u32 } else { positions[e] }, inv_freq, sign);
     let rows = rows_per_task(width);
-    x.par_chunks_mut(rows * width).zip(positions.par_chunks(rows)).enumerate().for_each(|(c, (x, p))| {
+    x.chunks_mut(rows * width).zip(positions.chunks(rows)).enumerate().each_task(|(c, (x, p))| {
         for (r, (x, p)) in x.chunks_exact_mut(width).zip(p).enumerate() {
             let e = if by_position { *p as usize } else { c * rows + r };
             rotate(x, &table[e * head_dim..(e + 1) * head_dim]);
@@ -61,7 +59,7 @@ fn angles<T: Real>(
 ) -> Vec<T> {
     let half = inv_freq.len();
     let mut table = vec![T::ZERO; entries * 2 * half];
-    table.par_chunks_mut(64 * 2 * half).enumerate().for_each(|(c, table)| {
+    table.chunks_mut(64 * 2 * half).enumerate().each_task(|(c, table)| {
         for (e, row) in table.chunks_exact_mut(2 * half).enumerate() {
             let position = position(c * 64 + e);
             let (cos, sin) = row.split_at_mut(half);

@@ -6,10 +6,8 @@
 //!
 //! Source: Lian et al. 2022, arXiv:2210.08823.
 
-use rayon::prelude::*;
-
 use crate::Real;
-use crate::split::{partials, rows_per_task};
+use crate::split::{Tasks, partials, rows_per_task};
 use crate::wide::wide;
 
 /// Rows whose gradients are added up in one task.
@@ -30,7 +28,7 @@ pub fn forward<T: Real>(x: &[T], gamma: &[T], beta: &[T], inner: usize, y: &mut 
     assert!(gamma.len() == beta.len() && x.len() == y.len(), "slices must be equally long");
     let row = check(x.len(), gamma.len(), inner);
     let span = rows_per_task(row) * row.max(1);
-    y.par_chunks_mut(span).zip(x.par_chunks(span)).for_each(|(y, x)| {
+    y.chunks_mut(span).zip(x.chunks(span)).each_task(|(y, x)| {
         for (y, x) in y.chunks_exact_mut(row).zip(x.chunks_exact(row)) {
             if inner == 1 {
                 last(x, gamma, beta, y);
@@ -48,7 +46,7 @@ pub fn input_gradient<T: Real>(g: &[T], gamma: &[T], inner: usize, gx: &mut [T])
     assert_eq!(g.len(), gx.len(), "slices must be equally long");
     let row = check(g.len(), gamma.len(), inner);
     let span = rows_per_task(row) * row.max(1);
-    gx.par_chunks_mut(span).zip(g.par_chunks(span)).for_each(|(gx, g)| {
+    gx.chunks_mut(span).zip(g.chunks(span)).each_task(|(gx, g)| {
         for (gx, g) in gx.chunks_exact_mut(row).zip(g.chunks_exact(row)) {
             for (c, (gx, g)) in gx.chunks_exact_mut(inner).zip(g.chunks_exact(inner)).enumerate() {
                 gx.iter_mut().zip(g).for_each(|(gx, g)| *gx = *g * gamma[c]);

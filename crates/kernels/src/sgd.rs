@@ -6,10 +6,8 @@
 //!
 //! Source: Sutskever et al. 2013 (momentum and Nesterov's form of it); the order is `torch.optim.SGD`'s.
 
-use rayon::prelude::*;
-
 use crate::Real;
-use crate::split::CHUNK;
+use crate::split::{CHUNK, Tasks};
 use crate::wide::wide;
 
 /// The scalars of one update.
@@ -37,7 +35,7 @@ pub fn step<T: Real>(o: &Sgd, p: &mut [T], g: &[T], buffer: &mut [T]) {
     assert_eq!(p.len(), g.len(), "slices must be equally long");
     let (lr, decay) = (T::from_f64(o.lr), T::from_f64(o.weight_decay));
     if o.momentum == 0.0 {
-        p.par_chunks_mut(CHUNK).zip(g.par_chunks(CHUNK)).for_each(|(p, g)| plain(lr, decay, p, g));
+        p.chunks_mut(CHUNK).zip(g.chunks(CHUNK)).each_task(|(p, g)| plain(lr, decay, p, g));
         return;
     }
     assert_eq!(p.len(), buffer.len(), "slices must be equally long");
@@ -50,10 +48,10 @@ pub fn step<T: Real>(o: &Sgd, p: &mut [T], g: &[T], buffer: &mut [T]) {
         ahead: T::from_f64(if o.nesterov { o.momentum } else { 1.0 }),
         now: T::from_f64(if o.nesterov { 1.0 } else { 0.0 }),
     };
-    p.par_chunks_mut(CHUNK)
-        .zip(g.par_chunks(CHUNK))
-        .zip(buffer.par_chunks_mut(CHUNK))
-        .for_each(|((p, g), b)| with_momentum(&s, p, g, b));
+    p.chunks_mut(CHUNK)
+        .zip(g.chunks(CHUNK))
+        .zip(buffer.chunks_mut(CHUNK))
+        .each_task(|((p, g), b)| with_momentum(&s, p, g, b));
 }
 
 /// What the inner loop needs, rounded once.

@@ -2,6 +2,8 @@
 
 use rayon::prelude::*;
 
+use crate::team;
+
 /// Elements of one task of a cheap elementwise loop: long enough to pay for the hand-over.
 pub(crate) const CHUNK: usize = 16 * 1024;
 
@@ -10,8 +12,15 @@ pub(crate) fn tasks(n: usize, task: impl Fn(usize) + Send + Sync) {
     match n {
         0 => {}
         1 => task(0), // waking the pool for one task costs more than many a task
+        _ if alone() => (0..n).for_each(task),
+        _ if team::run(n, &task) => {}
         _ => (0..n).into_par_iter().with_max_len(1).for_each(task),
     }
+}
+
+/// Whether there is one thread alone: it need not hand anything over.
+fn alone() -> bool {
+    rayon::current_num_threads() == 1
 }
 
 /// Partial results of `task(0) … task(n − 1)`, in order.
@@ -19,9 +28,33 @@ pub(crate) fn partials<R: Send>(n: usize, task: impl Fn(usize) -> R + Send + Syn
     match n {
         0 => Vec::new(),
         1 => vec![task(0)],
-        _ => (0..n).into_par_iter().with_max_len(1).map(task).collect(),
+        _ => {
+            let mut found: Vec<Option<R>> = (0..n).map(|_| None).collect();
+            let places = Shared::new(&mut found);
+            // SAFETY: a place of its own a task.
+            tasks(n, |i| unsafe { *places.at(i) = Some(task(i)) });
+            found.into_iter().flatten().collect()
+        }
     }
 }
+
+/// Iterators over what tasks are about: chunks of slices, mostly.
+pub(crate) trait Tasks: Iterator<Item: Send> + Sized {
+    /// Runs a task for each item.
+    fn each_task(self, task: impl Fn(Self::Item) + Send + Sync) {
+        let mut items: Vec<Option<Self::Item>> = self.map(Some).collect();
+        let n = items.len();
+        let places = Shared::new(&mut items);
+        tasks(n, |i| {
+            // SAFETY: a place of its own a task.
+            if let Some(item) = unsafe { (*places.at(i)).take() } {
+                task(item);
+            }
+        });
+    }
+}
+
+impl<I: Iterator<Item: Send>> Tasks for I {}
 
 /// Rows of width `d` that make one task of a cheap loop.
 pub(crate) fn rows_per_task(d: usize) -> usize {

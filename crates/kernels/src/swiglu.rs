@@ -5,10 +5,8 @@
 //!
 //! Source: Shazeer 2020, arXiv:2002.05202.
 
-use rayon::prelude::*;
-
 use crate::Real;
-use crate::split::CHUNK;
+use crate::split::{CHUNK, Tasks};
 use crate::wide::wide;
 
 /// `y = silu(gate) · up`
@@ -17,10 +15,10 @@ use crate::wide::wide;
 /// If the slices differ in length.
 pub fn forward<T: Real>(gate: &[T], up: &[T], y: &mut [T]) {
     assert!(gate.len() == up.len() && up.len() == y.len(), "slices must be equally long");
-    y.par_chunks_mut(CHUNK)
-        .zip(gate.par_chunks(CHUNK))
-        .zip(up.par_chunks(CHUNK))
-        .for_each(|((y, a), u)| forward_chunk(a, u, y));
+    y.chunks_mut(CHUNK)
+        .zip(gate.chunks(CHUNK))
+        .zip(up.chunks(CHUNK))
+        .each_task(|((y, a), u)| forward_chunk(a, u, y));
 }
 
 /// Gradients of [`forward`] towards both inputs, overwritten.
@@ -31,12 +29,12 @@ pub fn backward<T: Real>(g: &[T], gate: &[T], up: &[T], g_gate: &mut [T], g_up: 
     let n = g.len();
     assert!([gate.len(), up.len(), g_gate.len(), g_up.len()] == [n; 4], "slices must be equally long");
     g_gate
-        .par_chunks_mut(CHUNK)
-        .zip(g_up.par_chunks_mut(CHUNK))
-        .zip(g.par_chunks(CHUNK))
-        .zip(gate.par_chunks(CHUNK))
-        .zip(up.par_chunks(CHUNK))
-        .for_each(|((((ga, gu), g), a), u)| backward_chunk(g, a, u, ga, gu));
+        .chunks_mut(CHUNK)
+        .zip(g_up.chunks_mut(CHUNK))
+        .zip(g.chunks(CHUNK))
+        .zip(gate.chunks(CHUNK))
+        .zip(up.chunks(CHUNK))
+        .each_task(|((((ga, gu), g), a), u)| backward_chunk(g, a, u, ga, gu));
 }
 
 wide! {

@@ -356,7 +356,11 @@ pub(crate) unsafe fn transposed<T: Real>(from: *const T, stride: usize, rows: us
                 // SAFETY: 16 rows of c1 − c0 numbers within both; T is f32; the features were seen.
                 unsafe {
                     let from = from.add((p * PANEL + r0) * stride + c0).cast();
-                    square((from, 4 * stride), c1 - c0, (panel.as_mut_ptr().add(c0 * PANEL + r0).cast(), PANEL));
+                    square(
+                        (from, 4 * stride),
+                        c1 - c0,
+                        (panel.as_mut_ptr().add(c0 * PANEL + r0).cast(), PANEL),
+                    );
                 }
                 continue;
             }

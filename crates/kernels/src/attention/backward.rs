@@ -1,15 +1,16 @@
-//! The backward: one task a (segment, key head); the heads that share keys run side by side.
-
-use rayon::prelude::*;
+//! The backward: one task a segment and query head.
 
 use super::{KEYS, Panels, QUERIES, Segment, Shape, key_blocks, scores};
 use crate::Real;
 use crate::elementwise::{add_assign, add_scaled_chunk};
 use crate::matmul::Strided;
 use crate::rms_norm::sum_of_products;
-use crate::split::{Shared, tasks};
+use crate::split::{Shared, partials, tasks};
 use crate::tile::{self, PANEL};
 use crate::wide::wide;
+
+/// Query heads whose shares of the gradients to shared keys wait for each other.
+const SHARES: usize = 16;
 
 /// The tensors of the forward, read only.
 struct Saved<'a, T> {
@@ -56,38 +57,44 @@ pub fn backward<T: Real>(
     let saved = Saved { g, q, k, bias, out, lse, k_panels: of(k), v_panels: of(v) };
     let (gq, gk, gv) = (Shared::new(gq), Shared::new(gk), Shared::new(gv));
     let (d, narrow) = (shape.head_dim, shape.kv_heads * shape.head_dim);
-    tasks(segments.len() * shape.kv_heads, |t| {
-        let (at, kv_head) = (t / shape.kv_heads, t % shape.kv_heads);
-        let s = &segments[at];
-        if s.q_len == 0 || s.k_len == 0 {
-            return;
-        }
-        let to = s.k_start * narrow + kv_head * d;
-        let first = kv_head * shape.group();
-        if shape.group() == 1 {
+    let (group, pairs) = (shape.group(), segments.len() * shape.kv_heads);
+    let place = |pair: usize| {
+        let (at, kv_head) = (pair / shape.kv_heads, pair % shape.kv_heads);
+        (at, kv_head, segments[at].k_start * narrow + kv_head * d)
+    };
+    if group == 1 {
+        return tasks(pairs, |pair| {
+            let (at, head, to) = place(pair);
             // SAFETY: the keys of this segment and head belong to this task.
             let to = unsafe { (gk.at(to), gv.at(to), narrow) };
-            return one_head(&saved, (at, s), shape, first, gq, to);
-        }
-        // Each head sums its own share, then the shares meet in order of the heads.
-        let shares: Vec<_> = (first..first + shape.group())
-            .into_par_iter()
-            .with_max_len(1)
-            .map(|head| {
-                let (mut dk, mut dv) = (vec![T::ZERO; s.k_len * d], vec![T::ZERO; s.k_len * d]);
-                one_head(&saved, (at, s), shape, head, gq, (dk.as_mut_ptr(), dv.as_mut_ptr(), d));
-                (dk, dv)
-            })
-            .collect();
-        for (dk, dv) in &shares {
-            for j in 0..s.k_len {
-                // SAFETY: as above; one row of one head at a time.
-                let (gk, gv) = unsafe { (gk.slice(to + j * narrow, d), gv.slice(to + j * narrow, d)) };
-                add_scaled_chunk(T::ONE, &dk[j * d..(j + 1) * d], gk);
-                add_scaled_chunk(T::ONE, &dv[j * d..(j + 1) * d], gv);
+            one_head(&saved, (at, &segments[at]), shape, head, gq, to);
+        });
+    }
+    // Each query head sums its own share, then the shares meet in order of the heads; some heads at a time, which
+    // bounds what the shares take.
+    let wave = SHARES.div_ceil(group);
+    for first in (0..pairs).step_by(wave) {
+        let wave = wave.min(pairs - first);
+        let shares = partials(wave * group, |t| {
+            let (at, kv_head, _) = place(first + t / group);
+            let s = &segments[at];
+            let (mut dk, mut dv) = (vec![T::ZERO; s.k_len * d], vec![T::ZERO; s.k_len * d]);
+            let to = (dk.as_mut_ptr(), dv.as_mut_ptr(), d);
+            one_head(&saved, (at, s), shape, kv_head * group + t % group, gq, to);
+            (dk, dv)
+        });
+        tasks(wave, |pair| {
+            let (at, _, to) = place(first + pair);
+            for (dk, dv) in &shares[pair * group..][..group] {
+                for j in 0..segments[at].k_len {
+                    // SAFETY: as above; one row of one head at a time.
+                    let (gk, gv) = unsafe { (gk.slice(to + j * narrow, d), gv.slice(to + j * narrow, d)) };
+                    add_scaled_chunk(T::ONE, &dk[j * d..(j + 1) * d], gk);
+                    add_scaled_chunk(T::ONE, &dv[j * d..(j + 1) * d], gv);
+                }
             }
-        }
-    });
+        });
+    }
 }
 
 /// Gradients through one query head of one segment, added to its rows of `gq` and to `gk`, `gv`, which

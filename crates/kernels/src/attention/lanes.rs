@@ -13,8 +13,9 @@ use std::ops::Range;
 use super::KEYS;
 use super::forward::{divide, softmax_block};
 use crate::Real;
-use crate::matmul::{Strided, product};
+use crate::matmul::Strided;
 use crate::split::partials;
+use crate::{dot, tile};
 
 /// Keys and values of a lane, `[head_dim]` an entry.
 pub trait Stored<T: Real>: Sync {
@@ -55,16 +56,15 @@ fn one<T: Real>(query: &Query<'_, T>, d: usize, scale: T) -> Found<T> {
     if entries == 0 {
         return found;
     }
-    let mut scratch = Vec::new();
+    let (mut scratch, mut dots) = (Vec::new(), vec![T::ZERO; group]);
     each_block(query, |at, lane, block| {
         let keys = lane.keys(block.clone(), &mut scratch);
         assert_eq!(keys.len(), block.len() * d, "a lane's keys");
-        // SAFETY: `keys` holds the block, `q` the group, and the weights have a column for each entry.
-        unsafe {
-            let q = Strided::new(query.q.as_ptr(), d, 1);
-            let k = Strided::new(keys.as_ptr(), 1, d);
-            let to = Strided::new(found.weights.as_mut_ptr().add(at), entries, 1);
-            product((group, block.len(), d), scale, q, k, false, to);
+        for (j, key) in keys.chunks_exact(d).enumerate() {
+            dot::rows(query.q, key, &mut dots);
+            for (weights, dot) in found.weights.chunks_exact_mut(entries).zip(&dots) {
+                weights[at + j] = scale * *dot;
+            }
         }
     });
     let sums: Vec<T> = found
@@ -79,18 +79,11 @@ fn one<T: Real>(query: &Query<'_, T>, d: usize, scale: T) -> Found<T> {
     each_block(query, |at, lane, block| {
         let values = lane.values(block.clone(), &mut scratch);
         assert_eq!(values.len(), block.len() * d, "a lane's values");
-        // SAFETY: as above.
+        // SAFETY: the weights have a column for each entry, `values` holds the block, `out` the group.
         unsafe {
             let p = Strided::new(found.weights.as_ptr().add(at), entries, 1);
-            let v = Strided::new(values.as_ptr(), d, 1);
-            product(
-                (group, d, block.len()),
-                T::ONE,
-                p,
-                v,
-                at != 0,
-                Strided::new(found.out.as_mut_ptr(), d, 1),
-            );
+            let (values, out) = (values.as_ptr(), found.out.as_mut_ptr());
+            tile::product((group, d, block.len()), T::ONE, p, (values, d), at != 0, (out, d));
         }
     });
     for ((out, weights), sum) in

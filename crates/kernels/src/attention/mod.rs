@@ -157,7 +157,9 @@ impl<T: Real> Panels<T> {
                 return Vec::new();
             }
             // SAFETY: the segment's rows lie within `x` by the check.
-            unsafe { tile::transposed(x.as_ptr().wrapping_add(s.k_start * narrow + head * d), narrow, s.k_len, d) }
+            unsafe {
+                tile::transposed(x.as_ptr().wrapping_add(s.k_start * narrow + head * d), narrow, s.k_len, d)
+            }
         });
         Panels { kv_heads, parts }
     }

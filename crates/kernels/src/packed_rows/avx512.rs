@@ -10,78 +10,139 @@ pub const CHUNK: usize = 64;
 /// Codes that share a scale of x; the least group.
 pub const HALF: usize = 32;
 
-/// A row of the weight.
-pub struct Row<'a> {
+/// A weight of whole numbers.
+pub struct Weight<'a> {
     pub codes: &'a [u8],
+    /// Bytes of a row's codes.
+    pub row_bytes: usize,
     /// One a group.
     pub scales: &'a [f32],
-    /// One a group, if they differ from `middle`.
+    /// One a group, if they differ from the middle, which x knows.
     pub zeros: Option<&'a [f32]>,
-    pub middle: f32,
-    /// Scales of x that a group spans.
+    /// Groups of a row.
+    pub groups: usize,
+    /// Halves of chunks that a group spans.
     pub halves_of_group: usize,
+    /// For each chunk the group of its first half.
+    pub group_of: Vec<usize>,
 }
 
-/// Σ over groups of scale · (Σ code·x − zero·Σ x), by 8, 4 or 2 bits.
+impl<'a> Weight<'a> {
+    pub fn of(w: &super::Grid<'a>, row_bytes: usize) -> Self {
+        let (k, r) = (w.shape.1, w.group / HALF);
+        Weight {
+            codes: w.packed,
+            row_bytes,
+            scales: w.scales,
+            zeros: Some(w.zeros).filter(|z| !z.is_empty()),
+            groups: k / w.group,
+            halves_of_group: r,
+            group_of: (0..k.div_ceil(CHUNK)).map(|chunk| 2 * chunk / r).collect(),
+        }
+    }
+
+    /// The numbers of a row's groups for the sixteen sums of a chunk, of which `second` are of its second half.
+    ///
+    /// # Safety
+    /// AVX-512 was seen; `of` points at the row's groups, `lanes` at which half each sum is of.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+    unsafe fn spread(
+        &self,
+        of: *const f32,
+        chunk: usize,
+        whole: bool,
+        (lanes, second): (__m512i, u16),
+    ) -> __m512 {
+        // SAFETY: groups of this row; of the last chunk the second half may not be there.
+        unsafe {
+            let first = self.group_of[chunk];
+            if self.halves_of_group == 1 && whole {
+                let two = of.add(first).cast::<f64>().read_unaligned();
+                return _mm512_permutexvar_ps(lanes, _mm512_castpd_ps(_mm512_set1_pd(two)));
+            }
+            let one = _mm512_set1_ps(*of.add(first));
+            if self.halves_of_group.is_multiple_of(2) {
+                return one;
+            }
+            let next = ((2 * chunk + 1) / self.halves_of_group).min(self.groups - 1);
+            _mm512_mask_blend_ps(second, one, _mm512_set1_ps(*of.add(next)))
+        }
+    }
+}
+
+/// Σ over groups of scale · (Σ code·x − zero·Σ x) for R rows from `first` on, by 8, 4 or 2 bits.
 ///
 /// # Safety
-/// AVX-512 with VNNI was seen; `factors` is as long as `x.scales`.
+/// AVX-512 with VNNI was seen; the rows are there; x is as long as they.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
-pub unsafe fn dot<const BITS: u32, const P: usize>(row: &Row<'_>, x: &Planes<P>, factors: &mut [f32]) -> f32 {
-    let bytes = CHUNK * BITS as usize / 8;
+pub unsafe fn dots<const BITS: u32, const P: usize, const R: usize>(
+    w: &Weight<'_>,
+    first: usize,
+    x: &Planes<P>,
+) -> [f32; R] {
     // SAFETY: masked to the codes that are there.
     unsafe {
-        sum(row, x, factors, |chunk, whole| {
-            let left = if whole { bytes } else { row.codes.len() - chunk * bytes };
-            let from = row.codes.as_ptr().add(chunk * bytes);
-            match BITS {
-                8 => {
-                    let mask = if left == 64 { !0 } else { (1u64 << left) - 1 };
-                    _mm512_maskz_loadu_epi8(mask, from.cast())
-                }
-                4 => {
-                    let mask = if left == 32 { !0 } else { (1u32 << left) - 1 };
-                    let both = _mm256_maskz_loadu_epi8(mask, from.cast());
-                    let low = _mm256_set1_epi8(15);
-                    let even = _mm256_and_si256(both, low);
-                    let odd = _mm256_and_si256(_mm256_srli_epi16::<4>(both), low);
-                    _mm512_inserti64x4::<1>(_mm512_castsi256_si512(even), odd)
-                }
-                _ => {
-                    let mask = if left == 16 { !0 } else { (1u16 << left) - 1 };
-                    let all = _mm512_broadcast_i32x4(_mm_maskz_loadu_epi8(mask, from.cast()));
-                    let shifts = _mm512_set_epi64(
-                        0x0006_0006_0006_0006,
-                        0x0006_0006_0006_0006,
-                        0x0004_0004_0004_0004,
-                        0x0004_0004_0004_0004,
-                        0x0002_0002_0002_0002,
-                        0x0002_0002_0002_0002,
-                        0,
-                        0,
-                    );
-                    _mm512_and_si512(_mm512_srlv_epi16(all, shifts), _mm512_set1_epi8(3))
-                }
+        sums(w, first, x, CHUNK * BITS as usize / 8, |from, left| match BITS {
+            8 => match left {
+                64 => _mm512_loadu_si512(from.cast()),
+                _ => _mm512_maskz_loadu_epi8((1u64 << left) - 1, from.cast()),
+            },
+            4 => {
+                let both = match left {
+                    32 => _mm256_loadu_si256(from.cast()),
+                    _ => _mm256_maskz_loadu_epi8((1u32 << left) - 1, from.cast()),
+                };
+                let twice = _mm512_broadcast_i64x4(both);
+                // The even codes in the lower half, the odd ones in the upper.
+                let shifts = _mm512_set_epi64(
+                    0x0004_0004_0004_0004,
+                    0x0004_0004_0004_0004,
+                    0x0004_0004_0004_0004,
+                    0x0004_0004_0004_0004,
+                    0,
+                    0,
+                    0,
+                    0,
+                );
+                _mm512_and_si512(_mm512_srlv_epi16(twice, shifts), _mm512_set1_epi8(15))
+            }
+            _ => {
+                let mask = if left == 16 { !0 } else { (1u16 << left) - 1 };
+                let all = _mm512_broadcast_i32x4(_mm_maskz_loadu_epi8(mask, from.cast()));
+                let shifts = _mm512_set_epi64(
+                    0x0006_0006_0006_0006,
+                    0x0006_0006_0006_0006,
+                    0x0004_0004_0004_0004,
+                    0x0004_0004_0004_0004,
+                    0x0002_0002_0002_0002,
+                    0x0002_0002_0002_0002,
+                    0,
+                    0,
+                );
+                _mm512_and_si512(_mm512_srlv_epi16(all, shifts), _mm512_set1_epi8(3))
             }
         })
     }
 }
 
-/// As [`dot`], by 3 bits.
+/// As [`dots`], by 3 bits.
 ///
 /// # Safety
 /// As there, with VBMI.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx2,fma")]
-pub unsafe fn dot_3<const P: usize>(row: &Row<'_>, x: &Planes<P>, factors: &mut [f32]) -> f32 {
+pub unsafe fn dots_3<const P: usize, const R: usize>(
+    w: &Weight<'_>,
+    first: usize,
+    x: &Planes<P>,
+) -> [f32; R] {
     // Three bytes to each of eight lanes, then eight shifts of each lane.
     let spread: [u8; 64] = std::array::from_fn(|i| if i % 8 < 3 { (i / 8 * 3 + i % 8) as u8 } else { 63 });
     // SAFETY: as above; byte 63 of a load of 24 is zero.
     unsafe {
         let spread = _mm512_loadu_si512(spread.as_ptr().cast());
         let shifts = _mm512_set1_epi64(0x1512_0f0c_0906_0300);
-        sum(row, x, factors, |chunk, whole| {
-            let left = if whole { 24 } else { row.codes.len() - chunk * 24 };
-            let from = row.codes.as_ptr().add(chunk * 24);
+        sums(w, first, x, 24, |from, left| {
             let bytes = _mm512_maskz_loadu_epi8((1u64 << left) - 1, from.cast());
             let lanes = _mm512_permutexvar_epi8(spread, bytes);
             _mm512_and_si512(_mm512_multishift_epi64_epi8(shifts, lanes), _mm512_set1_epi8(7))
@@ -89,118 +150,143 @@ pub unsafe fn dot_3<const P: usize>(row: &Row<'_>, x: &Planes<P>, factors: &mut 
     }
 }
 
-/// # Safety
-/// AVX-512 with VNNI was seen; `codes` is called for each chunk, which is whole but for the last, and gives its codes
-/// as bytes.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
-unsafe fn sum<const P: usize>(
-    row: &Row<'_>,
-    x: &Planes<P>,
-    factors: &mut [f32],
-    codes: impl Fn(usize, bool) -> __m512i,
-) -> f32 {
-    let zeros = _mm512_setzero_si512();
-    let chunks = x.bytes.len() / (P * CHUNK);
-    // SAFETY: x, its scales and factors are as long as the chunks ask; the rest is the caller's promise.
-    unsafe {
-        let less = prepare(row, &x.scales, &x.sums, factors);
-        let lanes = _mm512_loadu_si512(x.halves.as_ptr().cast());
-        let term = |chunk: usize, whole: bool, total: __m512| {
-            let w = codes(chunk, whole);
-            let planes = x.bytes.as_ptr().add(chunk * P * CHUNK);
-            let part =
-                |p: usize| _mm512_dpbusd_epi32(zeros, w, _mm512_loadu_si512(planes.add(p * CHUNK).cast()));
-            let low = _mm512_add_epi32(part(0), _mm512_slli_epi32::<7>(part(1)));
-            let mut value = _mm512_cvtepi32_ps(low);
-            if P == 3 {
-                value = _mm512_fmadd_ps(_mm512_cvtepi32_ps(part(2)), _mm512_set1_ps(16384.0), value);
-            }
-            let two = factors.as_ptr().add(2 * chunk).cast::<f64>().read_unaligned();
-            let scale = _mm512_permutexvar_ps(lanes, _mm512_castpd_ps(_mm512_set1_pd(two)));
-            _mm512_fmadd_ps(value, scale, total)
-        };
-        // Two sums, so that one need not wait for the other.
-        let (mut even, mut odd) = (_mm512_setzero_ps(), _mm512_setzero_ps());
-        let last = chunks - 1;
-        for pair in 0..last / 2 {
-            even = term(2 * pair, true, even);
-            odd = term(2 * pair + 1, true, odd);
-        }
-        if last % 2 == 1 {
-            even = term(last - 1, true, even);
-        }
-        odd = term(last, false, odd);
-        _mm512_reduce_add_ps(_mm512_sub_ps(_mm512_add_ps(even, odd), less))
-    }
-}
-
-/// `factors[h]` ← scale of w · scale of x; what the zeros take off, in sixteen parts.
+/// Rows share what is loaded of x; each adds up in the same order for any R.
 ///
 /// # Safety
-/// AVX-512 was seen; the three arrays are equally long, a multiple of 16.
+/// AVX-512 with VNNI was seen; the rows are there; x is as long as they; `codes` gives as bytes the codes of a chunk,
+/// of which so many bytes are there.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-unsafe fn prepare(row: &Row<'_>, scales: &[f32], sums: &[f32], factors: &mut [f32]) -> __m512 {
-    let mut less = _mm512_setzero_ps();
-    let r = row.halves_of_group;
-    let quick = r.is_power_of_two() && r <= 16;
-    let middle = _mm512_set1_ps(row.middle);
-    let lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    let place = _mm512_srl_epi32(lane, _mm_cvtsi32_si128(r.trailing_zeros() as i32));
-    // SAFETY: loads are masked to the groups that are there.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
+unsafe fn sums<const P: usize, const R: usize>(
+    w: &Weight<'_>,
+    first: usize,
+    x: &Planes<P>,
+    bytes: usize,
+    codes: impl Fn(*const u8, usize) -> __m512i,
+) -> [f32; R] {
+    let mut totals = [_mm512_setzero_ps(); R];
+    // SAFETY: rows and groups lie within the weight, chunks within x.
     unsafe {
-        // The numbers of the groups of 16 halves from h on; 0 past the end.
-        let spread = |of: &[f32], h: usize| {
-            if !quick {
-                return each(of, h, r);
+        let rows: [*const u8; R] =
+            std::array::from_fn(|r| w.codes[(first + r) * w.row_bytes..][..w.row_bytes].as_ptr());
+        let groups = |of: &[f32], r: usize| of[(first + r) * w.groups..][..w.groups].as_ptr();
+        let scales: [*const f32; R] = std::array::from_fn(|r| groups(w.scales, r));
+        let zeros: Option<[*const f32; R]> = w.zeros.map(|z| std::array::from_fn(|r| groups(z, r)));
+        let lanes = _mm512_loadu_si512(x.halves.as_ptr().cast());
+        let lanes = (lanes, _mm512_test_epi32_mask(lanes, _mm512_set1_epi32(1)));
+        for chunk in 0..x.scales.len() {
+            let whole = (chunk + 1) * bytes <= w.row_bytes;
+            let planes = x.bytes.as_ptr().add(chunk * P * CHUNK);
+            let plane: [__m512i; P] =
+                std::array::from_fn(|p| _mm512_loadu_si512(planes.add(p * CHUNK).cast()));
+            let less: [__m512i; 2] =
+                std::array::from_fn(|i| _mm512_loadu_si512(x.less[2 * chunk + i].as_ptr().cast()));
+            let of_x = _mm512_loadu_ps(x.scales[chunk].as_ptr());
+            let left = if whole { bytes } else { w.row_bytes - chunk * bytes };
+            _mm_prefetch::<_MM_HINT_T0>(scales[0].wrapping_byte_add(AHEAD_SCALES + chunk * 8 * R).cast());
+            for r in 0..R {
+                let from = rows[r].add(chunk * bytes);
+                _mm_prefetch::<_MM_HINT_T0>(rows[0].wrapping_add(AHEAD + (chunk * R + r) * bytes).cast());
+                let codes = codes(from, left);
+                let high = _mm512_dpbusd_epi32(_mm512_setzero_si512(), codes, plane[1]);
+                let low = _mm512_dpbusd_epi32(less[0], codes, plane[0]);
+                let mut value = _mm512_cvtepi32_ps(_mm512_add_epi32(low, _mm512_slli_epi32::<7>(high)));
+                if P == 3 {
+                    let top = _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(less[1], codes, plane[P - 1]));
+                    value = _mm512_fmadd_ps(top, _mm512_set1_ps(16384.0), value);
+                }
+                if let Some(zeros) = zeros {
+                    let zero = w.spread(zeros[r], chunk, whole, lanes);
+                    value = _mm512_fnmadd_ps(zero, _mm512_loadu_ps(x.sums[chunk].as_ptr()), value);
+                }
+                let scale = w.spread(scales[r], chunk, whole, lanes);
+                totals[r] = _mm512_fmadd_ps(_mm512_mul_ps(value, of_x), scale, totals[r]);
             }
-            let first = h >> r.trailing_zeros();
-            let there = of.len().saturating_sub(first).min(16);
-            let mask = if there == 16 { !0 } else { (1u16 << there) - 1 };
-            _mm512_permutexvar_ps(place, _mm512_maskz_loadu_ps(mask, of.as_ptr().wrapping_add(first)))
-        };
-        for h in (0..factors.len()).step_by(16) {
-            let scale = spread(row.scales, h);
-            let zero = row.zeros.map_or(middle, |z| spread(z, h));
-            let at = _mm512_mul_ps(scale, _mm512_loadu_ps(scales.as_ptr().add(h)));
-            _mm512_storeu_ps(factors.as_mut_ptr().add(h), at);
-            let of_zero = _mm512_mul_ps(scale, zero);
-            less = _mm512_fmadd_ps(of_zero, _mm512_loadu_ps(sums.as_ptr().add(h)), less);
         }
     }
-    less
+    totals.map(|t| _mm512_reduce_add_ps(t))
 }
 
-/// Groups of odd sizes, one by one.
-#[cold]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-fn each(of: &[f32], h: usize, r: usize) -> __m512 {
-    let each: [f32; 16] = std::array::from_fn(|i| of.get((h + i) / r).copied().unwrap_or(0.0));
-    // SAFETY: sixteen numbers.
-    unsafe { _mm512_loadu_ps(each.as_ptr()) }
+/// Bytes by which codes are asked for before they are needed: rows lie one after the other.
+pub const AHEAD: usize = 4096;
+
+/// The same of scales.
+const AHEAD_SCALES: usize = 1024;
+
+/// Where a chunk of x goes.
+pub struct ChunkOfX<'a> {
+    /// `[plane][64]`
+    pub bytes: &'a mut [i8],
+    pub scale: &'a mut [f32; 16],
+    /// Of the two lowest planes, and of the third.
+    pub less: &'a mut [[i32; 16]],
+    pub sum: &'a mut [f32; 16],
 }
 
-/// A row of x as whole numbers: half h of `x` into the planes of chunk h / 2, in the order of `order`; the scale, and
-/// the sum.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-pub fn whole<const P: usize>(x: &[f32], order: &[usize], planes: &mut [i8]) -> (f32, f32) {
-    let most = x.iter().fold(0f32, |a, x| if x.abs() > a || x.is_nan() { x.abs() } else { a });
-    let top = ((1i32 << (7 * P)) - 1) as f32;
-    // NaN and infinity have no whole numbers; their scale tells them on. What is too small to divide by is 0.
-    let (scale, inverse) = match most.is_finite() {
-        true if most > 0.0 && (top / most).is_finite() => (most / top, top / most),
-        true => (0.0, 0.0),
-        false => (f32::NAN, 0.0),
-    };
-    let mut sum = 0i32;
-    for (x, at) in x.iter().zip(order) {
-        let q = if inverse > 0.0 { (x * inverse).round_ties_even() as i32 } else { 0 };
-        sum += q;
-        for p in 0..P {
-            let digit = if p + 1 == P { q >> (7 * p) } else { q >> (7 * p) & 127 };
-            planes[p * CHUNK + at] = digit as i8;
+/// Up to 64 numbers, a multiple of 32, as whole ones: digit i of each at `order[i]`. `halves` says which half of the
+/// chunk each of the sixteen sums is of.
+///
+/// # Safety
+/// AVX-512 with VNNI was seen.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
+pub unsafe fn whole<const P: usize>(
+    x: &[f32],
+    order: &[usize; CHUNK],
+    halves: &[i32; 16],
+    middle: i32,
+    to: ChunkOfX<'_>,
+) {
+    let mut digits = [[0i8; CHUNK]; P];
+    let mut two = [0f32; 16];
+    // SAFETY: halves of 32 numbers, planes of 64 bytes, sixteen of everything else.
+    unsafe {
+        for (h, x) in x.chunks_exact(HALF).enumerate() {
+            let x = [_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(16))];
+            let most = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(x[0]), _mm512_abs_ps(x[1])));
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x[0], x[1]) != 0;
+            let top = ((1i32 << (7 * P)) - 1) as f32;
+            // NaN and infinity have no whole numbers; their scale tells them on. What is too small to divide by is 0.
+            let (scale, inverse) = match !nan && most.is_finite() {
+                true if most > 0.0 && (top / most).is_finite() => (most / top, top / most),
+                true => (0.0, 0.0),
+                false => (f32::NAN, 0.0),
+            };
+            two[h] = scale;
+            if inverse == 0.0 {
+                continue;
+            }
+            for (part, x) in x.into_iter().enumerate() {
+                let q = _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(inverse)));
+                for (p, digits) in digits.iter_mut().enumerate() {
+                    let digit = _mm512_srav_epi32(q, _mm512_set1_epi32(7 * p as i32));
+                    let digit = match p + 1 == P {
+                        true => digit,
+                        false => _mm512_and_si512(digit, _mm512_set1_epi32(127)),
+                    };
+                    let at = digits.as_mut_ptr().add(HALF * h + 16 * part);
+                    _mm_storeu_si128(at.cast(), _mm512_cvtepi32_epi8(digit));
+                }
+            }
         }
+        for (digits, to) in digits.iter().zip(to.bytes.chunks_exact_mut(CHUNK)) {
+            for (digit, at) in digits.iter().zip(order) {
+                to[*at] = *digit;
+            }
+        }
+        let ones = _mm512_set1_epi8(1);
+        let plane = |p: usize| _mm512_loadu_si512(to.bytes[p * CHUNK..][..CHUNK].as_ptr().cast());
+        let of = |p: usize| _mm512_dpbusd_epi32(_mm512_setzero_si512(), ones, plane(p));
+        let low = _mm512_add_epi32(of(0), _mm512_slli_epi32::<7>(of(1)));
+        let high = if P == 3 { of(P - 1) } else { _mm512_setzero_si512() };
+        let middle = _mm512_set1_epi32(-middle);
+        let [less_low, less_high] = to.less else { return };
+        _mm512_storeu_si512(less_low.as_mut_ptr().cast(), _mm512_mullo_epi32(low, middle));
+        _mm512_storeu_si512(less_high.as_mut_ptr().cast(), _mm512_mullo_epi32(high, middle));
+        let sum = _mm512_cvtepi32_ps(low);
+        let sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(high), _mm512_set1_ps(16384.0), sum);
+        _mm512_storeu_ps(to.sum.as_mut_ptr(), sum);
+        let lanes = _mm512_loadu_si512(halves.as_ptr().cast());
+        let scale = _mm512_permutexvar_ps(lanes, _mm512_loadu_ps(two.as_ptr()));
+        _mm512_storeu_ps(to.scale.as_mut_ptr(), scale);
     }
-    (scale, (f64::from(sum) * f64::from(scale)) as f32)
 }

@@ -1,7 +1,7 @@
 //! Whole numbers: x in planes of seven bits, dot products of bytes.
 
 use super::Grid;
-use super::avx512::{self, CHUNK, HALF};
+use super::avx512::{self, CHUNK, ChunkOfX, HALF, Weight};
 use crate::cpu::{self, Cpu};
 use crate::packed::stream_bytes;
 use crate::split::{Shared, tasks};
@@ -21,34 +21,42 @@ pub fn suits(w: &Grid<'_>) -> bool {
         && is_x86_feature_detected!("avx512vnni")
 }
 
-/// A row of x as whole numbers.
+/// A row of x as whole numbers. What belongs to a chunk lies as the sixteen sums of a step do, of four codes each.
 pub struct Planes<const P: usize> {
     /// `[chunk][plane][64]`, the lowest seven bits first, in the order of the codes' bytes; the highest has a sign.
     pub bytes: Vec<i8>,
-    /// What one stands for in each 32 inputs.
-    pub scales: Vec<f32>,
-    /// The sum of each 32 inputs.
-    pub sums: Vec<f32>,
-    /// Which of a chunk's two halves each of the sixteen sums of a step is of.
+    /// What one stands for.
+    pub scales: Vec<[f32; 16]>,
+    /// What the middle takes off a sum: `[chunk][2]`, of the two lowest planes and of the third.
+    pub less: Vec<[i32; 16]>,
+    /// The four numbers' sum.
+    pub sums: Vec<[f32; 16]>,
+    /// Which of a chunk's two halves each sum is of.
     pub halves: [i32; 16],
 }
 
 impl<const P: usize> Planes<P> {
-    fn of(x: &[f32], bits: u32) -> Self {
-        let (chunks, halves) = (x.len().div_ceil(CHUNK), x.len().div_ceil(CHUNK) * 2);
+    /// With zeros of a weight's own nothing is taken off for the middle.
+    fn of(x: &[f32], w: &Grid<'_>) -> Self {
+        let chunks = x.len().div_ceil(CHUNK);
         let mut planes = Planes {
             bytes: vec![0; chunks * P * CHUNK],
-            scales: vec![0.0; halves.next_multiple_of(16)],
-            sums: vec![0.0; halves.next_multiple_of(16)],
-            halves: lanes(bits),
+            scales: vec![[0.0; 16]; chunks],
+            less: vec![[0; 16]; 2 * chunks],
+            sums: vec![[0.0; 16]; chunks],
+            halves: lanes(w.bits),
         };
-        let order = order(bits);
-        for (h, x) in x.chunks(HALF).enumerate() {
-            let chunk = &mut planes.bytes[h / 2 * P * CHUNK..][..P * CHUNK];
+        let middle = if w.zeros.is_empty() { w.middle as i32 } else { 0 };
+        let order = order(w.bits);
+        for (c, x) in x.chunks(CHUNK).enumerate() {
+            let to = ChunkOfX {
+                bytes: &mut planes.bytes[c * P * CHUNK..][..P * CHUNK],
+                scale: &mut planes.scales[c],
+                less: &mut planes.less[2 * c..][..2],
+                sum: &mut planes.sums[c],
+            };
             // SAFETY: `suits` saw the features.
-            let (scale, sum) = unsafe { avx512::whole::<P>(x, &order[h % 2 * HALF..], chunk) };
-            planes.scales[h] = scale;
-            planes.sums[h] = sum;
+            unsafe { avx512::whole::<P>(x, &order, &planes.halves, middle, to) };
         }
         planes
     }
@@ -77,30 +85,40 @@ pub fn forward<const P: usize>(x: &[f32], w: &Grid<'_>, y: &mut [f32]) {
     let (groups, row_bytes) = (k / w.group, stream_bytes(k, w.bits));
     assert_eq!(w.packed.len(), n * row_bytes, "the codes of {n}×{k}");
     assert!(w.scales.len() == n * groups && (w.zeros.is_empty() || w.zeros.len() == n * groups));
-    let planes: Vec<Planes<P>> = x.chunks_exact(k).map(|x| Planes::of(x, w.bits)).collect();
+    let planes: Vec<Planes<P>> = x.chunks_exact(k).map(|x| Planes::of(x, w)).collect();
+    let weight = Weight::of(w, row_bytes);
     let out = Shared::new(y);
-    let rows = (TASK / k).max(1);
+    let rows = (TASK / k).max(1).next_multiple_of(ROWS);
     tasks(n.div_ceil(rows), |t| {
-        let mut factors = vec![0.0; planes.first().map_or(0, |p| p.scales.len())];
-        for j in t * rows..n.min((t + 1) * rows) {
-            let row = avx512::Row {
-                codes: &w.packed[j * row_bytes..(j + 1) * row_bytes],
-                scales: &w.scales[j * groups..(j + 1) * groups],
-                zeros: w.zeros.get(j * groups..(j + 1) * groups),
-                middle: w.middle,
-                halves_of_group: w.group / HALF,
-            };
+        let end = n.min((t + 1) * rows);
+        for first in (t * rows..end).step_by(ROWS) {
             for (i, x) in planes.iter().enumerate() {
+                let here = (end - first).min(ROWS);
                 // SAFETY: `suits` saw the features; each task owns its columns of y.
-                unsafe {
-                    *out.at(i * n + j) = match w.bits {
-                        2 => avx512::dot::<2, P>(&row, x, &mut factors),
-                        3 => avx512::dot_3(&row, x, &mut factors),
-                        4 => avx512::dot::<4, P>(&row, x, &mut factors),
-                        _ => avx512::dot::<8, P>(&row, x, &mut factors),
-                    };
+                let to = unsafe { out.slice(i * n + first, here) };
+                if here == ROWS {
+                    to.copy_from_slice(&dots::<P, ROWS>(w.bits, &weight, first, x));
+                } else {
+                    for (r, y) in to.iter_mut().enumerate() {
+                        [*y] = dots(w.bits, &weight, first + r, x);
+                    }
                 }
             }
         }
     });
+}
+
+/// Rows that share what is loaded of x.
+const ROWS: usize = 4;
+
+fn dots<const P: usize, const R: usize>(bits: u32, w: &Weight<'_>, first: usize, x: &Planes<P>) -> [f32; R] {
+    // SAFETY: `suits` saw the features; slices of rows are checked.
+    unsafe {
+        match bits {
+            2 => avx512::dots::<2, P, R>(w, first, x),
+            3 => avx512::dots_3(w, first, x),
+            4 => avx512::dots::<4, P, R>(w, first, x),
+            _ => avx512::dots::<8, P, R>(w, first, x),
+        }
+    }
 }

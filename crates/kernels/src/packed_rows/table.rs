@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::avx512::AHEAD;
 use super::{Scales, Table};
 use crate::bf16;
 use crate::cpu::{self, Cpu};
@@ -126,6 +127,7 @@ unsafe fn dot(codes: &[u8], x: &[f32], table: &[f32; 16], scales: &RowScales<'_>
     unsafe {
         let table = _mm512_loadu_ps(table.as_ptr());
         for (c, bytes) in codes.as_chunks::<32>().0.iter().enumerate() {
+            _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(AHEAD).cast());
             let x = x.as_ptr().add(c * CHUNK);
             let mut sums = [_mm512_setzero_ps(); 2];
             for (half, sum) in sums.iter_mut().enumerate() {
@@ -155,6 +157,7 @@ unsafe fn dot_bf16(codes: &[u8], x: &[u16], table: &[u16; 16], scales: &RowScale
         let table = _mm512_castsi256_si512(_mm256_loadu_si256(table.as_ptr().cast()));
         let table = _mm512_inserti64x4::<1>(table, _mm512_castsi512_si256(table));
         for (c, bytes) in codes.as_chunks::<32>().0.iter().enumerate() {
+            _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(AHEAD).cast());
             let x = x.as_ptr().add(c * CHUNK);
             let bytes = _mm512_cvtepu8_epi16(_mm256_loadu_si256(bytes.as_ptr().cast()));
             let even = _mm512_permutexvar_epi16(_mm512_srli_epi16::<4>(bytes), table);
