@@ -52,7 +52,7 @@ pub fn run(figures: &mut Figures, rounds: usize, small: bool, llama: Option<&Pat
                     Ok(vec![found[0], found[1], found[2] / 1e6])
                 }
             });
-            let settings = format!("kind = \"rtn\", bits = {bits}, group_size = 32");
+            let settings = format!("kind = \"rtn\", bits = {bits}, group_size = 32, lm_head_bits = 8");
             let mut ours = || generate(&shape, "bf16", &settings);
             let found = alternate(rounds, &mut ours, peer.as_mut().map(|p| p as &mut Side<'_>))?;
             let case = format!("{name} in {bits} bits");
@@ -60,8 +60,8 @@ pub fn run(figures: &mut Figures, rounds: usize, small: bool, llama: Option<&Pat
             let quantities =
                 [(", new tokens", "tokens/s"), (", prompt of 512", "tokens/s"), (", resident", "MB")];
             found.note(figures, "decode", &case, name, &quantities);
-            // Codes and a scale of 32 bits in each group of 32; the head stays in bf16.
-            let read = shape.bytes_read(f64::from(bits) + 1.0, 16.0) / 1e9;
+            // Codes and a scale of 32 bits in each group of 32; the head in 8 bits, as on the other side.
+            let read = shape.bytes_read(f64::from(bits) + 1.0, 9.0) / 1e9;
             let read = found.ours[0].map(|rate| rate * read);
             figures.beside("decode", format!("{case}, weights read"), "GB/s", read, None);
         }

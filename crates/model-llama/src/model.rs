@@ -94,7 +94,7 @@ impl LlamaModel {
         }
         loader.norm(NORM, d, false, &[HEAD])?;
         if c.tie_word_embeddings {
-            loader.tied_head(HEAD, EMBED, c.vocab_size, d);
+            loader.tied_head(HEAD, EMBED, c.vocab_size, d)?;
         } else {
             loader.linear(HEAD, c.vocab_size, d, false, true)?;
         }

@@ -58,8 +58,8 @@ impl Quantizer for Nf4 {
         "nf4"
     }
 
-    fn converts(&self, path: &str, is_head: bool) -> bool {
-        takes(path, is_head, &self.left_out)
+    fn converts(&self, path: &str) -> bool {
+        takes(path, &self.left_out)
     }
 
     fn pack(&self, name: &str, weight: &[f32], shape: (usize, usize)) -> Result<Arc<dyn PackedWeight>> {

@@ -105,9 +105,9 @@ impl PackedWeight for Packed {
     }
 }
 
-/// Whether a linear is packed: everything but the head and what the recipe leaves out.
-pub(crate) fn takes(path: &str, is_head: bool, left_out: &[String]) -> bool {
-    !is_head && !left_out.iter().any(|name| ends_in(path, name))
+/// Whether a linear is packed: everything but what the recipe leaves out.
+pub(crate) fn takes(path: &str, left_out: &[String]) -> bool {
+    !left_out.iter().any(|name| ends_in(path, name))
 }
 
 /// A codec's refusal in the recipe's terms: of a setting where a setting is to blame.

@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use anyhow::Result;
+use ramekin_core::BadSetting;
 use ramekin_kernels::packed::stream_bytes;
 use ramekin_registry::{Part, part};
 use ramekin_slots::{PackedWeight, Quantizer};
@@ -30,19 +31,28 @@ pub struct RtnSettings {
     pub group_size: i64,
     /// A grid that is even around 0; else one from the smallest to the largest weight.
     pub sym: bool,
-    /// Linears to leave as they are, by name or path ending; the head always stays.
+    /// Bits of the head's weight; it stays as it is without.
+    pub lm_head_bits: Option<u32>,
+    /// Linears to leave as they are, by name or path ending.
     pub modules_to_not_convert: Vec<String>,
 }
 
 impl Default for RtnSettings {
     fn default() -> Self {
-        RtnSettings { bits: 4, group_size: 128, sym: true, modules_to_not_convert: Vec::new() }
+        RtnSettings {
+            bits: 4,
+            group_size: 128,
+            sym: true,
+            lm_head_bits: None,
+            modules_to_not_convert: Vec::new(),
+        }
     }
 }
 
 /// The quantizer.
 pub struct Rtn {
     spec: RtnSpec,
+    head: Option<Box<Rtn>>,
     left_out: Vec<String>,
 }
 
@@ -54,7 +64,13 @@ impl Part for Rtn {
         // A width that every positive group size divides: only the settings themselves can be wrong.
         let width = usize::try_from(s.group_size).ok().filter(|g| *g > 0).unwrap_or(64);
         check(packed_bytes((1, width), spec))?;
-        Ok(Rtn { spec, left_out: s.modules_to_not_convert })
+        let head = s.lm_head_bits.map(|bits| {
+            let spec = RtnSpec { bits, ..spec };
+            let sound = packed_bytes((1, width), spec);
+            sound.map_err(|e| BadSetting::new("lm_head_bits", e.to_string()))?;
+            Ok::<_, anyhow::Error>(Box::new(Rtn { spec, head: None, left_out: Vec::new() }))
+        });
+        Ok(Rtn { spec, head: head.transpose()?, left_out: s.modules_to_not_convert })
     }
 }
 
@@ -63,8 +79,12 @@ impl Quantizer for Rtn {
         "rtn"
     }
 
-    fn converts(&self, path: &str, is_head: bool) -> bool {
-        takes(path, is_head, &self.left_out)
+    fn converts(&self, path: &str) -> bool {
+        takes(path, &self.left_out)
+    }
+
+    fn for_head(&self) -> Option<&dyn Quantizer> {
+        self.head.as_deref().map(|head| head as &dyn Quantizer)
     }
 
     fn pack(&self, name: &str, weight: &[f32], shape: (usize, usize)) -> Result<Arc<dyn PackedWeight>> {

@@ -239,7 +239,9 @@ impl<'a> Loader<'a> {
         is_head: bool,
     ) -> Result<()> {
         let name = format!("{path}.weight");
-        let quantizer = self.options.quantizer.filter(|q| q.converts(path, is_head));
+        let quantizer = self.options.quantizer;
+        let quantizer = if is_head { quantizer.and_then(|q| q.for_head()) } else { quantizer };
+        let quantizer = quantizer.filter(|q| q.converts(path));
         let base = if let Some(quantizer) = quantizer {
             let packed = self.pack(quantizer, &name, (outputs, inputs))?;
             self.ledger.add_packed(&name, &[outputs, inputs], quantizer.name(), packed.bytes())?;
@@ -284,7 +286,14 @@ impl<'a> Loader<'a> {
     }
 
     /// A head that uses a table which is loaded already.
-    pub fn tied_head(&mut self, path: &str, table: &str, outputs: usize, inputs: usize) {
+    ///
+    /// # Errors
+    /// If a quantizer is to pack the head.
+    pub fn tied_head(&mut self, path: &str, table: &str, outputs: usize, inputs: usize) -> Result<()> {
+        if self.options.quantizer.is_some_and(|q| q.for_head().is_some()) {
+            let why = format!("cannot be packed: `{path}` is the embedding's table here, which stays as it is");
+            return Err(ramekin_core::BadSetting::new("lm_head_bits", why).into());
+        }
         let name = format!("{path}.weight");
         self.used.insert(name);
         self.sites.add_linear(LinearSite::new(
@@ -294,6 +303,7 @@ impl<'a> Loader<'a> {
             LinearBase::Dense(table.to_owned()),
             None,
         ));
+        Ok(())
     }
 
     /// Ends loading: the ledger, the sites and the names in the source that nobody asked for.

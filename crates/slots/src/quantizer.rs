@@ -10,8 +10,12 @@ use crate::PackedWeight;
 pub trait Quantizer {
     /// Its name in the ledger.
     fn name(&self) -> &'static str;
-    /// Whether it takes this linear; the head is left out unless a part says otherwise.
-    fn converts(&self, path: &str, is_head: bool) -> bool;
+    /// Whether it takes this linear.
+    fn converts(&self, path: &str) -> bool;
+    /// What packs the head; it stays as it is unless a part says otherwise.
+    fn for_head(&self) -> Option<&dyn Quantizer> {
+        None
+    }
     /// Packs a dense weight `[O, I]`.
     ///
     /// # Errors
