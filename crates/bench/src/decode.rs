@@ -53,7 +53,9 @@ pub fn run(figures: &mut Figures, rounds: usize, small: bool, llama: Option<&Pat
                 }
             });
             let settings = format!("kind = \"rtn\", bits = {bits}, group_size = 32, lm_head_bits = 8");
-            let mut ours = || generate(&shape, "bf16", &settings);
+            // llama.cpp keeps keys and values in f16.
+            let mut ours =
+                || generate(&shape, "bf16", &settings, "kv = { kind = \"full\", dtype = \"bf16\" }");
             let found = alternate(rounds, &mut ours, peer.as_mut().map(|p| p as &mut Side<'_>))?;
             let case = format!("{name} in {bits} bits");
             let name = if bits == 4 { "llama.cpp Q4_0" } else { "llama.cpp Q8_0" };
@@ -67,7 +69,7 @@ pub fn run(figures: &mut Figures, rounds: usize, small: bool, llama: Option<&Pat
         }
     }
     for (dtype, packed) in [("f32", ""), ("bf16", ""), ("f32", "kind = \"nf4\"")] {
-        let found = alternate(rounds, &mut || generate(&YARDSTICK, dtype, packed), None)?;
+        let found = alternate(rounds, &mut || generate(&YARDSTICK, dtype, packed, ""), None)?;
         let on = if packed.is_empty() { "" } else { " on nf4" };
         let quantities = [(", new tokens", "tokens/s"), (", prompt of 512", "tokens/s")];
         found.note(figures, "decode", &format!("58M in {dtype}{on}"), "", &quantities);
@@ -76,14 +78,14 @@ pub fn run(figures: &mut Figures, rounds: usize, small: bool, llama: Option<&Pat
 }
 
 /// New tokens a second, tokens of the prompt a second, resident MB.
-fn generate(shape: &Shape, dtype: &str, packed: &str) -> Result<Vec<f64>> {
+fn generate(shape: &Shape, dtype: &str, packed: &str, kv: &str) -> Result<Vec<f64>> {
     let folder = tempfile::tempdir()?;
     Shape { batch: 1, ..*shape }.write_ids(folder.path())?;
     let model = Shape { length: PROMPT + 2 * NEW, ..*shape }.model(dtype);
     // The first new token comes out of the prompt.
     let new = NEW + 1;
     let recipe = format!(
-        "{model}\n[[stage]]\nkind = \"generate\"\n{}\ninput = \"ids.safetensors\"\nmax_new_tokens = {new}\n",
+        "{model}\n[[stage]]\nkind = \"generate\"\n{}\n{kv}\ninput = \"ids.safetensors\"\nmax_new_tokens = {new}\n",
         quantizer(packed)
     );
     let run: Cooked = whole::cook(folder.path(), &recipe)?;

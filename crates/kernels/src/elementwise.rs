@@ -183,7 +183,7 @@ wide! {
         }
     }
 
-    fn scale_chunk[T: Real](s: T, x: &[T], y: &mut [T]) {
+    pub(crate) fn scale_chunk[T: Real](s: T, x: &[T], y: &mut [T]) {
         for (y, x) in y.iter_mut().zip(x) {
             *y = s * *x;
         }

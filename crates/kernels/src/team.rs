@@ -26,10 +26,11 @@ struct Team {
     turn: AtomicUsize,
     /// Members that are looking at the board or working; it stays as it is until they are gone.
     inside: AtomicUsize,
-    /// The next task of the open work.
-    next: AtomicUsize,
+    /// The tasks of the open work that are left, a stretch for each member: what lies side by side in memory is
+    /// one member's for as long as it keeps up.
+    left: Vec<Stretch>,
     /// The open work. Written with nobody inside and `turn` even.
-    board: Mutex<Option<(Task<'static>, usize)>>,
+    board: Mutex<Option<Task<'static>>>,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     asleep: AtomicUsize,
     bed: Mutex<()>,
@@ -53,7 +54,7 @@ pub fn start(threads: usize) {
         taken: AtomicBool::new(false),
         turn: AtomicUsize::new(0),
         inside: AtomicUsize::new(0),
-        next: AtomicUsize::new(0),
+        left: (0..threads).map(|_| Stretch::default()).collect(),
         board: Mutex::new(None),
         panic: Mutex::new(None),
         asleep: AtomicUsize::new(0),
@@ -63,7 +64,7 @@ pub fn start(threads: usize) {
     for i in 1..threads {
         let member = std::thread::Builder::new().name(format!("kernel-{i}"));
         // A member that cannot start is missed by nobody: its tasks are taken by the others.
-        let _ = member.spawn(move || team.member());
+        let _ = member.spawn(move || team.member(i));
     }
 }
 
@@ -74,7 +75,8 @@ pub(crate) fn run(n: usize, task: Task<'_>) -> bool {
         (0..n).for_each(task); // a task of a task
         return true;
     }
-    if team.taken.swap(true, SeqCst) {
+    // More tasks than half a word counts are nobody's.
+    if n >> Stretch::HALF > 0 || team.taken.swap(true, SeqCst) {
         return false;
     }
     team.lead(n, task);
@@ -85,14 +87,17 @@ impl Team {
     fn lead(&self, n: usize, task: Task<'_>) {
         // SAFETY: the work is off the board, and nobody inside, before this returns.
         let task = unsafe { std::mem::transmute::<Task<'_>, Task<'static>>(task) };
-        *locked(&self.board) = Some((task, n));
-        self.next.store(0, SeqCst);
+        *locked(&self.board) = Some(task);
+        let members = self.left.len();
+        for (i, left) in self.left.iter().enumerate() {
+            left.set(i * n / members, (i + 1) * n / members);
+        }
         self.turn.fetch_add(1, SeqCst);
         if self.asleep.load(SeqCst) > 0 {
             drop(locked(&self.bed)); // whoever is about to sleep does so, and hears the bell
             self.bell.notify_all();
         }
-        self.work(task, n);
+        self.work(task, 0);
         self.turn.fetch_add(1, SeqCst);
         let mut looks = 0;
         while self.inside.load(SeqCst) > 0 {
@@ -106,26 +111,28 @@ impl Team {
         }
     }
 
-    /// Takes tasks until none is left. A panic ends the work and is kept for the leader.
-    fn work(&self, task: Task<'_>, n: usize) {
+    /// Takes tasks until none is left, of its own first. A panic ends the work and is kept for the leader.
+    fn work(&self, task: Task<'_>, member: usize) {
         WORKING.set(true);
         let all = || {
-            loop {
-                let i = self.next.fetch_add(1, SeqCst);
-                if i >= n {
-                    break;
-                }
+            while let Some(i) = self.left[member].first() {
                 task(i);
+            }
+            let others = || self.left.iter().max_by_key(|left| left.len());
+            while let Some(left) = others().filter(|left| left.len() > 0) {
+                if let Some(i) = left.last() {
+                    task(i);
+                }
             }
         };
         if let Err(panic) = catch_unwind(AssertUnwindSafe(all)) {
-            self.next.store(n, SeqCst);
+            self.left.iter().for_each(|left| left.set(0, 0));
             locked(&self.panic).get_or_insert(panic);
         }
         WORKING.set(false);
     }
 
-    fn member(&self) {
+    fn member(&self, i: usize) {
         let mut done = 0;
         loop {
             let turn = self.wait(done);
@@ -134,8 +141,8 @@ impl Team {
             // Open still, or open again: whoever closes it waits for those inside.
             if self.turn.load(SeqCst) == turn {
                 let work = *locked(&self.board);
-                if let Some((task, n)) = work {
-                    self.work(task, n);
+                if let Some(task) = work {
+                    self.work(task, i);
                 }
             }
             self.inside.fetch_sub(1, SeqCst);
@@ -164,6 +171,53 @@ impl Team {
         };
         self.asleep.fetch_sub(1, SeqCst);
         turn
+    }
+}
+
+/// Numbers from one up to before another, in the two halves of a word.
+#[derive(Default)]
+#[repr(align(128))] // a cache line of its own, and the one that is fetched with it
+struct Stretch(AtomicUsize);
+
+impl Stretch {
+    const HALF: u32 = usize::BITS / 2;
+
+    fn of(word: usize) -> (usize, usize) {
+        (word >> Self::HALF, word & ((1 << Self::HALF) - 1))
+    }
+
+    fn set(&self, from: usize, to: usize) {
+        self.0.store(from << Self::HALF | to, SeqCst);
+    }
+
+    fn len(&self) -> usize {
+        let (from, to) = Self::of(self.0.load(SeqCst));
+        to.saturating_sub(from)
+    }
+
+    /// Takes the first number, for its member.
+    fn first(&self) -> Option<usize> {
+        self.take(|from, to| (from, (from + 1, to)))
+    }
+
+    /// Takes the last number, for another.
+    fn last(&self) -> Option<usize> {
+        self.take(|from, to| (to - 1, (from, to - 1)))
+    }
+
+    fn take(&self, cut: impl Fn(usize, usize) -> (usize, (usize, usize))) -> Option<usize> {
+        let mut word = self.0.load(SeqCst);
+        loop {
+            let (from, to) = Self::of(word);
+            if from >= to {
+                return None;
+            }
+            let (taken, (from, to)) = cut(from, to);
+            match self.0.compare_exchange(word, from << Self::HALF | to, SeqCst, SeqCst) {
+                Ok(_) => return Some(taken),
+                Err(now) => word = now,
+            }
+        }
     }
 }
 

@@ -258,7 +258,13 @@ pub(crate) unsafe fn avx512(o: &Operands, (m, n, k): (usize, usize, usize)) {
         unsafe {
             let o = Operands { b: o.b.add(first), c: o.c.add(first), ..*o };
             match cols.div_ceil(16) {
-                4 => strip::<L, 6, 4>(&o, (m, cols, k)),
+                4 => match m {
+                    1 => strip::<L, 1, 4>(&o, (m, cols, k)),
+                    2 => strip::<L, 2, 4>(&o, (m, cols, k)),
+                    3 => strip::<L, 3, 4>(&o, (m, cols, k)),
+                    4 => strip::<L, 4, 4>(&o, (m, cols, k)),
+                    _ => strip::<L, 6, 4>(&o, (m, cols, k)),
+                },
                 3 => strip::<L, 8, 3>(&o, (m, cols, k)),
                 2 => strip::<L, 12, 2>(&o, (m, cols, k)),
                 _ => strip::<L, 16, 1>(&o, (m, cols, k)),

@@ -1,63 +1,113 @@
-//! Entries in f32, as they come.
+//! Entries as they come, in f32 or rounded to bf16.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use ramekin_kernels::attention::Stored;
+use ramekin_kernels::bf16;
 
 use crate::{Entries, Storage};
 
+/// A form of single numbers.
+pub trait Number: Copy + Send + Sync + 'static {
+    /// Adds these to the end.
+    fn append(numbers: &[f32], to: &mut Vec<Self>);
+    /// These in f32, by way of `scratch` where they are not.
+    fn read<'a>(numbers: &'a [Self], scratch: &'a mut Vec<f32>) -> &'a [f32];
+}
+
+impl Number for f32 {
+    fn append(numbers: &[f32], to: &mut Vec<f32>) {
+        to.extend_from_slice(numbers);
+    }
+
+    fn read<'a>(numbers: &'a [f32], _: &'a mut Vec<f32>) -> &'a [f32] {
+        numbers
+    }
+}
+
+/// The bits of bf16.
+impl Number for u16 {
+    fn append(numbers: &[f32], to: &mut Vec<u16>) {
+        let at = to.len();
+        to.resize(at + numbers.len(), 0);
+        bf16::round_all(numbers, &mut to[at..]);
+    }
+
+    fn read<'a>(numbers: &'a [u16], scratch: &'a mut Vec<f32>) -> &'a [f32] {
+        bf16::widen_into(numbers, scratch);
+        scratch
+    }
+}
+
+/// Keys and values as single numbers.
+#[derive(Clone, Copy, Debug)]
+pub struct DenseOf<N>(PhantomData<N>);
+
 /// Keys and values in f32.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Dense;
+pub type Dense = DenseOf<f32>;
+
+/// Keys and values in bf16: half the memory, and half of what a token reads of it.
+pub type DenseBf16 = DenseOf<u16>;
+
+impl<N> Default for DenseOf<N> {
+    fn default() -> Self {
+        DenseOf(PhantomData)
+    }
+}
 
 /// `[entries, head_dim]` each.
 #[derive(Clone)]
-pub struct DenseLane {
-    k: Vec<f32>,
-    v: Vec<f32>,
+pub struct DenseLane<N> {
+    k: Vec<N>,
+    v: Vec<N>,
     head_dim: usize,
 }
 
-impl Storage for Dense {
-    type Lane = DenseLane;
+impl<N: Number> Storage for DenseOf<N> {
+    type Lane = DenseLane<N>;
 
-    fn lane(&self, room: usize, head_dim: usize, _: usize) -> DenseLane {
+    fn lane(&self, room: usize, head_dim: usize, _: usize) -> DenseLane<N> {
         let reserve = || Vec::with_capacity(room * head_dim);
         DenseLane { k: reserve(), v: reserve(), head_dim }
     }
 
     fn bytes(&self, room: usize, head_dim: usize, _: usize) -> u64 {
-        8 * (room * head_dim) as u64
+        self.entry_bytes(head_dim) * room as u64
+    }
+
+    fn entry_bytes(&self, head_dim: usize) -> u64 {
+        (2 * size_of::<N>() * head_dim) as u64
     }
 }
 
-impl DenseLane {
+impl<N> DenseLane<N> {
     fn span(&self, entries: Range<usize>) -> Range<usize> {
         entries.start * self.head_dim..entries.end * self.head_dim
     }
 }
 
-impl Stored<f32> for DenseLane {
-    fn keys<'a>(&'a self, entries: Range<usize>, _: &'a mut Vec<f32>) -> &'a [f32] {
-        &self.k[self.span(entries)]
+impl<N: Number> Stored<f32> for DenseLane<N> {
+    fn keys<'a>(&'a self, entries: Range<usize>, scratch: &'a mut Vec<f32>) -> &'a [f32] {
+        N::read(&self.k[self.span(entries)], scratch)
     }
 
-    fn values<'a>(&'a self, entries: Range<usize>, _: &'a mut Vec<f32>) -> &'a [f32] {
-        &self.v[self.span(entries)]
+    fn values<'a>(&'a self, entries: Range<usize>, scratch: &'a mut Vec<f32>) -> &'a [f32] {
+        N::read(&self.v[self.span(entries)], scratch)
     }
 }
 
-impl Entries for DenseLane {
+impl<N: Number> Entries for DenseLane<N> {
     /// Key and value.
-    type Entry = (Vec<f32>, Vec<f32>);
+    type Entry = (Vec<N>, Vec<N>);
 
     fn len(&self) -> usize {
         self.k.len() / self.head_dim
     }
 
     fn push(&mut self, k: &[f32], v: &[f32]) {
-        self.k.extend_from_slice(k);
-        self.v.extend_from_slice(v);
+        N::append(k, &mut self.k);
+        N::append(v, &mut self.v);
     }
 
     fn pop(&mut self) {
@@ -78,6 +128,6 @@ impl Entries for DenseLane {
     }
 
     fn bytes(&self) -> u64 {
-        4 * (self.k.len() + self.v.len()) as u64
+        (size_of::<N>() * (self.k.len() + self.v.len())) as u64
     }
 }

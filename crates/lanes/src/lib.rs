@@ -5,7 +5,7 @@
 //!
 //! * a [`Rule`] says which entries stay: after the prompt, from what its queries looked at; before or
 //!   after each further token; and whether keys are turned by true position or by slot,
-//! * a [`Storage`] says how an entry is held: [`Dense`] f32, or packed.
+//! * a [`Storage`] says how an entry is held: [`Dense`] f32, [`DenseBf16`], or packed.
 //!
 //! A prompt attends to itself in full, by the ordinary kernel, and is thinned when it is stored. Later
 //! tokens are taken one by one even when they come together, so that a chunk gives what single tokens
@@ -27,6 +27,6 @@ mod tests;
 mod tokens;
 
 pub use cache::{Cache, bytes, open};
-pub use dense::Dense;
+pub use dense::{Dense, DenseBf16};
 pub use lane::{Entries, Storage};
 pub use rule::{Everything, Look, Prompt, Rule, Trigger, refuse_narrow_windows, top};

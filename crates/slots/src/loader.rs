@@ -291,7 +291,8 @@ impl<'a> Loader<'a> {
     /// If a quantizer is to pack the head.
     pub fn tied_head(&mut self, path: &str, table: &str, outputs: usize, inputs: usize) -> Result<()> {
         if self.options.quantizer.is_some_and(|q| q.for_head().is_some()) {
-            let why = format!("cannot be packed: `{path}` is the embedding's table here, which stays as it is");
+            let why =
+                format!("cannot be packed: `{path}` is the embedding's table here, which stays as it is");
             return Err(ramekin_core::BadSetting::new("lm_head_bits", why).into());
         }
         let name = format!("{path}.weight");

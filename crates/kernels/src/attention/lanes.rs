@@ -10,12 +10,13 @@
 
 use std::ops::Range;
 
-use super::KEYS;
-use super::forward::{divide, softmax_block};
+use super::few;
+use super::forward::softmax_block;
 use crate::Real;
+use crate::elementwise::{add_scaled_chunk, scale_chunk};
 use crate::matmul::Strided;
 use crate::split::partials;
-use crate::{dot, tile};
+use crate::tile;
 
 /// Keys and values of a lane, `[head_dim]` an entry.
 pub trait Stored<T: Real>: Sync {
@@ -41,69 +42,99 @@ pub struct Found<T> {
     pub weights: Vec<T>,
 }
 
-/// Answers each query for itself.
+/// Entries of one task.
+const BLOCK: usize = 128;
+
+/// A part of what a query sees, and what it finds there.
+struct Part<'a, T: Real> {
+    query: usize,
+    /// Its first entry's place among all that the query sees.
+    at: usize,
+    lane: &'a dyn Stored<T>,
+    entries: Range<usize>,
+}
+
+/// What a query finds in a part: exp(score − top) of each entry, and for each head their top, their sum, and the
+/// values they weigh.
+struct Piece<T> {
+    weights: Vec<T>,
+    tops: Vec<T>,
+    sums: Vec<T>,
+    out: Vec<T>,
+}
+
+/// Answers each query for itself. What it sees is cut into blocks, which threads share; the pieces meet in order.
 ///
 /// # Panics
 /// If a lane gives less than it is asked for.
 pub fn lanes<T: Real>(queries: &[Query<'_, T>], head_dim: usize, scale: f64) -> Vec<Found<T>> {
-    partials(queries.len(), |i| one(&queries[i], head_dim, T::from_f64(scale)))
+    let mut parts = Vec::new();
+    for (query, of) in queries.iter().enumerate() {
+        let mut at = 0;
+        for (lane, entries) in &of.sees {
+            for start in entries.clone().step_by(BLOCK) {
+                let entries = start..entries.end.min(start + BLOCK);
+                parts.push(Part { query, at, lane: *lane, entries: entries.clone() });
+                at += entries.len();
+            }
+        }
+    }
+    let scale = T::from_f64(scale);
+    let pieces = partials(parts.len(), |i| piece(queries[parts[i].query].q, &parts[i], head_dim, scale));
+    let mut found = parts.iter().zip(pieces).peekable();
+    let of = |(nth, query): (usize, &Query<'_, T>)| {
+        let mut own = Vec::new();
+        while let Some(piece) = found.next_if(|(part, _)| part.query == nth) {
+            own.push(piece);
+        }
+        meet(query, &own, head_dim)
+    };
+    queries.iter().enumerate().map(of).collect()
 }
 
-fn one<T: Real>(query: &Query<'_, T>, d: usize, scale: T) -> Found<T> {
+fn piece<T: Real>(q: &[T], part: &Part<'_, T>, d: usize, scale: T) -> Piece<T> {
+    let (group, n) = (q.len() / d, part.entries.len());
+    let mut scratch = Vec::new();
+    let mut weights = vec![T::ZERO; group * n];
+    let keys = part.lane.keys(part.entries.clone(), &mut scratch);
+    assert_eq!(keys.len(), n * d, "a lane's keys");
+    few::scores(q, keys, d, scale, &mut weights, n);
+    let (mut tops, mut sums) = (vec![T::NEG_INFINITY; group], vec![T::ZERO; group]);
+    for ((row, top), sum) in weights.chunks_exact_mut(n).zip(&mut tops).zip(&mut sums) {
+        softmax_block(row, top, sum);
+    }
+    let values = part.lane.values(part.entries.clone(), &mut scratch);
+    assert_eq!(values.len(), n * d, "a lane's values");
+    let mut out = vec![T::ZERO; group * d];
+    // SAFETY: the weights have a column for each entry, `values` holds the block, `out` the group.
+    unsafe {
+        let p = Strided::new(weights.as_ptr(), n, 1);
+        tile::product((group, d, n), T::ONE, p, (values.as_ptr(), d), false, (out.as_mut_ptr(), d));
+    }
+    Piece { weights, tops, sums, out }
+}
+
+/// Pieces under their common top.
+fn meet<T: Real>(query: &Query<'_, T>, pieces: &[(&Part<'_, T>, Piece<T>)], d: usize) -> Found<T> {
     let group = query.q.len() / d;
     let entries: usize = query.sees.iter().map(|(_, r)| r.len()).sum();
     let mut found = Found { out: vec![T::ZERO; group * d], weights: vec![T::ZERO; group * entries] };
-    if entries == 0 {
-        return found;
-    }
-    let (mut scratch, mut dots) = (Vec::new(), vec![T::ZERO; group]);
-    each_block(query, |at, lane, block| {
-        let keys = lane.keys(block.clone(), &mut scratch);
-        assert_eq!(keys.len(), block.len() * d, "a lane's keys");
-        for (j, key) in keys.chunks_exact(d).enumerate() {
-            dot::rows(query.q, key, &mut dots);
-            for (weights, dot) in found.weights.chunks_exact_mut(entries).zip(&dots) {
-                weights[at + j] = scale * *dot;
-            }
+    for head in 0..group {
+        let top = pieces.iter().fold(T::NEG_INFINITY, |top, (_, p)| top.max(p.tops[head]));
+        // All −∞: nothing is seen, and exp gives 0 and not NaN.
+        let top = if top == T::NEG_INFINITY { T::ZERO } else { top };
+        let factor = |p: &Piece<T>| (p.tops[head] - top).exp();
+        let sum = pieces.iter().fold(T::ZERO, |sum, (_, p)| sum + p.sums[head] * factor(p));
+        if sum == T::ZERO {
+            continue;
         }
-    });
-    let sums: Vec<T> = found
-        .weights
-        .chunks_exact_mut(entries)
-        .map(|row| {
-            let (mut top, mut sum) = (T::NEG_INFINITY, T::ZERO);
-            softmax_block(row, &mut top, &mut sum);
-            sum
-        })
-        .collect();
-    each_block(query, |at, lane, block| {
-        let values = lane.values(block.clone(), &mut scratch);
-        assert_eq!(values.len(), block.len() * d, "a lane's values");
-        // SAFETY: the weights have a column for each entry, `values` holds the block, `out` the group.
-        unsafe {
-            let p = Strided::new(found.weights.as_ptr().add(at), entries, 1);
-            let (values, out) = (values.as_ptr(), found.out.as_mut_ptr());
-            tile::product((group, d, block.len()), T::ONE, p, (values, d), at != 0, (out, d));
+        for (part, piece) in pieces {
+            let factor = factor(piece) / sum;
+            add_scaled_chunk(factor, &piece.out[head * d..][..d], &mut found.out[head * d..][..d]);
+            let n = part.entries.len();
+            let to = &mut found.weights[head * entries + part.at..][..n];
+            scale_chunk(factor, &piece.weights[head * n..][..n], to);
         }
-    });
-    for ((out, weights), sum) in
-        found.out.chunks_exact_mut(d).zip(found.weights.chunks_exact_mut(entries)).zip(&sums)
-    {
-        divide(out, *sum);
-        divide(weights, *sum);
     }
     found
-}
-
-/// Calls with the place of each block among all entries, its lane, and its entries there.
-fn each_block<T: Real>(query: &Query<'_, T>, mut call: impl FnMut(usize, &dyn Stored<T>, Range<usize>)) {
-    let mut at = 0;
-    for (lane, entries) in &query.sees {
-        for start in entries.clone().step_by(KEYS) {
-            let block = start..entries.end.min(start + KEYS);
-            let len = block.len();
-            call(at, *lane, block);
-            at += len;
-        }
-    }
 }

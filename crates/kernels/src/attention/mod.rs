@@ -15,6 +15,7 @@
 //! [`QUERIES`]×[`KEYS`] block a task. Source: Dao et al. 2022, arXiv:2205.14135 (the tiling only).
 
 mod backward;
+mod few;
 mod forward;
 mod lanes;
 pub mod reference;

@@ -19,7 +19,7 @@ mod product;
 #[cfg(test)]
 mod tests;
 
-pub use pack::round_all;
+pub use pack::{round_all, widen_into};
 pub use product::{backward_input, forward};
 
 use crate::cpu::{self, Cpu};

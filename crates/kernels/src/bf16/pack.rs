@@ -1,7 +1,10 @@
 //! Operands as the units want them: tiles of `x`, panels of `w`.
 
+use std::mem::MaybeUninit;
+
 use super::{PANEL, STEP, TILE};
 use crate::split::{Shared, tasks};
+use crate::wide::wide;
 
 /// Steps of an inner dimension.
 pub fn steps(k: usize) -> usize {
@@ -17,6 +20,23 @@ pub fn round_all(from: &[f32], to: &mut [u16]) {
         return unsafe { super::avx512::round(from, to) };
     }
     to.iter_mut().zip(from).for_each(|(to, x)| *to = super::round(*x));
+}
+
+wide! {
+    fn widen_chunk[](bits: &[u16], to: &mut [MaybeUninit<f32>]) {
+        for (to, bits) in to.iter_mut().zip(bits) {
+            to.write(super::widen(*bits));
+        }
+    }
+}
+
+/// The f32 of bf16's bits, in place of what `to` held.
+pub fn widen_into(bits: &[u16], to: &mut Vec<f32>) {
+    to.clear();
+    to.reserve(bits.len());
+    widen_chunk(bits, to.spare_capacity_mut());
+    // SAFETY: so many were reserved, and all of them written.
+    unsafe { to.set_len(bits.len()) };
 }
 
 /// The rows of `x` (`m×k`, `stride` apart) in tiles of 16×32: `[m/16][k/32][16][32]`, an even number of rows of

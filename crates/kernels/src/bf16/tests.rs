@@ -98,6 +98,15 @@ fn a_decoded_row_does_not_depend_on_its_company() {
 }
 
 #[test]
+fn widened_is_each_widened() {
+    let bits: Vec<u16> = (0..300u32).map(|i| (i * 219) as u16).collect();
+    let mut to = vec![1.0; 7];
+    widen_into(&bits, &mut to);
+    let same = to.iter().zip(&bits).all(|(to, bits)| to.to_bits() == u32::from(*bits) << 16);
+    assert!(to.len() == 300 && same);
+}
+
+#[test]
 fn threads_do_not_change_a_bit() {
     for m in [3, 60, 300] {
         let (n, k) = (300, 70);

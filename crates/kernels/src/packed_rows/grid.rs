@@ -7,7 +7,7 @@ use crate::packed::stream_bytes;
 use crate::split::{Shared, tasks};
 
 /// Codes of one task: enough to pay for the hand-over.
-const TASK: usize = 1 << 16;
+const TASK: usize = 1 << 14;
 
 /// Whether there is such a way for this weight.
 pub fn suits(w: &Grid<'_>) -> bool {

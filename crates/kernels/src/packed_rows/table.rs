@@ -12,7 +12,7 @@ use crate::split::{Shared, tasks};
 const CHUNK: usize = 64;
 
 /// Codes of one task: enough to pay for the hand-over.
-const TASK: usize = 1 << 16;
+const TASK: usize = 1 << 15;
 
 /// Whether there is such a way for this weight.
 pub fn suits(w: &Table<'_>) -> bool {
