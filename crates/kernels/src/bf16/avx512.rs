@@ -80,6 +80,26 @@ pub unsafe fn round(from: &[f32], to: &mut [u16]) {
     }
 }
 
+/// A row rounded into its tiles: 32 numbers every [`TILE`]·32, the last ones filled up with zeros.
+///
+/// # Safety
+/// The features were seen; `to` has room for as many tiles.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+pub unsafe fn round_into_tiles(row: &[f32], to: *mut u16) {
+    for (s, at) in (0..row.len()).step_by(STEP).enumerate() {
+        let left = row.len() - at;
+        let mask = |n: usize| if n >= 16 { !0 } else { (1u16 << n) - 1 };
+        // SAFETY: masked to the row; the caller's promise.
+        unsafe {
+            let from = row.as_ptr().add(at);
+            let low = _mm512_maskz_loadu_ps(mask(left), from);
+            let high = _mm512_maskz_loadu_ps(mask(left.saturating_sub(16)), from.wrapping_add(16));
+            let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
+            _mm512_storeu_si512(to.add(s * TILE * STEP).cast(), both);
+        }
+    }
+}
+
 /// `to[pair][16]` ← pairs of 16 rows of bf16, `stride` numbers apart, `pairs` of them.
 ///
 /// # Safety

@@ -50,6 +50,12 @@ pub fn tiles(x: &[f32], m: usize, k: usize, stride: usize) -> Vec<u16> {
         let tiles = unsafe { shared.slice(i * across * TILE * STEP, across * TILE * STEP) };
         for r in 0..TILE.min(m.saturating_sub(i * TILE)) {
             let row = &x[(i * TILE + r) * stride..][..k];
+            #[cfg(target_arch = "x86_64")]
+            if super::unit().is_some() {
+                // SAFETY: the unit's features were seen; a step's tile for each 32 numbers.
+                unsafe { super::avx512::round_into_tiles(row, tiles[r * STEP..].as_mut_ptr()) };
+                continue;
+            }
             for (s, part) in row.chunks(STEP).enumerate() {
                 round_all(part, &mut tiles[(s * TILE + r) * STEP..][..STEP]);
             }
