@@ -113,7 +113,8 @@ fn multiply_adds(seed: f32) -> f32 {
 fn with_avx512(seed: f32) -> f32 {
     use std::arch::x86_64::{_mm512_fmadd_ps, _mm512_reduce_add_ps, _mm512_set1_ps};
     let (a, b) = (_mm512_set1_ps(0.999), _mm512_set1_ps(seed));
-    let mut acc = [_mm512_set1_ps(seed); CHAINS];
+    // Chains that begin alike would be taken for one.
+    let mut acc: [_; CHAINS] = std::array::from_fn(|i| _mm512_set1_ps(std::hint::black_box(seed + i as f32)));
     for _ in 0..ROUNDS {
         for x in &mut acc {
             *x = _mm512_fmadd_ps(*x, a, b);
@@ -130,7 +131,8 @@ fn with_avx2(seed: f32) -> f32 {
 
 #[inline(always)]
 fn chains(seed: f32) -> f32 {
-    let mut acc = [[seed; LANES]; CHAINS];
+    let mut acc: [[f32; LANES]; CHAINS] =
+        std::array::from_fn(|i| [std::hint::black_box(seed + i as f32); LANES]);
     for _ in 0..ROUNDS {
         for chain in &mut acc {
             for x in chain {

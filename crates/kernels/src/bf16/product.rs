@@ -1,18 +1,20 @@
 //! The products, panel by panel.
 
+use std::ops::Range;
+
 use super::pack::{self, steps};
 use super::{Bf16Rows, FEW_ROWS, PANEL, STEP, TILE, few};
 use crate::elementwise;
 use crate::split::{Shared, tasks};
 
-/// Outputs of one task of the forward, and rows that are unpacked at a time.
-const TASK: usize = 2 * PANEL;
+/// The piece of the inner dimension that a panel of the forward spans: 128 KiB, a part of the second cache.
+const INNER: usize = 2048;
 
 /// Rows of `x` that are in tiles at a time.
 const ROWS: usize = 2048;
 
 /// Outputs whose panels lie ready at a time in the gradient to the input.
-const OUTPUTS: usize = 256;
+const OUTPUTS: usize = 512;
 
 /// `y[m×n] = r(x)[m×k] · wᵀ (+ bias)`
 ///
@@ -42,15 +44,16 @@ fn many(x: &[f32], m: usize, w: &dyn Bf16Rows, y: &mut [f32]) {
     let (n, k) = (w.out_features(), w.in_features());
     let tiles = pack::tiles(x, m, k, k);
     let out = Shared::new(y);
-    tasks(n.div_ceil(TASK), |t| {
+    tasks(n.div_ceil(PANEL), |t| {
         let mut own = Vec::new();
         let mut panel = vec![0; steps(k) * STEP * PANEL];
-        let end = n.min((t + 1) * TASK);
-        for first in (t * TASK..end).step_by(PANEL) {
-            let rows = PANEL.min(end - first);
-            pack::outputs(rows_of(w, first, rows, &mut own), rows, k, &mut panel);
+        let first = t * PANEL;
+        let rows = PANEL.min(n - first);
+        pack::outputs(rows_of(w, first, rows, &mut own), rows, k, &mut panel);
+        for from in (0..steps(k)).step_by(INNER / STEP) {
+            let part = from..steps(k).min(from + INNER / STEP);
             // SAFETY: each task owns its columns of every row of y.
-            unsafe { down(&tiles, m, steps(k), &panel, out, (first, rows), n, false) };
+            unsafe { down(&tiles, m, (steps(k), part), &panel, out, (first, rows), n, from > 0) };
         }
     });
 }
@@ -68,7 +71,7 @@ fn rows_of<'a>(w: &'a dyn Bf16Rows, first: usize, rows: usize, own: &'a mut Vec<
     }
 }
 
-/// c[:, first..first + cols] (+)= tiles · panel for all m rows; rows of c lie `stride` apart.
+/// c[:, first..first + cols] (+)= tiles · panel for all m rows, over the steps of `part`; rows of c lie `stride` apart.
 ///
 /// # Safety
 /// The caller owns those columns of c.
@@ -76,7 +79,7 @@ fn rows_of<'a>(w: &'a dyn Bf16Rows, first: usize, rows: usize, own: &'a mut Vec<
 unsafe fn down(
     tiles: &[u16],
     m: usize,
-    steps: usize,
+    (steps, part): (usize, Range<usize>),
     panel: &[u16],
     c: Shared<f32>,
     (first, cols): (usize, usize),
@@ -84,13 +87,15 @@ unsafe fn down(
     accumulate: bool,
 ) {
     let row_of_tiles = steps * TILE * STEP;
+    let (skipped, steps) = (part.start * TILE * STEP, part.len());
+    let panel = &panel[part.start * STEP * PANEL..];
     let work = || {
         let mut edge = [0.0f32; PANEL * PANEL];
         for i in (0..m).step_by(2 * TILE) {
             let rows = (m - i).min(2 * TILE);
             let a = &tiles[i / TILE * row_of_tiles..][..2 * row_of_tiles];
             let (a, below) = a.split_at(row_of_tiles);
-            let operands = (a.as_ptr(), below.as_ptr());
+            let operands = (a[skipped..].as_ptr(), below[skipped..].as_ptr());
             // SAFETY: tiles and panel hold `steps` steps; the block lies within c, or in scratch of its size.
             unsafe {
                 if rows == PANEL && cols == PANEL {
@@ -206,11 +211,12 @@ pub fn backward_input(g: &[f32], m: usize, w: &dyn Bf16Rows, accumulate: bool, g
             let tiles = pack::tiles(&rows_of_g[first..], here, outputs, n);
             let out = Shared::new(&mut gx[r * k..(r + here) * k]);
             tasks(across, |t| {
-                let mut panel = vec![0; steps(outputs) * STEP * PANEL];
+                let of = steps(outputs);
+                let mut panel = vec![0; of * STEP * PANEL];
                 let (column, cols) = (t * PANEL, PANEL.min(k - t * PANEL));
                 pack::inputs(rows, outputs, k, column, &mut panel);
                 // SAFETY: each task owns its columns of every row of gx.
-                unsafe { down(&tiles, here, steps(outputs), &panel, out, (column, cols), k, onto) };
+                unsafe { down(&tiles, here, (of, 0..of), &panel, out, (column, cols), k, onto) };
             });
         }
     }
