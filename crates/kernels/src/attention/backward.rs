@@ -1,6 +1,6 @@
 //! The backward: one task a segment and query head.
 
-use super::{KEYS, Panels, QUERIES, Segment, Shape, key_blocks, scores};
+use super::{KEYS, PerHead, QUERIES, Segment, Shape, copy_rows, key_blocks, scores};
 use crate::Real;
 use crate::elementwise::{add_assign, add_scaled_chunk};
 use crate::matmul::Strided;
@@ -16,12 +16,12 @@ const SHARES: usize = 16;
 struct Saved<'a, T> {
     g: &'a [T],
     q: &'a [T],
-    k: &'a [T],
     bias: Option<&'a [T]>,
     out: &'a [T],
     lse: &'a [T],
-    k_panels: Panels<T>,
-    v_panels: Panels<T>,
+    k_panels: PerHead<T>,
+    v_panels: PerHead<T>,
+    k_rows: PerHead<T>,
 }
 
 /// Gradients of [`forward`](super::forward); `gq`, `gk` and `gv` are overwritten.
@@ -50,11 +50,18 @@ pub fn backward<T: Real>(
     assert!([g.len(), out.len(), gq.len()] == [q.len(); 3], "`g`, `out` and `gq` must be as long as `q`");
     assert_eq!(lse.len() * shape.head_dim, q.len(), "`lse` must hold one entry a row and head");
     assert!([gk.len(), gv.len()] == [k.len(); 2], "`gk` and `gv` must be as long as `k`");
-    gq.fill(T::ZERO);
-    gk.fill(T::ZERO);
-    gv.fill(T::ZERO);
-    let of = |x| Panels::of(x, segments, shape, |s| s.q_len > 0);
-    let saved = Saved { g, q, k, bias, out, lse, k_panels: of(k), v_panels: of(v) };
+    // Tasks write all rows of their own.
+    if segments.iter().map(|s| s.q_len).sum::<usize>() * shape.heads != lse.len() {
+        gq.fill(T::ZERO);
+    }
+    let whole = segments.iter().map(|s| s.k_len).sum::<usize>() * shape.kv_heads * shape.head_dim == gk.len();
+    if !whole {
+        gk.fill(T::ZERO);
+        gv.fill(T::ZERO);
+    }
+    let panels = |x| PerHead::panels(x, segments, shape, |s| s.q_len > 0);
+    let k_rows = PerHead::rows(k, segments, shape, |s| s.q_len > 0);
+    let saved = Saved { g, q, bias, out, lse, k_panels: panels(k), v_panels: panels(v), k_rows };
     let (gq, gk, gv) = (Shared::new(gq), Shared::new(gk), Shared::new(gv));
     let (d, narrow) = (shape.head_dim, shape.kv_heads * shape.head_dim);
     let (group, pairs) = (shape.group(), segments.len() * shape.kv_heads);
@@ -62,8 +69,17 @@ pub fn backward<T: Real>(
         let (at, kv_head) = (pair / shape.kv_heads, pair % shape.kv_heads);
         (at, kv_head, segments[at].k_start * narrow + kv_head * d)
     };
+    let clear = |pair: usize| {
+        let (at, _, to) = place(pair);
+        for j in 0..segments[at].k_len {
+            // SAFETY: the keys of this segment and head belong to the task that clears them.
+            let rows = unsafe { [gk.slice(to + j * narrow, d), gv.slice(to + j * narrow, d)] };
+            rows.into_iter().for_each(|row| row.fill(T::ZERO));
+        }
+    };
     if group == 1 {
         return tasks(pairs, |pair| {
+            clear(pair);
             let (at, head, to) = place(pair);
             // SAFETY: the keys of this segment and head belong to this task.
             let to = unsafe { (gk.at(to), gv.at(to), narrow) };
@@ -84,6 +100,7 @@ pub fn backward<T: Real>(
             (dk, dv)
         });
         tasks(wave, |pair| {
+            clear(first + pair);
             let (at, _, to) = place(first + pair);
             for (dk, dv) in &shares[pair * group..][..group] {
                 for j in 0..segments[at].k_len {
@@ -108,12 +125,14 @@ fn one_head<T: Real>(
     (gk, gv, row): (*mut T, *mut T, usize),
 ) {
     let d = shape.head_dim;
-    let (wide, narrow) = (shape.heads * d, shape.kv_heads * d);
+    let wide = shape.heads * d;
     let scale = T::from_f64(shape.scale);
     let kv_head = head / shape.group();
     let (k_panels, v_panels) = (t.k_panels.part(at, kv_head), t.v_panels.part(at, kv_head));
     let mut p = vec![T::ZERO; QUERIES.min(s.q_len) * KEYS.min(s.k_len.next_multiple_of(PANEL))];
     let mut ds = p.clone();
+    let k_rows = t.k_rows.part(at, kv_head);
+    let (mut q, mut g, mut gq_block) = (Vec::new(), Vec::new(), Vec::new());
     let mut dots = [T::ZERO; QUERIES];
     for first in (0..s.q_len).step_by(QUERIES) {
         let rows = QUERIES.min(s.q_len - first);
@@ -123,17 +142,22 @@ fn one_head<T: Real>(
             let row = q_at + r * wide..q_at + r * wide + d;
             *dot = sum_of_products(&t.g[row.clone()], &t.out[row]);
         }
+        for (x, from) in [(&mut q, t.q), (&mut g, t.g)] {
+            x.resize(rows * d, T::ZERO);
+            // SAFETY: these rows lie within the operands by the check of `backward`.
+            unsafe { copy_rows(from.as_ptr().add(q_at), wide, d, x) };
+        }
+        gq_block.clear();
+        gq_block.resize(rows * d, T::ZERO);
         for start in key_blocks(&keys) {
             let n = KEYS.min(keys.end - start);
             let width = n.next_multiple_of(PANEL);
-            let kv_at = (s.k_start + start) * narrow + kv_head * d;
             // SAFETY: all rows and columns lie within the operands by the check of `backward`; the rows of
             // this head in gq, and what gk and gv point at, belong to this call.
             unsafe {
-                let (q, g) = (t.q.as_ptr().add(q_at), t.g.as_ptr().add(q_at));
-                let left = |x| (Strided::new(x, wide, 1), d);
-                scores((rows, start, n), scale, left(q), k_panels, (p.as_mut_ptr(), width));
-                scores((rows, start, n), T::ONE, left(g), v_panels, (ds.as_mut_ptr(), width));
+                let left = |x: &[T]| (Strided::new(x.as_ptr(), d, 1), d);
+                scores((rows, start, n), scale, left(&q), k_panels, (p.as_mut_ptr(), width));
+                scores((rows, start, n), T::ONE, left(&g), v_panels, (ds.as_mut_ptr(), width));
                 for r in 0..rows {
                     let seen = shape.visible(s, first + r);
                     let (lo, hi) = (
@@ -155,11 +179,15 @@ fn one_head<T: Real>(
                 }
                 let flipped = |x: &[T]| Strided::new(x.as_ptr(), 1, width);
                 let to = |x: *mut T| (x.add(start * row), row);
-                tile::product((n, d, rows), T::ONE, flipped(&p), (g, wide), true, to(gv));
-                tile::product((n, d, rows), scale, flipped(&ds), (q, wide), true, to(gk));
-                let (ds, k) = (Strided::new(ds.as_ptr(), width, 1), t.k.as_ptr().add(kv_at));
-                tile::product((rows, d, n), scale, ds, (k, narrow), true, (gq.at(q_at), wide));
+                tile::product((n, d, rows), T::ONE, flipped(&p), (g.as_ptr(), d), true, to(gv));
+                tile::product((n, d, rows), scale, flipped(&ds), (q.as_ptr(), d), true, to(gk));
+                let (ds, k) = (Strided::new(ds.as_ptr(), width, 1), k_rows[start * d..].as_ptr());
+                tile::product((rows, d, n), scale, ds, (k, d), true, (gq_block.as_mut_ptr(), d));
             }
+        }
+        for (r, row) in gq_block.chunks_exact(d).enumerate() {
+            // SAFETY: these rows of this head belong to this call.
+            unsafe { gq.slice(q_at + r * wide, d) }.copy_from_slice(row);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The forward: one task a (segment, head, block of queries), with a running softmax over key blocks.
 
-use super::{KEYS, Panels, QUERIES, Segment, Shape, key_blocks, scores};
+use super::{KEYS, PerHead, QUERIES, Segment, Shape, key_blocks, scores};
 use crate::Real;
 use crate::elementwise::add_assign;
 use crate::matmul::{self, Strided};
@@ -30,9 +30,14 @@ pub fn forward<T: Real>(
     shape.check(segments, q.len(), k.len(), v.len(), bias);
     assert_eq!(out.len(), q.len(), "`out` must be as long as `q`");
     assert_eq!(lse.len() * shape.head_dim, q.len(), "`lse` must hold one entry a row and head");
-    out.fill(T::ZERO);
-    lse.fill(T::NEG_INFINITY);
-    let panels = Panels::of(k, segments, shape, |s| s.q_len > 1);
+    // Blocks write all rows of their own.
+    if segments.iter().map(|s| s.q_len).sum::<usize>() * shape.heads != lse.len() {
+        out.fill(T::ZERO);
+        lse.fill(T::NEG_INFINITY);
+    }
+    let many = |s: &Segment| s.q_len > 1;
+    let panels = PerHead::panels(k, segments, shape, many);
+    let values = PerHead::rows(v, segments, shape, many);
     let mut blocks = Vec::new();
     for (at, s) in segments.iter().enumerate() {
         // One query a segment is decoding: then the heads that share keys form the block.
@@ -44,8 +49,9 @@ pub fn forward<T: Real>(
     let (out, lse) = (Shared::new(out), Shared::new(lse));
     tasks(blocks.len(), |t| {
         let (at, head, first) = blocks[t];
-        let panels = panels.part(at, head / shape.group());
-        block(q, (k, panels), v, bias, &segments[at], shape, head, first, out, lse);
+        let own = head / shape.group();
+        let (k, v) = ((k, panels.part(at, own)), (v, values.part(at, own)));
+        block(q, k, v, bias, &segments[at], shape, head, first, out, lse);
     });
 }
 
@@ -54,7 +60,7 @@ pub fn forward<T: Real>(
 fn block<T: Real>(
     q: &[T],
     (k, panels): (&[T], &[T]),
-    v: &[T],
+    (v, values): (&[T], &[T]),
     bias: Option<&[T]>,
     s: &Segment,
     shape: &Shape,
@@ -71,9 +77,6 @@ fn block<T: Real>(
         if single { (shape.group(), d, 1) } else { (QUERIES.min(s.q_len - first), wide, shape.heads) };
     let span = if single { 0..1 } else { first..first + rows };
     let keys = shape.visible_to_any(s, span);
-    if keys.is_empty() {
-        return;
-    }
     let q_at = (s.q_start + first) * wide + head * d;
     let kv_at = |j: usize| (s.k_start + j) * narrow + head / shape.group() * d;
     let mut weights = vec![T::ZERO; rows * KEYS.min(keys.end.next_multiple_of(PANEL))];
@@ -116,17 +119,22 @@ fn block<T: Real>(
         // SAFETY: as above.
         unsafe {
             let p = Strided::new(weights.as_ptr(), width, 1);
-            let values = (v.as_ptr().add(kv_at(start)), narrow);
+            let values = match single {
+                true => (v.as_ptr().add(kv_at(start)), narrow),
+                false => (values[start * d..].as_ptr(), d),
+            };
             tile::product((rows, d, n), T::ONE, p, values, turn > 0, (acc.as_mut_ptr(), d));
         }
     }
     for r in 0..rows {
-        if sums[r] == T::ZERO {
-            continue; // sees nothing
-        }
         let lse_at = (s.q_start + first) * shape.heads + head + r * lse_stride;
         // SAFETY: these rows of this head belong to this task.
         let (to, log) = unsafe { (out.slice(q_at + r * stride, d), &mut *lse.at(lse_at)) };
+        if sums[r] == T::ZERO {
+            to.fill(T::ZERO); // sees nothing
+            *log = T::NEG_INFINITY;
+            continue;
+        }
         to.copy_from_slice(&acc[r * d..(r + 1) * d]);
         divide(to, sums[r]);
         *log = tops[r] + sums[r].ln();

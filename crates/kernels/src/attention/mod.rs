@@ -141,15 +141,45 @@ impl Shape {
     }
 }
 
-/// Keys or values of each segment and key head, transposed into panels: what scores are products with.
-struct Panels<T> {
+/// Keys or values of each segment and key head in an order of their own.
+struct PerHead<T> {
     kv_heads: usize,
     parts: Vec<Vec<T>>,
 }
 
-impl<T: Real> Panels<T> {
-    /// Of the segments that `wanted` names; `x` has passed [`Shape::check`].
-    fn of(x: &[T], segments: &[Segment], shape: &Shape, wanted: impl Fn(&Segment) -> bool + Sync) -> Self {
+impl<T: Real> PerHead<T> {
+    /// Transposed into panels: what scores are products with.
+    fn panels(
+        x: &[T],
+        segments: &[Segment],
+        shape: &Shape,
+        wanted: impl Fn(&Segment) -> bool + Sync,
+    ) -> Self {
+        Self::of(x, segments, shape, wanted, |from, stride, rows| {
+            // SAFETY: as `of` promises.
+            unsafe { tile::transposed(from, stride, rows, shape.head_dim) }
+        })
+    }
+
+    /// Row after row: heads side by side lie so far apart that their rows drive each other out of the cache.
+    fn rows(x: &[T], segments: &[Segment], shape: &Shape, wanted: impl Fn(&Segment) -> bool + Sync) -> Self {
+        Self::of(x, segments, shape, wanted, |from, stride, rows| {
+            let mut to = vec![T::ZERO; rows * shape.head_dim];
+            // SAFETY: as `of` promises.
+            unsafe { copy_rows(from, stride, shape.head_dim, &mut to) };
+            to
+        })
+    }
+
+    /// Of the segments that `wanted` names; `order` is given where a head's rows begin, how far apart they lie and
+    /// how many there are, all within `x`, which has passed [`Shape::check`].
+    fn of(
+        x: &[T],
+        segments: &[Segment],
+        shape: &Shape,
+        wanted: impl Fn(&Segment) -> bool + Sync,
+        order: impl Fn(*const T, usize, usize) -> Vec<T> + Sync,
+    ) -> Self {
         let (d, kv_heads) = (shape.head_dim, shape.kv_heads);
         let narrow = kv_heads * d;
         let parts = partials(segments.len() * kv_heads, |t| {
@@ -157,16 +187,24 @@ impl<T: Real> Panels<T> {
             if !wanted(s) {
                 return Vec::new();
             }
-            // SAFETY: the segment's rows lie within `x` by the check.
-            unsafe {
-                tile::transposed(x.as_ptr().wrapping_add(s.k_start * narrow + head * d), narrow, s.k_len, d)
-            }
+            order(x.as_ptr().wrapping_add(s.k_start * narrow + head * d), narrow, s.k_len)
         });
-        Panels { kv_heads, parts }
+        PerHead { kv_heads, parts }
     }
 
     fn part(&self, segment: usize, head: usize) -> &[T] {
         &self.parts[segment * self.kv_heads + head]
+    }
+}
+
+/// Rows of `d` numbers, `stride` apart, one after the other.
+///
+/// # Safety
+/// `from` covers as many rows as `to` holds.
+unsafe fn copy_rows<T: Real>(from: *const T, stride: usize, d: usize, to: &mut [T]) {
+    for (r, to) in to.chunks_exact_mut(d).enumerate() {
+        // SAFETY: the caller's promise.
+        to.copy_from_slice(unsafe { std::slice::from_raw_parts(from.add(r * stride), d) });
     }
 }
 
