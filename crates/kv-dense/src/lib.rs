@@ -45,15 +45,15 @@ impl Part for Full {
 impl KvPolicy for Full {
     fn cache(&self, shape: KvShape) -> Result<Rc<RefCell<dyn KvCache>>> {
         match self.0 {
-            KvDtype::F32 => open(Everything, Dense::default(), shape),
-            KvDtype::Bf16 => open(Everything, DenseBf16::default(), shape),
+            KvDtype::F32 => open(Everything, Dense, shape),
+            KvDtype::Bf16 => open(Everything, DenseBf16, shape),
         }
     }
 
     fn bytes(&self, shape: KvShape) -> u64 {
         match self.0 {
-            KvDtype::F32 => bytes(&Everything, &Dense::default(), shape),
-            KvDtype::Bf16 => bytes(&Everything, &DenseBf16::default(), shape),
+            KvDtype::F32 => bytes(&Everything, &Dense, shape),
+            KvDtype::Bf16 => bytes(&Everything, &DenseBf16, shape),
         }
     }
 }

@@ -59,11 +59,11 @@ macro_rules! policy {
                 &self,
                 shape: ramekin_slots::KvShape,
             ) -> anyhow::Result<std::rc::Rc<std::cell::RefCell<dyn ramekin_slots::KvCache>>> {
-                ramekin_lanes::open(self.clone(), ramekin_lanes::Dense::default(), shape)
+                ramekin_lanes::open(self.clone(), ramekin_lanes::Dense, shape)
             }
 
             fn bytes(&self, shape: ramekin_slots::KvShape) -> u64 {
-                ramekin_lanes::bytes(self, &ramekin_lanes::Dense::default(), shape)
+                ramekin_lanes::bytes(self, &ramekin_lanes::Dense, shape)
             }
         }
     };

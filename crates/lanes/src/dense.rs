@@ -1,6 +1,5 @@
 //! Entries as they come, in f32 or rounded to bf16.
 
-use std::marker::PhantomData;
 use std::ops::Range;
 
 use ramekin_kernels::attention::Stored;
@@ -40,21 +39,13 @@ impl Number for u16 {
     }
 }
 
-/// Keys and values as single numbers.
-#[derive(Clone, Copy, Debug)]
-pub struct DenseOf<N>(PhantomData<N>);
-
 /// Keys and values in f32.
-pub type Dense = DenseOf<f32>;
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Dense;
 
 /// Keys and values in bf16: half the memory, and half of what a token reads of it.
-pub type DenseBf16 = DenseOf<u16>;
-
-impl<N> Default for DenseOf<N> {
-    fn default() -> Self {
-        DenseOf(PhantomData)
-    }
-}
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DenseBf16;
 
 /// `[entries, head_dim]` each.
 #[derive(Clone)]
@@ -64,12 +55,23 @@ pub struct DenseLane<N> {
     head_dim: usize,
 }
 
-impl<N: Number> Storage for DenseOf<N> {
-    type Lane = DenseLane<N>;
+impl Storage for Dense {
+    type Lane = DenseLane<f32>;
 
-    fn lane(&self, room: usize, head_dim: usize, _: usize) -> DenseLane<N> {
-        let reserve = || Vec::with_capacity(room * head_dim);
-        DenseLane { k: reserve(), v: reserve(), head_dim }
+    fn lane(&self, room: usize, head_dim: usize, _: usize) -> DenseLane<f32> {
+        DenseLane::with_room(room, head_dim)
+    }
+
+    fn bytes(&self, room: usize, head_dim: usize, _: usize) -> u64 {
+        self.entry_bytes(head_dim) * room as u64
+    }
+}
+
+impl Storage for DenseBf16 {
+    type Lane = DenseLane<u16>;
+
+    fn lane(&self, room: usize, head_dim: usize, _: usize) -> DenseLane<u16> {
+        DenseLane::with_room(room, head_dim)
     }
 
     fn bytes(&self, room: usize, head_dim: usize, _: usize) -> u64 {
@@ -77,11 +79,16 @@ impl<N: Number> Storage for DenseOf<N> {
     }
 
     fn entry_bytes(&self, head_dim: usize) -> u64 {
-        (2 * size_of::<N>() * head_dim) as u64
+        4 * head_dim as u64
     }
 }
 
 impl<N> DenseLane<N> {
+    fn with_room(room: usize, head_dim: usize) -> Self {
+        let reserve = || Vec::with_capacity(room * head_dim);
+        DenseLane { k: reserve(), v: reserve(), head_dim }
+    }
+
     fn span(&self, entries: Range<usize>) -> Range<usize> {
         entries.start * self.head_dim..entries.end * self.head_dim
     }

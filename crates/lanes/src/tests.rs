@@ -85,7 +85,7 @@ fn prompt_and_later_tokens_are_one_attention() {
     for window in [None, Some(5)] {
         let spec = AttentionSpec { reach: Reach { window, chunk: None }, ..SPEC };
         let text = Text::new(20);
-        let mut cache = Cache::new(Everything, Dense::default(), shape(11, 9)).unwrap();
+        let mut cache = Cache::new(Everything, Dense, shape(11, 9)).unwrap();
         let mut found = text.step(&mut cache, 0..11, spec, None);
         for rows in [11..12, 12..15, 15..20] {
             found.extend(text.step(&mut cache, rows, spec, None));
@@ -101,7 +101,7 @@ fn prompt_and_later_tokens_are_one_attention() {
 #[test]
 fn in_bf16_later_tokens_see_rounded_entries() {
     let text = Text::new(20);
-    let mut cache = Cache::new(Everything, crate::DenseBf16::default(), shape(11, 9)).unwrap();
+    let mut cache = Cache::new(Everything, crate::DenseBf16, shape(11, 9)).unwrap();
     let mut found = text.step(&mut cache, 0..11, SPEC, None);
     let prompt = found.len();
     found.extend(text.step(&mut cache, 11..20, SPEC, None));
@@ -152,7 +152,7 @@ fn a_prefix_is_seen_by_all_and_dropped_by_none() {
         let array = |seed| Array::from_vec(normal(seed, 3, 2), &[3, 12], Category::Workspace).unwrap();
         Some(KvPrefix { k: array(8), v: array(9) })
     };
-    let mut cache = Cache::new(Least(9), Dense::default(), shape(9, 3)).unwrap();
+    let mut cache = Cache::new(Least(9), Dense, shape(9, 3)).unwrap();
     let mut found = text.step(&mut cache, 0..9, SPEC, prefix());
     found.extend(text.step(&mut cache, 9..10, SPEC, prefix()));
     let [q, k, v] = &text.0;
@@ -182,7 +182,7 @@ fn a_prefix_is_seen_by_all_and_dropped_by_none() {
 fn what_was_driven_out_comes_back() {
     let text = Text::new(20);
     let run = |detour: bool| {
-        let mut cache = Cache::new(Least(6), Dense::default(), shape(8, 12).with_rollback(4)).unwrap();
+        let mut cache = Cache::new(Least(6), Dense, shape(8, 12).with_rollback(4)).unwrap();
         text.step(&mut cache, 0..8, SPEC, None);
         text.step(&mut cache, 8..12, SPEC, None);
         if detour {
@@ -200,7 +200,7 @@ fn what_was_driven_out_comes_back() {
 #[test]
 fn a_full_cache_says_so() {
     let text = Text::new(12);
-    let mut cache = Cache::new(Everything, Dense::default(), shape(8, 2)).unwrap();
+    let mut cache = Cache::new(Everything, Dense, shape(8, 2)).unwrap();
     text.step(&mut cache, 0..8, SPEC, None);
     text.step(&mut cache, 8..10, SPEC, None);
     let positions = Rc::new(vec![10]);
