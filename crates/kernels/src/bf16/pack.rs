@@ -64,8 +64,8 @@ pub fn tiles(x: &[f32], m: usize, k: usize, stride: usize) -> Vec<u16> {
     out
 }
 
-/// A panel of up to 32 outputs from `rows` rows of `w` (bits, row-major, `k` each): `[k/2][32][2]`.
-pub fn outputs(w: &[u16], rows: usize, k: usize, panel: &mut [u16]) {
+/// A panel of up to 32 outputs from `k` numbers each of `rows` rows of `w` (bits), `stride` apart: `[k/2][32][2]`.
+pub fn outputs(w: &[u16], (rows, stride): (usize, usize), k: usize, panel: &mut [u16]) {
     debug_assert!(rows <= PANEL && panel.len() == steps(k) * STEP * PANEL);
     let pairs = k / 2;
     if rows < PANEL {
@@ -83,19 +83,19 @@ pub fn outputs(w: &[u16], rows: usize, k: usize, panel: &mut [u16]) {
         if wide && n == 16 {
             // SAFETY: the unit's features were seen; 16 rows of k numbers; the panel holds k/2 rows of 32 pairs.
             unsafe {
-                let from = w.as_ptr().add(first * k);
-                super::avx512::pairs_of_columns(from, k, pairs, panel.as_mut_ptr().add(first * 2));
+                let from = w.as_ptr().add(first * stride);
+                super::avx512::pairs_of_columns(from, stride, pairs, panel.as_mut_ptr().add(first * 2));
             }
         }
         for r in first..first + n {
             if !(wide && n == 16) {
                 for p in 0..pairs {
                     let at = (p * PANEL + r) * 2;
-                    panel[at..at + 2].copy_from_slice(&w[r * k + 2 * p..][..2]);
+                    panel[at..at + 2].copy_from_slice(&w[r * stride + 2 * p..][..2]);
                 }
             }
             if k % 2 == 1 {
-                panel[(pairs * PANEL + r) * 2] = w[r * k + k - 1];
+                panel[(pairs * PANEL + r) * 2] = w[r * stride + k - 1];
             }
         }
     }

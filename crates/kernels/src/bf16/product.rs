@@ -14,7 +14,7 @@ const INNER: usize = 2048;
 const ROWS: usize = 2048;
 
 /// Outputs whose panels lie ready at a time in the gradient to the input.
-const OUTPUTS: usize = 512;
+const OUTPUTS: usize = 1024;
 
 /// `y[m×n] = r(x)[m×k] · wᵀ (+ bias)`
 ///
@@ -44,18 +44,22 @@ fn many(x: &[f32], m: usize, w: &dyn Bf16Rows, y: &mut [f32]) {
     let (n, k) = (w.out_features(), w.in_features());
     let tiles = pack::tiles(x, m, k, k);
     let out = Shared::new(y);
-    tasks(n.div_ceil(PANEL), |t| {
-        let mut own = Vec::new();
-        let mut panel = vec![0; steps(k) * STEP * PANEL];
-        let first = t * PANEL;
-        let rows = PANEL.min(n - first);
-        pack::outputs(rows_of(w, first, rows, &mut own), rows, k, &mut panel);
-        for from in (0..steps(k)).step_by(INNER / STEP) {
-            let part = from..steps(k).min(from + INNER / STEP);
+    // A piece at a time, so that the part of the tiles which all panels read stays in the last cache.
+    for from in (0..k).step_by(INNER) {
+        let part = from..k.min(from + INNER);
+        tasks(n.div_ceil(PANEL), |t| {
+            let mut own = Vec::new();
+            let mut panel = vec![0; steps(part.len()) * STEP * PANEL];
+            let first = t * PANEL;
+            let rows = PANEL.min(n - first);
+            let weight = rows_of(w, first, rows, &mut own);
+            pack::outputs(&weight[part.start..], (rows, k), part.len(), &mut panel);
+            let at = part.start / STEP;
+            let steps = (steps(k), at..at + steps(part.len()));
             // SAFETY: each task owns its columns of every row of y.
-            unsafe { down(&tiles, m, (steps(k), part), &panel, out, (first, rows), n, from > 0) };
-        }
-    });
+            unsafe { down(&tiles, m, steps, &panel, out, (first, rows), n, at > 0) };
+        });
+    }
 }
 
 /// The bits of some rows, where they lie or unpacked into `own`.
@@ -71,7 +75,7 @@ fn rows_of<'a>(w: &'a dyn Bf16Rows, first: usize, rows: usize, own: &'a mut Vec<
     }
 }
 
-/// c[:, first..first + cols] (+)= tiles · panel for all m rows, over the steps of `part`; rows of c lie `stride` apart.
+/// c[:, first..first + cols] (+)= tiles · panel for all m rows, over the tiles' steps of `part`; rows of c lie `stride` apart.
 ///
 /// # Safety
 /// The caller owns those columns of c.
@@ -88,7 +92,6 @@ unsafe fn down(
 ) {
     let row_of_tiles = steps * TILE * STEP;
     let (skipped, steps) = (part.start * TILE * STEP, part.len());
-    let panel = &panel[part.start * STEP * PANEL..];
     let work = || {
         let mut edge = [0.0f32; PANEL * PANEL];
         for i in (0..m).step_by(2 * TILE) {

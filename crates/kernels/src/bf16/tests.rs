@@ -68,6 +68,8 @@ proptest! {
 fn equals_the_product_beyond_one_block_of_outputs_and_rows() {
     check(33, 600, 40);
     check(2100, 34, 35);
+    check(20, 40, 4200);
+    check(33, 1500, 40);
 }
 
 #[test]
