@@ -224,6 +224,7 @@ impl Model for ToyModel {
             scale: (self.facts.head_dim as f64).powf(-0.5),
             reach: ramekin_tape::ops::Reach::ALL,
             causal: toy.causal,
+            bf16: false,
         };
         let segments = fx.batch.attention_segments(0);
         let mixed = ops::attention(tape, &q, &KeyValue { k: &k, v: &v }, &segments, spec)?;

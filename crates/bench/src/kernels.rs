@@ -198,8 +198,15 @@ fn attentions(figures: &mut Figures) {
         let rows = batch * t;
         let (q, k, v) = (random(rows * heads * d), random(rows * kv_heads * d), random(rows * kv_heads * d));
         let g = random(q.len());
-        let shape =
-            Shape { heads, kv_heads, head_dim: d, scale: 0.125, reach: attention::Reach::ALL, causal: true };
+        let shape = Shape {
+            heads,
+            kv_heads,
+            head_dim: d,
+            scale: 0.125,
+            reach: attention::Reach::ALL,
+            causal: true,
+            bf16: false,
+        };
         let segments: Vec<_> =
             (0..batch).map(|b| Segment { q_start: b * t, q_len: t, k_start: b * t, k_len: t }).collect();
         let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; rows * heads]);
@@ -221,8 +228,15 @@ fn one_query(figures: &mut Figures) {
     for t in [512, 4096] {
         let (heads, kv_heads, d) = (8, 2, 64);
         let (q, k, v) = (random(heads * d), random(t * kv_heads * d), random(t * kv_heads * d));
-        let shape =
-            Shape { heads, kv_heads, head_dim: d, scale: 0.125, reach: attention::Reach::ALL, causal: true };
+        let shape = Shape {
+            heads,
+            kv_heads,
+            head_dim: d,
+            scale: 0.125,
+            reach: attention::Reach::ALL,
+            causal: true,
+            bf16: false,
+        };
         let s = [Segment { q_start: 0, q_len: 1, k_start: 0, k_len: t }];
         let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; heads]);
         let f = best(|| attention::forward(&q, &k, &v, None, &s, &shape, &mut out, &mut lse));

@@ -30,6 +30,12 @@ pub(crate) trait Lanes: Copy {
     unsafe fn store_some(self, mask: Self::Mask, to: *mut f32);
     /// self + a·b
     unsafe fn plus_product(self, a: Self, b: Self) -> Self;
+    /// What one step of a product adds: self + a·b, or the dot products that lanes of a and b hold.
+    #[inline(always)]
+    unsafe fn step(self, a: Self, b: Self) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { self.plus_product(a, b) }
+    }
     /// self · a
     unsafe fn times(self, a: Self) -> Self;
 }
@@ -181,6 +187,64 @@ mod x86 {
             unsafe { _mm512_mul_ps(self, a) }
         }
     }
+
+    /// As `__m512`, with two bf16 in each lane of operands.
+    #[derive(Clone, Copy)]
+    #[repr(transparent)]
+    pub(crate) struct Pairs(__m512);
+
+    impl Lanes for Pairs {
+        type Mask = u16;
+        const WIDTH: usize = 16;
+        #[inline(always)]
+        unsafe fn zero() -> Self {
+            // SAFETY: as above.
+            Pairs(unsafe { __m512::zero() })
+        }
+        #[inline(always)]
+        unsafe fn mask(n: usize) -> u16 {
+            // SAFETY: as above.
+            unsafe { __m512::mask(n) }
+        }
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            // SAFETY: as above.
+            Pairs(unsafe { __m512::splat(x) })
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            // SAFETY: as above.
+            Pairs(unsafe { __m512::load(from) })
+        }
+        #[inline(always)]
+        unsafe fn load_some(mask: u16, from: *const f32) -> Self {
+            // SAFETY: as above.
+            Pairs(unsafe { __m512::load_some(mask, from) })
+        }
+        #[inline(always)]
+        unsafe fn store_some(self, mask: u16, to: *mut f32) {
+            // SAFETY: as above.
+            unsafe { self.0.store_some(mask, to) }
+        }
+        #[inline(always)]
+        unsafe fn plus_product(self, a: Self, b: Self) -> Self {
+            // SAFETY: as above.
+            Pairs(unsafe { self.0.plus_product(a.0, b.0) })
+        }
+        #[inline(always)]
+        unsafe fn step(self, a: Self, b: Self) -> Self {
+            // SAFETY: as above; the casts are between 512 bits of anything.
+            unsafe {
+                let bits = |x: __m512| std::mem::transmute::<__m512, __m512bh>(x);
+                Pairs(_mm512_dpbf16_ps(self.0, bits(a.0), bits(b.0)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn times(self, a: Self) -> Self {
+            // SAFETY: as above.
+            Pairs(unsafe { self.0.times(a.0) })
+        }
+    }
 }
 
 /// The operands of a product; rows of `b` and `c` lie `b_row` and `c_row` numbers apart.
@@ -223,7 +287,7 @@ pub(crate) unsafe fn strip<L: Lanes, const R: usize, const V: usize>(
                 for r in 0..R {
                     let x = L::splat(*rows[r].offset(at));
                     for v in 0..V {
-                        sums[r][v] = sums[r][v].plus_product(x, right[v]);
+                        sums[r][v] = sums[r][v].step(x, right[v]);
                     }
                 }
                 b = b.wrapping_add(o.b_row);
@@ -247,11 +311,10 @@ pub(crate) unsafe fn strip<L: Lanes, const R: usize, const V: usize>(
 /// Strips of up to 64 columns.
 ///
 /// # Safety
-/// As for [`product`].
+/// As for [`product`]; the instruction set of L was seen.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-pub(crate) unsafe fn avx512(o: &Operands, (m, n, k): (usize, usize, usize)) {
-    use std::arch::x86_64::__m512 as L;
+#[inline(always)]
+unsafe fn strips<L: Lanes>(o: &Operands, (m, n, k): (usize, usize, usize)) {
     for first in (0..n).step_by(64) {
         let cols = 64.min(n - first);
         // SAFETY: the caller's promise.
@@ -271,6 +334,26 @@ pub(crate) unsafe fn avx512(o: &Operands, (m, n, k): (usize, usize, usize)) {
             }
         }
     }
+}
+
+/// # Safety
+/// As for [`product`].
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+pub(crate) unsafe fn avx512(o: &Operands, shape: (usize, usize, usize)) {
+    // SAFETY: the caller's promise.
+    unsafe { strips::<std::arch::x86_64::__m512>(o, shape) }
+}
+
+/// Of words of two bf16.
+///
+/// # Safety
+/// As for [`product`].
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+unsafe fn pairs(o: &Operands, shape: (usize, usize, usize)) {
+    // SAFETY: the caller's promise.
+    unsafe { strips::<x86::Pairs>(o, shape) }
 }
 
 /// Strips of up to 16 columns.
@@ -343,6 +426,30 @@ pub(crate) unsafe fn product<T: Real>(
             _ => portable(&o, shape),
         }
     }
+}
+
+/// As [`product`], of operands that hold two bf16 in each number, along what is summed over.
+///
+/// # Safety
+/// As there; [`bf16::unit`](crate::bf16::unit) is there and T is f32.
+pub(crate) unsafe fn product_of_pairs<T: Real>(
+    shape: (usize, usize, usize),
+    alpha: T,
+    a: Strided<*const T>,
+    (b, b_row): (*const T, usize),
+    onto: bool,
+    (c, c_row): (*mut T, usize),
+) {
+    let a = Strided { start: a.start.cast::<f32>(), row: a.row, col: a.col };
+    let (b, c, alpha) = (b.cast::<f32>(), c.cast::<f32>(), alpha.to_f64() as f32);
+    let o = Operands { a, b, b_row, c, c_row, alpha, onto };
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the caller's promise.
+    unsafe {
+        pairs(&o, shape);
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    unreachable!("no unit for {shape:?} of {:?}", o.c);
 }
 
 /// `panels[⌈rows / 64⌉][d][64]` ← the transpose of `rows` rows of `d` numbers, zeros where there is no row: what a

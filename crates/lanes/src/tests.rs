@@ -9,8 +9,15 @@ use ramekin_tape::ops::{AttentionSpec, Reach};
 
 use super::*;
 
-const SPEC: AttentionSpec =
-    AttentionSpec { heads: 4, kv_heads: 2, head_dim: 6, scale: 0.4, reach: Reach::ALL, causal: true };
+const SPEC: AttentionSpec = AttentionSpec {
+    heads: 4,
+    kv_heads: 2,
+    head_dim: 6,
+    scale: 0.4,
+    reach: Reach::ALL,
+    causal: true,
+    bf16: false,
+};
 
 fn shape(prompt: usize, later: usize) -> KvShape {
     KvShape {

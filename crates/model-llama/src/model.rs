@@ -17,6 +17,8 @@ pub struct LlamaModel {
     facts: ModelFacts,
     inv_freq: Rc<Vec<f32>>,
     layers: Vec<LayerNames>,
+    /// Whether products are in bf16.
+    bf16: bool,
 }
 
 struct LayerNames {
@@ -104,6 +106,7 @@ impl LlamaModel {
             inv_freq: Rc::new(config.rope.inv_freq(config.head_dim)),
             layers,
             config,
+            bf16: loader.is_bf16(),
         })
     }
 
@@ -122,6 +125,7 @@ impl LlamaModel {
             scale: (c.head_dim as f64).powf(-0.5),
             reach: c.reach[index],
             causal: true,
+            bf16: self.bf16,
         };
         let q = fx.linear(&names.q, &n)?;
         let k = fx.linear(&names.k, &n)?;

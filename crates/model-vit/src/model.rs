@@ -18,6 +18,8 @@ pub struct VitModel {
     config: VitConfig,
     facts: ModelFacts,
     layers: Vec<LayerNames>,
+    /// Whether products are in bf16.
+    bf16: bool,
 }
 
 struct LayerNames {
@@ -82,7 +84,7 @@ impl VitModel {
         }
         loader.norm(NORM, d, true, &[HEAD])?;
         loader.linear(HEAD, c.labels, d, true, true)?;
-        Ok(VitModel { facts: config.facts(), layers, config })
+        Ok(VitModel { facts: config.facts(), layers, config, bf16: loader.is_bf16() })
     }
 
     fn norm(&self, fx: &Forward, x: &Value, path: &str) -> Result<Value> {
@@ -103,6 +105,7 @@ impl VitModel {
             scale: (head_dim as f64).powf(-0.5),
             reach: c.reach[index],
             causal: false,
+            bf16: self.bf16,
         };
         let q = fx.linear(&names.query, &n)?;
         let k = fx.linear(&names.key, &n)?;

@@ -229,6 +229,11 @@ impl<'a> Loader<'a> {
         self.add(name, array)
     }
 
+    /// Whether the model's products are to be in bf16.
+    pub fn is_bf16(&self) -> bool {
+        self.options.dtype == DType::BF16
+    }
+
     /// A linear with its weight `PATH.weight` `[outputs, inputs]` and, perhaps, `PATH.bias`.
     pub fn linear(
         &mut self,

@@ -75,8 +75,15 @@ fn attention_to_keys_that_count_several_times() {
         Segment { q_start: 0, q_len: 4, k_start: 0, k_len: 4 },
         Segment { q_start: 4, q_len: 3, k_start: 4, k_len: 3 },
     ]);
-    let spec =
-        AttentionSpec { heads: 2, kv_heads: 1, head_dim: 3, scale: 0.6, reach: Reach::ALL, causal: false };
+    let spec = AttentionSpec {
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 3,
+        scale: 0.6,
+        reach: Reach::ALL,
+        causal: false,
+        bf16: false,
+    };
     let counts = Rc::new(vec![1, 4, 2, 1, 1, 7, 3]);
     check(&[&[7, 6], &[7, 3], &[7, 3]], |t, v| {
         ops::counted_attention(t, &v[0], &KeyValue { k: &v[1], v: &v[2] }, Some(&counts), &segments, spec)

@@ -155,6 +155,7 @@ impl Vit {
             scale: 8f64.powf(-0.5),
             reach: ramekin_tape::ops::Reach::ALL,
             causal: false,
+            bf16: false,
         };
         for b in 0..2 {
             let at = |name: &str| format!("blocks.{b}.{name}");

@@ -62,6 +62,7 @@ const SPEC: AttentionSpec = AttentionSpec {
     scale: 0.35,
     reach: ramekin_tape::ops::Reach::ALL,
     causal: true,
+    bf16: false,
 };
 
 fn sizes(n: usize) -> KvShape {

@@ -1,12 +1,13 @@
 //! The backward: one task a segment and query head.
 
+use super::form::Form;
 use super::{KEYS, PerHead, QUERIES, Segment, Shape, copy_rows, key_blocks, scores};
 use crate::Real;
 use crate::elementwise::{add_assign, add_scaled_chunk};
 use crate::matmul::Strided;
 use crate::rms_norm::sum_of_products;
 use crate::split::{Shared, partials, tasks};
-use crate::tile::{self, PANEL};
+use crate::tile::PANEL;
 use crate::wide::wide;
 
 /// Query heads whose shares of the gradients to shared keys wait for each other.
@@ -133,6 +134,9 @@ fn one_head<T: Real>(
     let mut ds = p.clone();
     let k_rows = t.k_rows.part(at, kv_head);
     let (mut q, mut g, mut gq_block) = (Vec::new(), Vec::new(), Vec::new());
+    let form = Form::of::<T>(shape);
+    let [mut q_left, mut q_beside, mut g_left, mut g_beside] = [const { Vec::new() }; 4];
+    let [mut p_beside, mut ds_beside, mut ds_left] = [const { Vec::new() }; 3];
     let mut dots = [T::ZERO; QUERIES];
     for first in (0..s.q_len).step_by(QUERIES) {
         let rows = QUERIES.min(s.q_len - first);
@@ -147,6 +151,8 @@ fn one_head<T: Real>(
             // SAFETY: these rows lie within the operands by the check of `backward`.
             unsafe { copy_rows(from.as_ptr().add(q_at), wide, d, x) };
         }
+        let (q_left, g_left) = (form.left(&q, &mut q_left), form.left(&g, &mut g_left));
+        let (q_beside, g_beside) = (form.beside(&q, d, &mut q_beside), form.beside(&g, d, &mut g_beside));
         gq_block.clear();
         gq_block.resize(rows * d, T::ZERO);
         for start in key_blocks(&keys) {
@@ -155,9 +161,10 @@ fn one_head<T: Real>(
             // SAFETY: all rows and columns lie within the operands by the check of `backward`; the rows of
             // this head in gq, and what gk and gv point at, belong to this call.
             unsafe {
-                let left = |x: &[T]| (Strided::new(x.as_ptr(), d, 1), d);
-                scores((rows, start, n), scale, left(&q), k_panels, (p.as_mut_ptr(), width));
-                scores((rows, start, n), T::ONE, left(&g), v_panels, (ds.as_mut_ptr(), width));
+                let (words, block) = (form.words(d), (rows, start, n));
+                let left = |x: &[T]| (Strided::new(x.as_ptr(), words, 1), words);
+                scores(form, block, scale, left(q_left), k_panels, (p.as_mut_ptr(), width));
+                scores(form, block, T::ONE, left(g_left), v_panels, (ds.as_mut_ptr(), width));
                 for r in 0..rows {
                     let seen = shape.visible(s, first + r);
                     let (lo, hi) = (
@@ -165,7 +172,7 @@ fn one_head<T: Real>(
                         seen.end.clamp(start, start + n) - start,
                     );
                     let hi = hi.max(lo);
-                    let (p, ds) = (&mut p[r * width..][..n], &mut ds[r * width..][..n]);
+                    let (p, ds) = (&mut p[r * width..][..width], &mut ds[r * width..][..width]);
                     for x in [&mut *p, &mut *ds] {
                         x[..lo].fill(T::ZERO);
                         x[hi..].fill(T::ZERO);
@@ -177,12 +184,18 @@ fn one_head<T: Real>(
                     let lse = t.lse[(s.q_start + first + r) * shape.heads + head];
                     probabilities(&mut p[lo..hi], &mut ds[lo..hi], lse, dots[r]);
                 }
+                let all = rows * width;
+                let p = form.beside(&p[..all], width, &mut p_beside);
                 let flipped = |x: &[T]| Strided::new(x.as_ptr(), 1, width);
                 let to = |x: *mut T| (x.add(start * row), row);
-                tile::product((n, d, rows), T::ONE, flipped(&p), (g.as_ptr(), d), true, to(gv));
-                tile::product((n, d, rows), scale, flipped(&ds), (q.as_ptr(), d), true, to(gk));
-                let (ds, k) = (Strided::new(ds.as_ptr(), width, 1), k_rows[start * d..].as_ptr());
-                tile::product((rows, d, n), scale, ds, (k, d), true, (gq_block.as_mut_ptr(), d));
+                let keys = (n, d, form.words(rows));
+                form.product(keys, T::ONE, flipped(p), (g_beside.as_ptr(), d), true, to(gv));
+                let beside = form.beside(&ds[..all], width, &mut ds_beside);
+                form.product(keys, scale, flipped(beside), (q_beside.as_ptr(), d), true, to(gk));
+                let left = form.left(&ds[..all], &mut ds_left);
+                let left = Strided::new(left.as_ptr(), form.words(width), 1);
+                let k = (k_rows[form.words(start) * d..].as_ptr(), d);
+                form.product((rows, d, form.words(n)), scale, left, k, true, (gq_block.as_mut_ptr(), d));
             }
         }
         for (r, row) in gq_block.chunks_exact(d).enumerate() {

@@ -1,11 +1,12 @@
 //! The forward: one task a (segment, head, block of queries), with a running softmax over key blocks.
 
-use super::{KEYS, PerHead, QUERIES, Segment, Shape, key_blocks, scores};
+use super::form::Form;
+use super::{KEYS, PerHead, QUERIES, Segment, Shape, copy_rows, key_blocks, scores};
 use crate::Real;
 use crate::elementwise::add_assign;
 use crate::matmul::{self, Strided};
 use crate::split::{Shared, tasks};
-use crate::tile::{self, PANEL};
+use crate::tile::PANEL;
 use crate::wide::wide;
 
 /// Attention of `q` to `k`, `v` within each segment.
@@ -79,6 +80,13 @@ fn block<T: Real>(
     let keys = shape.visible_to_any(s, span);
     let q_at = (s.q_start + first) * wide + head * d;
     let kv_at = |j: usize| (s.k_start + j) * narrow + head / shape.group() * d;
+    // Single queries are not worth the rounding, and their keys and values are not in order.
+    let form = if single { Form::Plain } else { Form::of::<T>(shape) };
+    let (mut own, mut left) = (vec![T::ZERO; if single { 0 } else { rows * d }], Vec::new());
+    // SAFETY: these rows lie within q by the check of `forward`.
+    unsafe { copy_rows(q.as_ptr().add(q_at), stride, d, &mut own) };
+    let queries = form.left(&own, &mut left);
+    let mut rounded = Vec::new();
     let mut weights = vec![T::ZERO; rows * KEYS.min(keys.end.next_multiple_of(PANEL))];
     let mut sums = vec![T::ZERO; rows];
     let mut tops = vec![T::NEG_INFINITY; rows];
@@ -89,20 +97,21 @@ fn block<T: Real>(
         let factor = T::from_f64(shape.scale);
         // SAFETY: all rows and columns lie within q, k, v by the check of `forward`; scratch is ours.
         unsafe {
-            let queries = Strided::new(q.as_ptr().add(q_at), stride, 1);
             let to = weights.as_mut_ptr();
             if single {
+                let queries = Strided::new(q.as_ptr().add(q_at), stride, 1);
                 let block = Strided::new(k.as_ptr().add(kv_at(start)), 1, narrow);
                 matmul::product((rows, n, d), factor, queries, block, false, Strided::new(to, width, 1));
             } else {
-                scores((rows, start, n), factor, (queries, d), panels, (to, width));
+                let queries = (Strided::new(queries.as_ptr(), form.words(d), 1), form.words(d));
+                scores(form, (rows, start, n), factor, queries, panels, (to, width));
             }
         }
         for r in 0..rows {
             let seen = shape.visible(s, if single { 0 } else { first + r });
             let (lo, hi) =
                 (seen.start.clamp(start, start + n) - start, seen.end.clamp(start, start + n) - start);
-            let row = &mut weights[r * width..][..n];
+            let row = &mut weights[r * width..][..width];
             row[..lo].fill(T::ZERO);
             row[hi.max(lo)..].fill(T::ZERO);
             if lo >= hi {
@@ -118,12 +127,14 @@ fn block<T: Real>(
         }
         // SAFETY: as above.
         unsafe {
-            let p = Strided::new(weights.as_ptr(), width, 1);
+            let p = form.left(&weights[..rows * width], &mut rounded);
+            let p = Strided::new(p.as_ptr(), form.words(width), 1);
             let values = match single {
                 true => (v.as_ptr().add(kv_at(start)), narrow),
-                false => (values[start * d..].as_ptr(), d),
+                false => (values[form.words(start) * d..].as_ptr(), d),
             };
-            tile::product((rows, d, n), T::ONE, p, values, turn > 0, (acc.as_mut_ptr(), d));
+            let shape = (rows, d, form.words(n));
+            form.product(shape, T::ONE, p, values, turn > 0, (acc.as_mut_ptr(), d));
         }
     }
     for r in 0..rows {

@@ -15,7 +15,10 @@
 //! [`QUERIES`]×[`KEYS`] block a task. Source: Dao et al. 2022, arXiv:2205.14135 (the tiling only).
 
 mod backward;
+#[cfg(test)]
+mod bf16_tests;
 mod few;
+mod form;
 mod forward;
 mod lanes;
 pub mod reference;
@@ -30,7 +33,10 @@ pub use votes::column_sums;
 
 use std::ops::Range;
 
+use form::Form;
+
 use crate::Real;
+use crate::matmul::Strided;
 use crate::split::partials;
 use crate::tile::{self, PANEL};
 
@@ -102,6 +108,9 @@ pub struct Shape {
     pub reach: Reach,
     /// Whether a query sees no key after its own place.
     pub causal: bool,
+    /// Whether operands of products are rounded to bf16, where the machine multiplies that: what a bf16 model asks
+    /// for. Weights are rounded after they are summed, as in PyTorch. Single queries stay in f32.
+    pub bf16: bool,
 }
 
 impl Shape {
@@ -155,19 +164,36 @@ impl<T: Real> PerHead<T> {
         shape: &Shape,
         wanted: impl Fn(&Segment) -> bool + Sync,
     ) -> Self {
+        let (form, d) = (Form::of::<T>(shape), shape.head_dim);
         Self::of(x, segments, shape, wanted, |from, stride, rows| {
-            // SAFETY: as `of` promises.
-            unsafe { tile::transposed(from, stride, rows, shape.head_dim) }
+            if form == Form::Plain {
+                // SAFETY: as `of` promises.
+                return unsafe { tile::transposed(from, stride, rows, d) };
+            }
+            let (mut own, mut scratch) = (vec![T::ZERO; rows * d], Vec::new());
+            // SAFETY: as `of` promises; then the words of all rows.
+            unsafe {
+                copy_rows(from, stride, d, &mut own);
+                let words = form.left(&own, &mut scratch);
+                tile::transposed(words.as_ptr(), form.words(d), rows, form.words(d))
+            }
         })
     }
 
-    /// Row after row: heads side by side lie so far apart that their rows drive each other out of the cache.
+    /// Row after row, to be summed over: heads side by side lie so far apart that their rows drive each other out of
+    /// the cache.
     fn rows(x: &[T], segments: &[Segment], shape: &Shape, wanted: impl Fn(&Segment) -> bool + Sync) -> Self {
+        let (form, d) = (Form::of::<T>(shape), shape.head_dim);
         Self::of(x, segments, shape, wanted, |from, stride, rows| {
-            let mut to = vec![T::ZERO; rows * shape.head_dim];
+            let mut own = vec![T::ZERO; rows * d];
             // SAFETY: as `of` promises.
-            unsafe { copy_rows(from, stride, shape.head_dim, &mut to) };
-            to
+            unsafe { copy_rows(from, stride, d, &mut own) };
+            if form == Form::Plain {
+                return own;
+            }
+            let mut words = Vec::new();
+            form.beside(&own, d, &mut words);
+            words
         })
     }
 
@@ -214,14 +240,15 @@ fn key_blocks(keys: &Range<usize>) -> impl Iterator<Item = usize> + use<> {
 }
 
 /// `to[rows×n]` = factor · a · xᵀ for the `n` rows of x from `start` on, a multiple of [`PANEL`], in panels; rows of
-/// `to` lie `width` apart, `n` up to a multiple of [`PANEL`].
+/// `to` lie `width` apart, `n` up to a multiple of [`PANEL`]. Rows of `a` and of x have `d` words.
 ///
 /// # Safety
-/// `a` covers rows×d; `to` has room and is the caller's.
+/// `a` covers rows×d, as a left operand; `to` has room and is the caller's.
 unsafe fn scores<T: Real>(
+    form: Form,
     (rows, start, n): (usize, usize, usize),
     factor: T,
-    (a, d): (crate::matmul::Strided<*const T>, usize),
+    (a, d): (Strided<*const T>, usize),
     panels: &[T],
     (to, width): (*mut T, usize),
 ) {
@@ -230,7 +257,7 @@ unsafe fn scores<T: Real>(
         // SAFETY: the caller's promise.
         unsafe {
             let b = (panel.as_ptr(), PANEL);
-            tile::product((rows, PANEL, d), factor, a, b, false, (to.add(first), width));
+            form.product((rows, PANEL, d), factor, a, b, false, (to.add(first), width));
         }
     }
 }

@@ -17,7 +17,7 @@ fn segments(lengths: &[(usize, usize)]) -> (Vec<Segment>, usize, usize) {
 
 fn shape(heads: usize, group: usize, head_dim: usize, window: Option<usize>, causal: bool) -> Shape {
     let reach = Reach { window, chunk: None };
-    Shape { heads: heads * group, kv_heads: heads, head_dim, scale: 0.3, reach, causal }
+    Shape { heads: heads * group, kv_heads: heads, head_dim, scale: 0.3, reach, causal, bf16: false }
 }
 
 fn check(lengths: &[(usize, usize)], o: &Shape) {
@@ -174,7 +174,15 @@ impl Stored<f32> for Rows {
 #[test]
 fn lanes_equal_the_reference_and_their_weights_sum_to_one() {
     let (d, group) = (8, 3);
-    let o = Shape { heads: group, kv_heads: 1, head_dim: d, scale: 0.3, reach: Reach::ALL, causal: true };
+    let o = Shape {
+        heads: group,
+        kv_heads: 1,
+        head_dim: d,
+        scale: 0.3,
+        reach: Reach::ALL,
+        causal: true,
+        bf16: false,
+    };
     let keys = [1, 7, KEYS, 2 * KEYS + 5];
     let rows: Vec<Rows> = keys
         .iter()

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::form::Form;
 use super::{KEYS, QUERIES, Segment, Shape, scores};
 use crate::Real;
 use crate::matmul::Strided;
@@ -69,7 +70,7 @@ fn column_block<T: Real>(
         unsafe {
             let queries = Strided::new(q.as_ptr().add(q_at), wide, 1);
             let to = (logits.as_mut_ptr(), width);
-            scores((count, 0, n), T::from_f64(shape.scale), (queries, d), &panels, to);
+            scores(Form::Plain, (count, 0, n), T::from_f64(shape.scale), (queries, d), &panels, to);
         }
         for r in 0..count {
             let seen = shape.visible(s, first + r);

@@ -27,6 +27,8 @@ pub struct AttentionSpec {
     pub reach: Reach,
     /// Whether a token sees only what came before it.
     pub causal: bool,
+    /// Whether products are to be in bf16, as those of a bf16 model.
+    pub bf16: bool,
 }
 
 impl AttentionSpec {
@@ -39,6 +41,7 @@ impl AttentionSpec {
             scale: self.scale,
             reach: self.reach,
             causal: self.causal,
+            bf16: self.bf16,
         }
     }
 }

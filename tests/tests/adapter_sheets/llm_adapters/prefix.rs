@@ -28,6 +28,7 @@ const SPEC: AttentionSpec = AttentionSpec {
     scale: 0.25,
     reach: ramekin_tape::ops::Reach::ALL,
     causal: true,
+    bf16: false,
 };
 
 fn inv_freq() -> Rc<Vec<f32>> {

@@ -71,6 +71,7 @@ impl Backbone {
             scale: 8f64.powf(-0.5),
             reach: ramekin_tape::ops::Reach::ALL,
             causal: false,
+            bf16: false,
         };
         let norm =
             |path: String, x: &Value| ops::rms_norm(&tape, x, &ok(fx.param(&format!("{path}.weight"))), 1e-5);

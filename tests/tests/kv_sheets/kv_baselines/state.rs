@@ -34,6 +34,7 @@ fn spec(heads: usize, kv_heads: usize) -> AttentionSpec {
         scale: 0.35,
         reach: ramekin_tape::ops::Reach::ALL,
         causal: true,
+        bf16: false,
     }
 }
 

@@ -182,6 +182,7 @@ impl Block {
             scale,
             reach: ramekin_tape::ops::Reach::ALL,
             causal: true,
+            bf16: false,
         };
         let x = self.before[0].forward(tape, h)?;
         let (q, k, v) = (self.q.forward(tape, &x)?, self.k.forward(tape, &x)?, self.v.forward(tape, &x)?);
