@@ -1,7 +1,7 @@
 //! The backward: one task a segment and query head.
 
 use super::form::Form;
-use super::{KEYS, PerHead, QUERIES, Segment, Shape, copy_rows, key_blocks, scores};
+use super::{KEYS, PerHead, QUERIES, Segment, Shape, copy_rows, key_blocks, scores, waves};
 use crate::Real;
 use crate::elementwise::{add_assign, add_scaled_chunk};
 use crate::matmul::Strided;
@@ -9,9 +9,6 @@ use crate::rms_norm::sum_of_products;
 use crate::split::{Shared, partials, tasks};
 use crate::tile::PANEL;
 use crate::wide::wide;
-
-/// Query heads whose shares of the gradients to shared keys wait for each other.
-const SHARES: usize = 16;
 
 /// The tensors of the forward, read only.
 struct Saved<'a, T> {
@@ -60,53 +57,52 @@ pub fn backward<T: Real>(
         gk.fill(T::ZERO);
         gv.fill(T::ZERO);
     }
-    let panels = |x| PerHead::panels(x, segments, shape, |s| s.q_len > 0);
-    let k_rows = PerHead::rows(k, segments, shape, |s| s.q_len > 0);
-    let saved = Saved { g, q, bias, out, lse, k_panels: panels(k), v_panels: panels(v), k_rows };
     let (gq, gk, gv) = (Shared::new(gq), Shared::new(gk), Shared::new(gv));
     let (d, narrow) = (shape.head_dim, shape.kv_heads * shape.head_dim);
-    let (group, pairs) = (shape.group(), segments.len() * shape.kv_heads);
-    let place = |pair: usize| {
-        let (at, kv_head) = (pair / shape.kv_heads, pair % shape.kv_heads);
-        (at, kv_head, segments[at].k_start * narrow + kv_head * d)
-    };
+    let group = shape.group();
+    let place = |pair: usize| segments[pair / shape.kv_heads].k_start * narrow + pair % shape.kv_heads * d;
     let clear = |pair: usize| {
-        let (at, _, to) = place(pair);
-        for j in 0..segments[at].k_len {
+        for j in 0..segments[pair / shape.kv_heads].k_len {
+            let at = place(pair) + j * narrow;
             // SAFETY: the keys of this segment and head belong to the task that clears them.
-            let rows = unsafe { [gk.slice(to + j * narrow, d), gv.slice(to + j * narrow, d)] };
+            let rows = unsafe { [gk.slice(at, d), gv.slice(at, d)] };
             rows.into_iter().for_each(|row| row.fill(T::ZERO));
         }
     };
-    if group == 1 {
-        return tasks(pairs, |pair| {
-            clear(pair);
-            let (at, head, to) = place(pair);
-            // SAFETY: the keys of this segment and head belong to this task.
-            let to = unsafe { (gk.at(to), gv.at(to), narrow) };
-            one_head(&saved, (at, &segments[at]), shape, head, gq, to);
-        });
-    }
-    // Each query head sums its own share, then the shares meet in order of the heads; some heads at a time, which
-    // bounds what the shares take.
-    let wave = SHARES.div_ceil(group);
-    for first in (0..pairs).step_by(wave) {
-        let wave = wave.min(pairs - first);
-        let shares = partials(wave * group, |t| {
-            let (at, kv_head, _) = place(first + t / group);
-            let s = &segments[at];
+    // Where heads share keys each sums a share of its own.
+    for pairs in waves(segments, shape, if group == 1 { 3 } else { 3 + 2 * group }) {
+        let panels = |x| PerHead::panels(x, segments, shape, pairs.clone());
+        let k_rows = PerHead::rows(k, segments, shape, pairs.clone());
+        let saved = Saved { g, q, bias, out, lse, k_panels: panels(k), v_panels: panels(v), k_rows };
+        if group == 1 {
+            tasks(pairs.len(), |t| {
+                let pair = pairs.start + t;
+                clear(pair);
+                // SAFETY: the keys of this segment and head belong to this task.
+                let to = unsafe { (gk.at(place(pair)), gv.at(place(pair)), narrow) };
+                let s = &segments[pair / shape.kv_heads];
+                one_head(&saved, (pair, s), shape, pair % shape.kv_heads, gq, to);
+            });
+            continue;
+        }
+        let shares = partials(pairs.len() * group, |t| {
+            let pair = pairs.start + t / group;
+            let s = &segments[pair / shape.kv_heads];
             let (mut dk, mut dv) = (vec![T::ZERO; s.k_len * d], vec![T::ZERO; s.k_len * d]);
             let to = (dk.as_mut_ptr(), dv.as_mut_ptr(), d);
-            one_head(&saved, (at, s), shape, kv_head * group + t % group, gq, to);
+            let head = pair % shape.kv_heads * group + t % group;
+            one_head(&saved, (pair, s), shape, head, gq, to);
             (dk, dv)
         });
-        tasks(wave, |pair| {
-            clear(first + pair);
-            let (at, _, to) = place(first + pair);
-            for (dk, dv) in &shares[pair * group..][..group] {
-                for j in 0..segments[at].k_len {
+        // The shares meet in order of the heads.
+        tasks(pairs.len(), |t| {
+            let pair = pairs.start + t;
+            clear(pair);
+            for (dk, dv) in &shares[t * group..][..group] {
+                for j in 0..segments[pair / shape.kv_heads].k_len {
+                    let at = place(pair) + j * narrow;
                     // SAFETY: as above; one row of one head at a time.
-                    let (gk, gv) = unsafe { (gk.slice(to + j * narrow, d), gv.slice(to + j * narrow, d)) };
+                    let (gk, gv) = unsafe { (gk.slice(at, d), gv.slice(at, d)) };
                     add_scaled_chunk(T::ONE, &dk[j * d..(j + 1) * d], gk);
                     add_scaled_chunk(T::ONE, &dv[j * d..(j + 1) * d], gv);
                 }
@@ -119,7 +115,7 @@ pub fn backward<T: Real>(
 /// point at the segment's first key, rows of theirs as far apart as the third says.
 fn one_head<T: Real>(
     t: &Saved<T>,
-    (at, s): (usize, &Segment),
+    (pair, s): (usize, &Segment),
     shape: &Shape,
     head: usize,
     gq: Shared<T>,
@@ -128,11 +124,10 @@ fn one_head<T: Real>(
     let d = shape.head_dim;
     let wide = shape.heads * d;
     let scale = T::from_f64(shape.scale);
-    let kv_head = head / shape.group();
-    let (k_panels, v_panels) = (t.k_panels.part(at, kv_head), t.v_panels.part(at, kv_head));
+    let (k_panels, v_panels) = (t.k_panels.part(pair), t.v_panels.part(pair));
     let mut p = vec![T::ZERO; QUERIES.min(s.q_len) * KEYS.min(s.k_len.next_multiple_of(PANEL))];
     let mut ds = p.clone();
-    let k_rows = t.k_rows.part(at, kv_head);
+    let k_rows = t.k_rows.part(pair);
     let (mut q, mut g, mut gq_block) = (Vec::new(), Vec::new(), Vec::new());
     let form = Form::of::<T>(shape);
     let [mut q_left, mut q_beside, mut g_left, mut g_beside] = [const { Vec::new() }; 4];

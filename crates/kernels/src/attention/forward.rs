@@ -1,7 +1,7 @@
 //! The forward: one task a (segment, head, block of queries), with a running softmax over key blocks.
 
 use super::form::Form;
-use super::{KEYS, PerHead, QUERIES, Segment, Shape, copy_rows, key_blocks, scores};
+use super::{KEYS, PerHead, QUERIES, Segment, Shape, copy_rows, key_blocks, scores, waves};
 use crate::Real;
 use crate::elementwise::add_assign;
 use crate::matmul::{self, Strided};
@@ -36,24 +36,32 @@ pub fn forward<T: Real>(
         out.fill(T::ZERO);
         lse.fill(T::NEG_INFINITY);
     }
-    let many = |s: &Segment| s.q_len > 1;
-    let panels = PerHead::panels(k, segments, shape, many);
-    let values = PerHead::rows(v, segments, shape, many);
-    let mut blocks = Vec::new();
-    for (at, s) in segments.iter().enumerate() {
-        // One query a segment is decoding: then the heads that share keys form the block.
-        let step = if s.q_len == 1 { shape.group() } else { 1 };
-        for first in (0..s.q_len).step_by(QUERIES) {
-            blocks.extend((0..shape.heads).step_by(step).map(|head| (at, head, first)));
-        }
-    }
     let (out, lse) = (Shared::new(out), Shared::new(lse));
-    tasks(blocks.len(), |t| {
-        let (at, head, first) = blocks[t];
-        let own = head / shape.group();
-        let (k, v) = ((k, panels.part(at, own)), (v, values.part(at, own)));
-        block(q, k, v, bias, &segments[at], shape, head, first, out, lse);
-    });
+    // One query a segment is decoding: then the heads that share keys form the block, and keys are read as they lie.
+    let single = |s: &Segment| s.q_len == 1;
+    if segments.iter().all(single) {
+        return tasks(segments.len() * shape.kv_heads, |pair| {
+            let (s, head) = (&segments[pair / shape.kv_heads], pair % shape.kv_heads * shape.group());
+            block(q, (k, &[]), (v, &[]), bias, s, shape, head, 0, out, lse);
+        });
+    }
+    for pairs in waves(segments, shape, 2) {
+        let panels = PerHead::panels(k, segments, shape, pairs.clone());
+        let values = PerHead::rows(v, segments, shape, pairs.clone());
+        let mut blocks = Vec::new();
+        for pair in pairs {
+            let (s, head) = (&segments[pair / shape.kv_heads], pair % shape.kv_heads * shape.group());
+            let heads = if single(s) { 1 } else { shape.group() };
+            for first in (0..s.q_len).step_by(QUERIES) {
+                blocks.extend((head..head + heads).map(|head| (pair, head, first)));
+            }
+        }
+        tasks(blocks.len(), |t| {
+            let (pair, head, first) = blocks[t];
+            let (k, v) = ((k, panels.part(pair)), (v, values.part(pair)));
+            block(q, k, v, bias, &segments[pair / shape.kv_heads], shape, head, first, out, lse);
+        });
+    }
 }
 
 /// Queries `first..` of one segment and head (or, with one query, of all heads that share its keys).

@@ -150,22 +150,30 @@ impl Shape {
     }
 }
 
-/// Keys or values of each segment and key head in an order of their own.
+/// Keys or values in an order of their own, of some pairs of a segment and a key head, counted segment by segment.
 struct PerHead<T> {
-    kv_heads: usize,
+    first: usize,
     parts: Vec<Vec<T>>,
+}
+
+/// Numbers that are held in an order of their own at a time, a MiB of f32; long segments may need more.
+const HELD: usize = 1 << 18;
+
+/// Pairs of a segment and a key head that are worked on at a time, where a pair's keys are held so many times.
+fn waves(segments: &[Segment], shape: &Shape, times: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+    let longest = segments.iter().map(|s| s.k_len).max().unwrap_or(0);
+    // A pair's numbers do not depend on those beside it, so that threads may tell how many there are.
+    let wave = (HELD / (times * longest * shape.head_dim).max(1)).max(1);
+    let wave = wave.next_multiple_of(rayon::current_num_threads());
+    let pairs = segments.len() * shape.kv_heads;
+    (0..pairs).step_by(wave).map(move |first| first..pairs.min(first + wave))
 }
 
 impl<T: Real> PerHead<T> {
     /// Transposed into panels: what scores are products with.
-    fn panels(
-        x: &[T],
-        segments: &[Segment],
-        shape: &Shape,
-        wanted: impl Fn(&Segment) -> bool + Sync,
-    ) -> Self {
+    fn panels(x: &[T], segments: &[Segment], shape: &Shape, pairs: Range<usize>) -> Self {
         let (form, d) = (Form::of::<T>(shape), shape.head_dim);
-        Self::of(x, segments, shape, wanted, |from, stride, rows| {
+        Self::of(x, segments, shape, pairs, |from, stride, rows| {
             if form == Form::Plain {
                 // SAFETY: as `of` promises.
                 return unsafe { tile::transposed(from, stride, rows, d) };
@@ -182,9 +190,9 @@ impl<T: Real> PerHead<T> {
 
     /// Row after row, to be summed over: heads side by side lie so far apart that their rows drive each other out of
     /// the cache.
-    fn rows(x: &[T], segments: &[Segment], shape: &Shape, wanted: impl Fn(&Segment) -> bool + Sync) -> Self {
+    fn rows(x: &[T], segments: &[Segment], shape: &Shape, pairs: Range<usize>) -> Self {
         let (form, d) = (Form::of::<T>(shape), shape.head_dim);
-        Self::of(x, segments, shape, wanted, |from, stride, rows| {
+        Self::of(x, segments, shape, pairs, |from, stride, rows| {
             let mut own = vec![T::ZERO; rows * d];
             // SAFETY: as `of` promises.
             unsafe { copy_rows(from, stride, d, &mut own) };
@@ -197,29 +205,29 @@ impl<T: Real> PerHead<T> {
         })
     }
 
-    /// Of the segments that `wanted` names; `order` is given where a head's rows begin, how far apart they lie and
+    /// Of the segments with queries; `order` is given where a head's rows begin, how far apart they lie and
     /// how many there are, all within `x`, which has passed [`Shape::check`].
     fn of(
         x: &[T],
         segments: &[Segment],
         shape: &Shape,
-        wanted: impl Fn(&Segment) -> bool + Sync,
+        pairs: Range<usize>,
         order: impl Fn(*const T, usize, usize) -> Vec<T> + Sync,
     ) -> Self {
         let (d, kv_heads) = (shape.head_dim, shape.kv_heads);
         let narrow = kv_heads * d;
-        let parts = partials(segments.len() * kv_heads, |t| {
-            let (s, head) = (&segments[t / kv_heads], t % kv_heads);
-            if !wanted(s) {
+        let parts = partials(pairs.len(), |t| {
+            let (s, head) = (&segments[(pairs.start + t) / kv_heads], (pairs.start + t) % kv_heads);
+            if s.q_len == 0 {
                 return Vec::new();
             }
             order(x.as_ptr().wrapping_add(s.k_start * narrow + head * d), narrow, s.k_len)
         });
-        PerHead { kv_heads, parts }
+        PerHead { first: pairs.start, parts }
     }
 
-    fn part(&self, segment: usize, head: usize) -> &[T] {
-        &self.parts[segment * self.kv_heads + head]
+    fn part(&self, pair: usize) -> &[T] {
+        &self.parts[pair - self.first]
     }
 }
 
