@@ -6,7 +6,7 @@ use crate::figure::Figures;
 use crate::kernels::best;
 
 /// Chains of multiply-adds that run beside each other, each a vector wide.
-const CHAINS: usize = 16;
+const CHAINS: usize = 12;
 
 /// Numbers of the widest vector.
 const LANES: usize = 16;

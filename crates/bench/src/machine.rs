@@ -49,7 +49,6 @@ impl Machine {
         let load_before = load();
         let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         Machine {
             cpu: field(&info, "model name").unwrap_or(std::env::consts::ARCH).to_owned(),
             instruction_sets: sets(field(&info, "flags").unwrap_or_default()),
@@ -60,7 +59,7 @@ impl Machine {
             read_one_thread_gb_per_s: limits::read(1),
             load_before,
             load_after: None,
-            system: format!("{} {}", std::env::consts::OS, kernel.trim()).trim().to_owned(),
+            system: std::env::consts::OS.to_owned(),
         }
     }
 

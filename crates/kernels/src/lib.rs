@@ -45,6 +45,7 @@ pub mod perturb;
 pub mod philox;
 pub mod reactivate;
 pub mod real;
+mod registers;
 pub mod relu_attention;
 pub mod rms_norm;
 pub mod rope;

@@ -246,7 +246,7 @@ mod tests {
             let inner = AtomicUsize::new(0);
             let task = |i: usize| {
                 counts[i].fetch_add(1, SeqCst);
-                if i % 7 == 0 {
+                if i.is_multiple_of(7) {
                     run(3, &|_| {
                         inner.fetch_add(1, SeqCst);
                     });

@@ -35,9 +35,9 @@ pub fn tiles(threads: usize) -> Option<f64> {
     None
 }
 
-/// Chains that run beside each other.
+/// Chains that run beside each other: as many as the compiler keeps in registers, more than latency asks for.
 #[cfg(target_arch = "x86_64")]
-const CHAINS: usize = 16;
+const CHAINS: usize = 12;
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bf16")]
