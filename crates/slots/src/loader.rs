@@ -297,7 +297,7 @@ impl<'a> Loader<'a> {
     pub fn tied_head(&mut self, path: &str, table: &str, outputs: usize, inputs: usize) -> Result<()> {
         if self.options.quantizer.is_some_and(|q| q.for_head().is_some()) {
             let why =
-                format!("cannot be packed: `{path}` is the embedding's table here, which stays as it is");
+                format!("is set, but `{path}` is the embedding's table in this model, which stays as it is");
             return Err(ramekin_core::BadSetting::new("lm_head_bits", why).into());
         }
         let name = format!("{path}.weight");
