@@ -44,20 +44,24 @@ fn many(x: &[f32], m: usize, w: &dyn Bf16Rows, y: &mut [f32]) {
     let (n, k) = (w.out_features(), w.in_features());
     let tiles = pack::tiles(x, m, k, k);
     let out = Shared::new(y);
-    // A piece at a time, so that the part of the tiles which all panels read stays in the last cache.
-    for from in (0..k).step_by(INNER) {
-        let part = from..k.min(from + INNER);
+    let pieces: Vec<_> = (0..k).step_by(INNER).map(|from| from..k.min(from + INNER)).collect();
+    // A piece at a time, so that the part of the tiles which all panels read stays in the last cache; where rows have
+    // to be unpacked all of them at once, so that it happens once.
+    let together = if w.as_dense().is_some() { 1 } else { pieces.len() };
+    for pieces in pieces.chunks(together) {
         tasks(n.div_ceil(PANEL), |t| {
-            let mut own = Vec::new();
-            let mut panel = vec![0; steps(part.len()) * STEP * PANEL];
             let first = t * PANEL;
             let rows = PANEL.min(n - first);
+            let mut own = Vec::new();
             let weight = rows_of(w, first, rows, &mut own);
-            pack::outputs(&weight[part.start..], (rows, k), part.len(), &mut panel);
-            let at = part.start / STEP;
-            let steps = (steps(k), at..at + steps(part.len()));
-            // SAFETY: each task owns its columns of every row of y.
-            unsafe { down(&tiles, m, steps, &panel, out, (first, rows), n, at > 0) };
+            for piece in pieces {
+                let mut panel = vec![0; steps(piece.len()) * STEP * PANEL];
+                pack::outputs(&weight[piece.start..], (rows, k), piece.len(), &mut panel);
+                let at = piece.start / STEP;
+                let steps = (steps(k), at..at + steps(piece.len()));
+                // SAFETY: each task owns its columns of every row of y.
+                unsafe { down(&tiles, m, steps, &panel, out, (first, rows), n, at > 0) };
+            }
         });
     }
 }
