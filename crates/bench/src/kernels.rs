@@ -191,6 +191,12 @@ fn linears(figures: &mut Figures, name: &str, bytes: u64, w: &dyn WeightRows<f32
     figures.add("kernels", format!("linear 1×{n}×{k} on {name}"), bytes as f64 / one / 1e9, "GB/s of weight");
 }
 
+/// Causal attention in f32.
+fn causal(heads: usize, kv_heads: usize, head_dim: usize) -> Shape {
+    let reach = attention::Reach::ALL;
+    Shape { heads, kv_heads, head_dim, scale: 0.125, reach, causal: true, bf16: false }
+}
+
 fn attentions(figures: &mut Figures) {
     for (batch, t, heads, kv_heads, d) in
         [(4, 512, 8, 8, 64), (4, 512, 8, 2, 64), (1, 4096, 4, 4, 64), (12, 64, 4, 4, 32)]
@@ -198,15 +204,7 @@ fn attentions(figures: &mut Figures) {
         let rows = batch * t;
         let (q, k, v) = (random(rows * heads * d), random(rows * kv_heads * d), random(rows * kv_heads * d));
         let g = random(q.len());
-        let shape = Shape {
-            heads,
-            kv_heads,
-            head_dim: d,
-            scale: 0.125,
-            reach: attention::Reach::ALL,
-            causal: true,
-            bf16: false,
-        };
+        let shape = causal(heads, kv_heads, d);
         let segments: Vec<_> =
             (0..batch).map(|b| Segment { q_start: b * t, q_len: t, k_start: b * t, k_len: t }).collect();
         let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; rows * heads]);
@@ -228,15 +226,7 @@ fn one_query(figures: &mut Figures) {
     for t in [512, 4096] {
         let (heads, kv_heads, d) = (8, 2, 64);
         let (q, k, v) = (random(heads * d), random(t * kv_heads * d), random(t * kv_heads * d));
-        let shape = Shape {
-            heads,
-            kv_heads,
-            head_dim: d,
-            scale: 0.125,
-            reach: attention::Reach::ALL,
-            causal: true,
-            bf16: false,
-        };
+        let shape = causal(heads, kv_heads, d);
         let s = [Segment { q_start: 0, q_len: 1, k_start: 0, k_len: t }];
         let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; heads]);
         let f = best(|| attention::forward(&q, &k, &v, None, &s, &shape, &mut out, &mut lse));

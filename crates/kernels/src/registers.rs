@@ -20,14 +20,25 @@ pub(crate) trait Lanes: Copy {
     unsafe fn store_some(self, mask: Self::Mask, to: *mut f32);
     /// self + a·b
     unsafe fn plus_product(self, a: Self, b: Self) -> Self;
-    /// What one step of a product adds: self + a·b, or the dot products that lanes of a and b hold.
-    #[inline(always)]
-    unsafe fn step(self, a: Self, b: Self) -> Self {
-        // SAFETY: the caller's promise.
-        unsafe { self.plus_product(a, b) }
-    }
     /// self · a
     unsafe fn times(self, a: Self) -> Self;
+}
+
+/// What a product adds to its sums in one step.
+pub(crate) trait Step<L> {
+    /// sum + what lanes of a and b make
+    unsafe fn step(sum: L, a: L, b: L) -> L;
+}
+
+/// Their products.
+pub(crate) struct Products;
+
+impl<L: Lanes> Step<L> for Products {
+    #[inline(always)]
+    unsafe fn step(sum: L, a: L, b: L) -> L {
+        // SAFETY: the caller's promise.
+        unsafe { sum.plus_product(a, b) }
+    }
 }
 
 /// Four numbers in whatever the compiler has for them.
@@ -86,7 +97,7 @@ impl Lanes for Plain {
 pub(crate) mod x86 {
     use std::arch::x86_64::*;
 
-    use super::Lanes;
+    use super::{Lanes, Step};
 
     impl Lanes for __m256 {
         type Mask = __m256i;
@@ -178,61 +189,17 @@ pub(crate) mod x86 {
         }
     }
 
-    /// As `__m512`, with two bf16 in each lane of operands.
-    #[derive(Clone, Copy)]
-    #[repr(transparent)]
-    pub(crate) struct Pairs(__m512);
+    /// Dot products of the two bf16 that each lane holds.
+    pub(crate) struct Pairs;
 
-    impl Lanes for Pairs {
-        type Mask = u16;
-        const WIDTH: usize = 16;
+    impl Step<__m512> for Pairs {
         #[inline(always)]
-        unsafe fn zero() -> Self {
-            // SAFETY: as above.
-            Pairs(unsafe { __m512::zero() })
-        }
-        #[inline(always)]
-        unsafe fn mask(n: usize) -> u16 {
-            // SAFETY: as above.
-            unsafe { __m512::mask(n) }
-        }
-        #[inline(always)]
-        unsafe fn splat(x: f32) -> Self {
-            // SAFETY: as above.
-            Pairs(unsafe { __m512::splat(x) })
-        }
-        #[inline(always)]
-        unsafe fn load(from: *const f32) -> Self {
-            // SAFETY: as above.
-            Pairs(unsafe { __m512::load(from) })
-        }
-        #[inline(always)]
-        unsafe fn load_some(mask: u16, from: *const f32) -> Self {
-            // SAFETY: as above.
-            Pairs(unsafe { __m512::load_some(mask, from) })
-        }
-        #[inline(always)]
-        unsafe fn store_some(self, mask: u16, to: *mut f32) {
-            // SAFETY: as above.
-            unsafe { self.0.store_some(mask, to) }
-        }
-        #[inline(always)]
-        unsafe fn plus_product(self, a: Self, b: Self) -> Self {
-            // SAFETY: as above.
-            Pairs(unsafe { self.0.plus_product(a.0, b.0) })
-        }
-        #[inline(always)]
-        unsafe fn step(self, a: Self, b: Self) -> Self {
+        unsafe fn step(sum: __m512, a: __m512, b: __m512) -> __m512 {
             // SAFETY: as above; the casts are between 512 bits of anything.
             unsafe {
                 let bits = |x: __m512| std::mem::transmute::<__m512, __m512bh>(x);
-                Pairs(_mm512_dpbf16_ps(self.0, bits(a.0), bits(b.0)))
+                _mm512_dpbf16_ps(sum, bits(a), bits(b))
             }
-        }
-        #[inline(always)]
-        unsafe fn times(self, a: Self) -> Self {
-            // SAFETY: as above.
-            Pairs(unsafe { self.0.times(a.0) })
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::cpu::{self, Cpu};
 use crate::matmul::{self, Strided};
 #[cfg(target_arch = "x86_64")]
 use crate::registers::x86;
-use crate::registers::{Lanes, Plain};
+use crate::registers::{Lanes, Plain, Products, Step};
 
 /// The operands of a product; rows of `b` and `c` lie `b_row` and `c_row` numbers apart.
 #[derive(Clone, Copy)]
@@ -26,12 +26,35 @@ pub(crate) struct Operands {
     pub onto: bool,
 }
 
+impl Operands {
+    /// Of numbers that are f32 by another name.
+    fn of<T: Real>(
+        alpha: T,
+        a: Strided<*const T>,
+        (b, b_row): (*const T, usize),
+        onto: bool,
+        (c, c_row): (*mut T, usize),
+    ) -> Self {
+        let a = Strided { start: a.start.cast(), row: a.row, col: a.col };
+        Operands { a, b: b.cast(), b_row, c: c.cast(), c_row, alpha: alpha.to_f64() as f32, onto }
+    }
+
+    /// Those of up to `width` of the `n` columns at a time, and how many they are.
+    #[inline(always)]
+    fn strips(self, n: usize, width: usize) -> impl Iterator<Item = (Operands, usize)> {
+        (0..n).step_by(width).map(move |first| {
+            let o = Operands { b: self.b.wrapping_add(first), c: self.c.wrapping_add(first), ..self };
+            (o, width.min(n - first))
+        })
+    }
+}
+
 /// m rows by the columns of V registers, R rows at a time; `cols` at most V·WIDTH, more than (V − 1)·WIDTH.
 ///
 /// # Safety
 /// The operands cover m×`cols` and k; the instruction set of L was seen.
 #[inline(always)]
-pub(crate) unsafe fn strip<L: Lanes, const R: usize, const V: usize>(
+unsafe fn strip<L: Lanes, S: Step<L>, const R: usize, const V: usize>(
     o: &Operands,
     (m, cols, k): (usize, usize, usize),
 ) {
@@ -53,7 +76,7 @@ pub(crate) unsafe fn strip<L: Lanes, const R: usize, const V: usize>(
                 for r in 0..R {
                     let x = L::splat(*rows[r].offset(at));
                     for v in 0..V {
-                        sums[r][v] = sums[r][v].step(x, right[v]);
+                        sums[r][v] = S::step(sums[r][v], x, right[v]);
                     }
                 }
                 b = b.wrapping_add(o.b_row);
@@ -77,26 +100,22 @@ pub(crate) unsafe fn strip<L: Lanes, const R: usize, const V: usize>(
 /// Strips of up to 64 columns.
 ///
 /// # Safety
-/// As for [`product`]; the instruction set of L was seen.
+/// As for [`product`]; the instruction sets of L and S were seen.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-unsafe fn strips<L: Lanes>(o: &Operands, (m, n, k): (usize, usize, usize)) {
-    for first in (0..n).step_by(64) {
-        let cols = 64.min(n - first);
+unsafe fn sixty_four<L: Lanes, S: Step<L>>(o: &Operands, (m, n, k): (usize, usize, usize)) {
+    for (o, cols) in o.strips(n, 64) {
         // SAFETY: the caller's promise.
         unsafe {
-            let o = Operands { b: o.b.add(first), c: o.c.add(first), ..*o };
-            match cols.div_ceil(16) {
-                4 => match m {
-                    1 => strip::<L, 1, 4>(&o, (m, cols, k)),
-                    2 => strip::<L, 2, 4>(&o, (m, cols, k)),
-                    3 => strip::<L, 3, 4>(&o, (m, cols, k)),
-                    4 => strip::<L, 4, 4>(&o, (m, cols, k)),
-                    _ => strip::<L, 6, 4>(&o, (m, cols, k)),
-                },
-                3 => strip::<L, 8, 3>(&o, (m, cols, k)),
-                2 => strip::<L, 12, 2>(&o, (m, cols, k)),
-                _ => strip::<L, 16, 1>(&o, (m, cols, k)),
+            match (cols.div_ceil(16), m) {
+                (4, 1) => strip::<L, S, 1, 4>(&o, (m, cols, k)),
+                (4, 2) => strip::<L, S, 2, 4>(&o, (m, cols, k)),
+                (4, 3) => strip::<L, S, 3, 4>(&o, (m, cols, k)),
+                (4, 4) => strip::<L, S, 4, 4>(&o, (m, cols, k)),
+                (4, _) => strip::<L, S, 6, 4>(&o, (m, cols, k)),
+                (3, _) => strip::<L, S, 8, 3>(&o, (m, cols, k)),
+                (2, _) => strip::<L, S, 12, 2>(&o, (m, cols, k)),
+                _ => strip::<L, S, 16, 1>(&o, (m, cols, k)),
             }
         }
     }
@@ -108,7 +127,7 @@ unsafe fn strips<L: Lanes>(o: &Operands, (m, n, k): (usize, usize, usize)) {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
 pub(crate) unsafe fn avx512(o: &Operands, shape: (usize, usize, usize)) {
     // SAFETY: the caller's promise.
-    unsafe { strips::<std::arch::x86_64::__m512>(o, shape) }
+    unsafe { sixty_four::<std::arch::x86_64::__m512, Products>(o, shape) }
 }
 
 /// Of words of two bf16.
@@ -119,7 +138,7 @@ pub(crate) unsafe fn avx512(o: &Operands, shape: (usize, usize, usize)) {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
 unsafe fn pairs(o: &Operands, shape: (usize, usize, usize)) {
     // SAFETY: the caller's promise.
-    unsafe { strips::<x86::Pairs>(o, shape) }
+    unsafe { sixty_four::<std::arch::x86_64::__m512, x86::Pairs>(o, shape) }
 }
 
 /// Strips of up to 16 columns.
@@ -130,14 +149,12 @@ unsafe fn pairs(o: &Operands, shape: (usize, usize, usize)) {
 #[target_feature(enable = "avx2,fma")]
 unsafe fn avx2(o: &Operands, (m, n, k): (usize, usize, usize)) {
     use std::arch::x86_64::__m256 as L;
-    for first in (0..n).step_by(16) {
-        let cols = 16.min(n - first);
+    for (o, cols) in o.strips(n, 16) {
         // SAFETY: the caller's promise.
         unsafe {
-            let o = Operands { b: o.b.add(first), c: o.c.add(first), ..*o };
             match cols > 8 {
-                true => strip::<L, 6, 2>(&o, (m, cols, k)),
-                false => strip::<L, 12, 1>(&o, (m, cols, k)),
+                true => strip::<L, Products, 6, 2>(&o, (m, cols, k)),
+                false => strip::<L, Products, 12, 1>(&o, (m, cols, k)),
             }
         }
     }
@@ -148,14 +165,12 @@ unsafe fn avx2(o: &Operands, (m, n, k): (usize, usize, usize)) {
 /// # Safety
 /// As for [`product`].
 unsafe fn portable(o: &Operands, (m, n, k): (usize, usize, usize)) {
-    for first in (0..n).step_by(8) {
-        let cols = 8.min(n - first);
+    for (o, cols) in o.strips(n, 8) {
         // SAFETY: the caller's promise.
         unsafe {
-            let o = Operands { b: o.b.add(first), c: o.c.add(first), ..*o };
             match cols > 4 {
-                true => strip::<Plain, 4, 2>(&o, (m, cols, k)),
-                false => strip::<Plain, 8, 1>(&o, (m, cols, k)),
+                true => strip::<Plain, Products, 4, 2>(&o, (m, cols, k)),
+                false => strip::<Plain, Products, 8, 1>(&o, (m, cols, k)),
             }
         }
     }
@@ -170,18 +185,16 @@ pub(crate) unsafe fn product<T: Real>(
     shape: (usize, usize, usize),
     alpha: T,
     a: Strided<*const T>,
-    (b, b_row): (*const T, usize),
+    b: (*const T, usize),
     onto: bool,
-    (c, c_row): (*mut T, usize),
+    c: (*mut T, usize),
 ) {
     if T::as_f32(&[]).is_none() {
-        let (b, c) = (Strided::new(b, b_row, 1), Strided::new(c, c_row, 1));
+        let (b, c) = (Strided::new(b.0, b.1, 1), Strided::new(c.0, c.1, 1));
         // SAFETY: the caller's promise.
         return unsafe { matmul::product(shape, alpha, a, b, onto, c) };
     }
-    let a = Strided { start: a.start.cast::<f32>(), row: a.row, col: a.col };
-    let (b, c, alpha) = (b.cast::<f32>(), c.cast::<f32>(), alpha.to_f64() as f32);
-    let o = Operands { a, b, b_row, c, c_row, alpha, onto };
+    let o = Operands::of(alpha, a, b, onto, c);
     // SAFETY: T is f32; `found` has seen the features; the rest is the caller's promise.
     unsafe {
         match cpu::found() {
@@ -202,13 +215,11 @@ pub(crate) unsafe fn product_of_pairs<T: Real>(
     shape: (usize, usize, usize),
     alpha: T,
     a: Strided<*const T>,
-    (b, b_row): (*const T, usize),
+    b: (*const T, usize),
     onto: bool,
-    (c, c_row): (*mut T, usize),
+    c: (*mut T, usize),
 ) {
-    let a = Strided { start: a.start.cast::<f32>(), row: a.row, col: a.col };
-    let (b, c, alpha) = (b.cast::<f32>(), c.cast::<f32>(), alpha.to_f64() as f32);
-    let o = Operands { a, b, b_row, c, c_row, alpha, onto };
+    let o = Operands::of(alpha, a, b, onto, c);
     #[cfg(target_arch = "x86_64")]
     // SAFETY: the caller's promise.
     unsafe {

@@ -1,5 +1,7 @@
 //! The backward: one task a segment and query head.
 
+use std::ops::Range;
+
 use super::form::Form;
 use super::{KEYS, PerHead, QUERIES, Segment, Shape, copy_rows, key_blocks, scores, waves};
 use crate::Real;
@@ -71,8 +73,8 @@ pub fn backward<T: Real>(
     };
     // Where heads share keys each sums a share of its own.
     for pairs in waves(segments, shape, if group == 1 { 3 } else { 3 + 2 * group }) {
-        let panels = |x| PerHead::panels(x, segments, shape, pairs.clone());
-        let k_rows = PerHead::rows(k, segments, shape, pairs.clone());
+        let panels = |x| PerHead::panels(x, segments, shape, pairs.clone(), 1);
+        let k_rows = PerHead::rows(k, segments, shape, pairs.clone(), 1);
         let saved = Saved { g, q, bias, out, lse, k_panels: panels(k), v_panels: panels(v), k_rows };
         if group == 1 {
             tasks(pairs.len(), |t| {
@@ -161,12 +163,7 @@ fn one_head<T: Real>(
                 scores(form, block, scale, left(q_left), k_panels, (p.as_mut_ptr(), width));
                 scores(form, block, T::ONE, left(g_left), v_panels, (ds.as_mut_ptr(), width));
                 for r in 0..rows {
-                    let seen = shape.visible(s, first + r);
-                    let (lo, hi) = (
-                        seen.start.clamp(start, start + n) - start,
-                        seen.end.clamp(start, start + n) - start,
-                    );
-                    let hi = hi.max(lo);
+                    let Range { start: lo, end: hi } = shape.visible_of(s, first + r, start, n);
                     let (p, ds) = (&mut p[r * width..][..width], &mut ds[r * width..][..width]);
                     for x in [&mut *p, &mut *ds] {
                         x[..lo].fill(T::ZERO);

@@ -85,25 +85,17 @@ impl Form {
     }
 }
 
-/// The bits of the nearest bf16, ties to even; NaN stays NaN. Straight-line code that vectorises.
-#[inline(always)]
-fn round(x: f32) -> u32 {
-    let bits = x.to_bits();
-    let near = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
-    if x.is_nan() { bits >> 16 | 0x40 } else { near }
-}
-
 wide! {
     /// `to[c]` = the words of both rows; without an odd row zeros are in its place.
     fn join[](even: &[f32], odd: &[f32], to: &mut [f32]) {
         if odd.is_empty() {
             for (to, even) in to.iter_mut().zip(even) {
-                *to = f32::from_bits(round(*even));
+                *to = f32::from_bits(u32::from(bf16::round(*even)));
             }
             return;
         }
         for ((to, even), odd) in to.iter_mut().zip(even).zip(odd) {
-            *to = f32::from_bits(round(*even) | round(*odd) << 16);
+            *to = f32::from_bits(u32::from(bf16::round(*even)) | u32::from(bf16::round(*odd)) << 16);
         }
     }
 }

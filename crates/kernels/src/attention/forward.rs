@@ -1,5 +1,7 @@
 //! The forward: one task a (segment, head, block of queries), with a running softmax over key blocks.
 
+use std::ops::Range;
+
 use super::form::Form;
 use super::{KEYS, PerHead, QUERIES, Segment, Shape, copy_rows, key_blocks, scores, waves};
 use crate::Real;
@@ -39,15 +41,9 @@ pub fn forward<T: Real>(
     let (out, lse) = (Shared::new(out), Shared::new(lse));
     // One query a segment is decoding: then the heads that share keys form the block, and keys are read as they lie.
     let single = |s: &Segment| s.q_len == 1;
-    if segments.iter().all(single) {
-        return tasks(segments.len() * shape.kv_heads, |pair| {
-            let (s, head) = (&segments[pair / shape.kv_heads], pair % shape.kv_heads * shape.group());
-            block(q, (k, &[]), (v, &[]), bias, s, shape, head, 0, out, lse);
-        });
-    }
     for pairs in waves(segments, shape, 2) {
-        let panels = PerHead::panels(k, segments, shape, pairs.clone());
-        let values = PerHead::rows(v, segments, shape, pairs.clone());
+        let panels = PerHead::panels(k, segments, shape, pairs.clone(), 2);
+        let values = PerHead::rows(v, segments, shape, pairs.clone(), 2);
         let mut blocks = Vec::new();
         for pair in pairs {
             let (s, head) = (&segments[pair / shape.kv_heads], pair % shape.kv_heads * shape.group());
@@ -116,13 +112,12 @@ fn block<T: Real>(
             }
         }
         for r in 0..rows {
-            let seen = shape.visible(s, if single { 0 } else { first + r });
-            let (lo, hi) =
-                (seen.start.clamp(start, start + n) - start, seen.end.clamp(start, start + n) - start);
+            let Range { start: lo, end: hi } =
+                shape.visible_of(s, if single { 0 } else { first + r }, start, n);
             let row = &mut weights[r * width..][..width];
             row[..lo].fill(T::ZERO);
-            row[hi.max(lo)..].fill(T::ZERO);
-            if lo >= hi {
+            row[hi..].fill(T::ZERO);
+            if lo == hi {
                 continue;
             }
             if let Some(bias) = bias {

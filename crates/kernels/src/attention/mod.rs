@@ -127,6 +127,13 @@ impl Shape {
         lo.min(hi)..hi
     }
 
+    /// Those of the `n` keys from `start` on that the segment's query i sees, counted from `start`.
+    fn visible_of(&self, s: &Segment, i: usize, start: usize, n: usize) -> Range<usize> {
+        let seen = self.visible(s, i);
+        let lo = seen.start.clamp(start, start + n) - start;
+        lo..(seen.end.clamp(start, start + n) - start).max(lo)
+    }
+
     /// Keys that any of the queries `rows` sees.
     fn visible_to_any(&self, s: &Segment, rows: Range<usize>) -> Range<usize> {
         if rows.is_empty() {
@@ -171,9 +178,9 @@ fn waves(segments: &[Segment], shape: &Shape, times: usize) -> impl Iterator<Ite
 
 impl<T: Real> PerHead<T> {
     /// Transposed into panels: what scores are products with.
-    fn panels(x: &[T], segments: &[Segment], shape: &Shape, pairs: Range<usize>) -> Self {
+    fn panels(x: &[T], segments: &[Segment], shape: &Shape, pairs: Range<usize>, least: usize) -> Self {
         let (form, d) = (Form::of::<T>(shape), shape.head_dim);
-        Self::of(x, segments, shape, pairs, |from, stride, rows| {
+        Self::of(x, segments, shape, pairs, least, |from, stride, rows| {
             if form == Form::Plain {
                 // SAFETY: as `of` promises.
                 return unsafe { tile::transposed(from, stride, rows, d) };
@@ -190,9 +197,9 @@ impl<T: Real> PerHead<T> {
 
     /// Row after row, to be summed over: heads side by side lie so far apart that their rows drive each other out of
     /// the cache.
-    fn rows(x: &[T], segments: &[Segment], shape: &Shape, pairs: Range<usize>) -> Self {
+    fn rows(x: &[T], segments: &[Segment], shape: &Shape, pairs: Range<usize>, least: usize) -> Self {
         let (form, d) = (Form::of::<T>(shape), shape.head_dim);
-        Self::of(x, segments, shape, pairs, |from, stride, rows| {
+        Self::of(x, segments, shape, pairs, least, |from, stride, rows| {
             let mut own = vec![T::ZERO; rows * d];
             // SAFETY: as `of` promises.
             unsafe { copy_rows(from, stride, d, &mut own) };
@@ -205,20 +212,21 @@ impl<T: Real> PerHead<T> {
         })
     }
 
-    /// Of the segments with queries; `order` is given where a head's rows begin, how far apart they lie and
+    /// Of the segments with `least` queries or more; `order` is given where a head's rows begin, how far apart they lie and
     /// how many there are, all within `x`, which has passed [`Shape::check`].
     fn of(
         x: &[T],
         segments: &[Segment],
         shape: &Shape,
         pairs: Range<usize>,
+        least: usize,
         order: impl Fn(*const T, usize, usize) -> Vec<T> + Sync,
     ) -> Self {
         let (d, kv_heads) = (shape.head_dim, shape.kv_heads);
         let narrow = kv_heads * d;
         let parts = partials(pairs.len(), |t| {
             let (s, head) = (&segments[(pairs.start + t) / kv_heads], (pairs.start + t) % kv_heads);
-            if s.q_len == 0 {
+            if s.q_len < least {
                 return Vec::new();
             }
             order(x.as_ptr().wrapping_add(s.k_start * narrow + head * d), narrow, s.k_len)

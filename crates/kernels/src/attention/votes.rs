@@ -73,12 +73,10 @@ fn column_block<T: Real>(
             scores(Form::Plain, (count, 0, n), T::from_f64(shape.scale), (queries, d), &panels, to);
         }
         for r in 0..count {
-            let seen = shape.visible(s, first + r);
-            let lo = seen.start.clamp(keys.start, keys.end) - keys.start;
-            let hi = seen.end.clamp(keys.start, keys.end) - keys.start;
-            if lo < hi {
+            let seen = shape.visible_of(s, first + r, keys.start, n);
+            if !seen.is_empty() {
                 let log = lse[(s.q_start + first + r) * shape.heads + head];
-                add_weights(&logits[r * width + lo..r * width + hi], log, &mut sums[lo..hi]);
+                add_weights(&logits[r * width..][seen.clone()], log, &mut sums[seen]);
             }
         }
     }
