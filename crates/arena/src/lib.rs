@@ -1,11 +1,11 @@
 //! An allocator for training: a step that repeats the one before asks the system for nothing.
 //!
-//! Blocks of [`LARGE`] bytes and more have a mapping of their own. A freed one is kept and given out again for
-//! the same size, so its pages need no clearing by the kernel; a step's arrays have the sizes of the step before.
-//! Kept and used together never hold more than was in use at once in the last minutes, so keeping blocks does not
-//! make the process larger than its peak. Smaller blocks are another allocator's.
+//! Blocks of [`LARGE`] bytes and more lie side by side in reserved address space. A freed one's memory is kept, as one
+//! with its neighbours', and given out again, so that its pages need no clearing by the kernel; a step's arrays fit
+//! where those of the step before were. Kept and used together never hold more than was in use at once in the last
+//! minutes, so keeping memory does not make the process larger than its peak. Smaller blocks are another allocator's.
 //!
-//! Blocks of several MiB ask for huge pages, which the kernel gives where `madvise` may ask for them.
+//! The address space asks for huge pages, which the kernel gives where `madvise` may ask for them: blocks share them.
 
 #[cfg(unix)]
 mod mapping;
@@ -14,22 +14,22 @@ mod pool;
 
 use std::alloc::{GlobalAlloc, Layout};
 
-/// From this many bytes on a block has its own mapping.
-pub const LARGE: usize = 256 << 10;
+/// From this many bytes on a block is pages of its own.
+pub const LARGE: usize = 64 << 10;
 
-/// Alignment of mappings, the least that systems have.
+/// Alignment of blocks, the least that systems have.
 const PAGE: usize = 4096;
 
 /// The allocator: large blocks as above, small ones from `A`.
 pub struct Arena<A>(pub A);
 
-/// Whether a block of this layout is a mapping.
+/// Whether a block of this layout is pages of its own.
 const fn is_large(layout: &Layout) -> bool {
     cfg!(unix) && layout.size() >= LARGE && layout.align() <= PAGE
 }
 
-// SAFETY: which allocator a block is of depends on its layout alone, which the caller gives back with it; mappings
-// are aligned to pages, as long as was asked for, and belong to one caller at a time.
+// SAFETY: which allocator a block is of depends on its layout alone, which the caller gives back with it; blocks
+// of the pool are aligned to pages, as long as was asked for, and belong to one caller at a time.
 unsafe impl<A: GlobalAlloc> GlobalAlloc for Arena<A> {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         #[cfg(unix)]

@@ -1,13 +1,16 @@
-//! Blocks that are kept between uses.
+//! Address space cut into blocks, and the memory of freed ones, which the next blocks get.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::PAGE;
-use crate::mapping::{map, remap, unmap};
+use crate::mapping::{HUGE, carry, discard, reserve, unmap};
 
-/// Blocks kept at most.
-const KEPT: usize = 2048;
+/// Free extents at most.
+const EXTENTS: usize = 2048;
+
+/// Address space that is reserved at a time; it costs nothing until it is used.
+const RESERVED: usize = 1 << 30;
 
 /// How long a high-water mark is remembered, once or twice over.
 const WINDOW: Duration = Duration::from_secs(60);
@@ -19,12 +22,29 @@ pub struct Block {
     pub fresh: bool,
 }
 
-/// What is kept. It lies in one array, since an allocator cannot ask for memory.
+/// Addresses that are nobody's.
+#[derive(Clone, Copy)]
+struct Extent {
+    start: usize,
+    size: usize,
+    /// Whether a block was here whose memory is kept; else it takes none and reads as zeros.
+    kept: bool,
+    /// When the last block in it was freed, counted in calls.
+    came: u64,
+}
+
+impl Extent {
+    const NONE: Extent = Extent { start: 0, size: 0, kept: false, came: 0 };
+
+    fn end(&self) -> usize {
+        self.start + self.size
+    }
+}
+
+/// What is free. It lies in one array, since an allocator cannot ask for memory.
 pub struct Pool {
-    sizes: [usize; KEPT],
-    places: [usize; KEPT],
-    /// When each came, counted in calls.
-    came: [u64; KEPT],
+    /// By address; no two that touch are of one kind.
+    free: [Extent; EXTENTS],
     count: usize,
     clock: u64,
     /// Bytes given out, and bytes kept.
@@ -48,89 +68,86 @@ fn pages(size: usize) -> usize {
 
 impl Pool {
     const fn new() -> Self {
-        Pool {
-            sizes: [0; KEPT],
-            places: [0; KEPT],
-            came: [0; KEPT],
-            count: 0,
-            clock: 0,
-            used: 0,
-            kept: 0,
-            most: [0; 2],
-            window: None,
-        }
+        let free = [Extent::NONE; EXTENTS];
+        Pool { free, count: 0, clock: 0, used: 0, kept: 0, most: [0; 2], window: None }
     }
 
     /// A block of `size` bytes; `None` where the system has no more.
     pub fn take(&mut self, size: usize) -> Option<Block> {
         let size = pages(size);
-        let block = match self.sizes[..self.count].iter().rposition(|s| *s == size) {
-            Some(i) => Block { at: self.remove(i), fresh: false },
-            None => self.other(size)?,
+        let fitting = |e: &(usize, &Extent)| e.1.kept && e.1.size >= size;
+        // The smallest kept one, so that the large ones stay whole.
+        let kept = self.extents().filter(fitting).min_by_key(|(_, e)| e.size).map(|(i, _)| i);
+        let (at, fresh) = match kept {
+            Some(i) => (self.cut(i, size), false),
+            None => (self.fresh(size)?, true),
         };
         self.grown(size);
-        Some(block)
+        Some(Block { at: at as *mut u8, fresh })
     }
 
-    /// A block of a size that is not there: a kept one cut or stretched to it where there is no room for one more.
-    fn other(&mut self, size: usize) -> Option<Block> {
+    /// Addresses without memory, for which memory that is kept goes back where there would be more than the mark.
+    fn fresh(&mut self, size: usize) -> Option<usize> {
         let mark = self.mark();
-        if self.used + self.kept + size > mark
-            && let Some(i) = self.oldest()
-        {
-            let old = self.sizes[i];
-            let at = self.remove(i);
-            // SAFETY: the block was kept, so it is nobody else's.
-            match unsafe { remap(at, old, size) } {
-                Some(at) => {
-                    self.shrink_to(mark.saturating_sub(size));
-                    return Some(Block { at, fresh: false });
-                }
-                // SAFETY: as above.
-                None => unsafe { unmap(at, old) },
-            }
-        }
         self.shrink_to(mark.saturating_sub(size));
-        let at = map(size).or_else(|| {
-            self.shrink_to(0);
-            map(size)
+        let fitting = |e: &(usize, &Extent)| !e.1.kept && e.1.size >= size;
+        let lowest = |pool: &Self| pool.extents().find(fitting).map(|(i, _)| i);
+        let i = lowest(self).or_else(|| {
+            let least = size.checked_next_multiple_of(HUGE)?;
+            let found = [RESERVED.max(least), least].into_iter().find_map(|s| Some((reserve(s)?, s)));
+            let (at, size) = found?;
+            self.insert(Extent { start: at as usize, size, kept: false, came: 0 });
+            lowest(self)
         })?;
-        Some(Block { at, fresh: true })
+        Some(self.cut(i, size))
     }
 
     /// Takes a block back.
     pub fn put(&mut self, at: *mut u8, size: usize) {
         let size = pages(size);
         self.used -= size;
-        if self.count == KEPT
-            && let Some(i) = self.oldest()
-        {
-            self.drop(i);
-        }
-        self.sizes[self.count] = size;
-        self.places[self.count] = at as usize;
-        self.came[self.count] = self.clock;
-        self.count += 1;
-        self.clock += 1;
-        self.kept += size;
+        self.keep(at as usize, size);
         let mark = self.mark();
         self.shrink_to(mark);
+    }
+
+    fn keep(&mut self, start: usize, size: usize) {
+        self.clock += 1;
+        self.kept += size;
+        self.insert(Extent { start, size, kept: true, came: self.clock });
     }
 
     /// The block with another size.
     pub fn resize(&mut self, at: *mut u8, old: usize, new: usize) -> Option<*mut u8> {
         let (old, new) = (pages(old), pages(new));
-        if old == new {
+        if new <= old {
+            self.used -= old - new;
+            if new < old {
+                self.keep(at as usize + new, old - new);
+            }
             return Some(at);
         }
-        if new > old {
+        let more = new - old;
+        let behind = self.extents().find(|(_, e)| e.start == at as usize + old && e.size >= more);
+        if let Some((i, _)) = behind {
             let mark = self.mark();
-            self.shrink_to(mark.saturating_sub(new - old));
+            self.cut(i, more);
+            self.grown(more);
+            self.shrink_to(mark.max(self.used));
+            return Some(at);
         }
-        // SAFETY: the block is the caller's, who asks for this.
-        let to = unsafe { remap(at, old, new) }?;
-        self.used -= old;
-        self.grown(new);
+        // What moves is not there twice: it goes to addresses without memory, page by page.
+        let to = self.fresh(new)? as *mut u8;
+        // SAFETY: two blocks of ours, the new one free until now.
+        unsafe {
+            if carry(at, to, old) {
+                self.insert(Extent { start: at as usize, size: old, kept: false, came: 0 });
+            } else {
+                to.copy_from_nonoverlapping(at, old);
+                self.keep(at as usize, old);
+            }
+        }
+        self.grown(more);
         Some(to)
     }
 
@@ -149,45 +166,106 @@ impl Pool {
         self.most[0].max(self.most[1])
     }
 
-    /// Gives back the oldest until at most `most` bytes are held.
+    /// Gives memory back, the longest unused first, until at most `most` bytes are held.
     fn shrink_to(&mut self, most: usize) {
-        while self.used + self.kept > most
-            && let Some(i) = self.oldest()
+        while let over @ 1.. = (self.used + self.kept).saturating_sub(most)
+            && let Some((i, e)) = self.extents().filter(|(_, e)| e.kept).min_by_key(|(_, e)| e.came)
         {
-            self.drop(i);
+            let e = *e;
+            // Whole huge pages, so that none is left in pieces.
+            let from = (e.end() - over.min(e.size)) & !(HUGE - 1);
+            let from = from.max(e.start);
+            self.free[i].size = from - e.start;
+            if from == e.start {
+                self.remove(i);
+            }
+            let size = e.end() - from;
+            self.kept -= size;
+            // SAFETY: the extent was free, so it is nobody else's.
+            unsafe {
+                match discard(from as *mut u8, size) {
+                    true => self.insert(Extent { start: from, size, kept: false, came: 0 }),
+                    false => unmap(from as *mut u8, size),
+                }
+            }
         }
     }
 
-    fn oldest(&self) -> Option<usize> {
-        (0..self.count).min_by_key(|i| self.came[*i])
+    fn extents(&self) -> impl Iterator<Item = (usize, &Extent)> {
+        self.free[..self.count].iter().enumerate()
     }
 
-    fn remove(&mut self, i: usize) -> *mut u8 {
-        let at = self.places[i] as *mut u8;
-        self.kept -= self.sizes[i];
+    /// Takes the first `size` bytes of an extent.
+    fn cut(&mut self, i: usize, size: usize) -> usize {
+        let Extent { start, kept, .. } = self.free[i];
+        if kept {
+            self.kept -= size;
+        }
+        self.free[i].start += size;
+        self.free[i].size -= size;
+        if self.free[i].size == 0 {
+            self.remove(i);
+        }
+        start
+    }
+
+    fn remove(&mut self, i: usize) {
+        self.free.copy_within(i + 1..self.count, i);
         self.count -= 1;
-        self.sizes[i] = self.sizes[self.count];
-        self.places[i] = self.places[self.count];
-        self.came[i] = self.came[self.count];
-        at
     }
 
-    fn drop(&mut self, i: usize) {
-        let size = self.sizes[i];
-        let at = self.remove(i);
-        // SAFETY: the block was kept, so it is nobody else's.
-        unsafe { unmap(at, size) };
+    /// Adds an extent, as one with the neighbours of its kind.
+    fn insert(&mut self, mut e: Extent) {
+        let mut i = self.free[..self.count].partition_point(|f| f.start < e.start);
+        if i < self.count && self.free[i].start == e.end() && self.free[i].kept == e.kept {
+            e.size += self.free[i].size;
+            e.came = e.came.max(self.free[i].came);
+            self.remove(i);
+        }
+        if i > 0 && self.free[i - 1].end() == e.start && self.free[i - 1].kept == e.kept {
+            i -= 1;
+            e.start = self.free[i].start;
+            e.size += self.free[i].size;
+            e.came = e.came.max(self.free[i].came);
+            self.remove(i);
+        }
+        if self.count == EXTENTS {
+            // No room to note it: it goes back, addresses and all.
+            if e.kept {
+                self.kept -= e.size;
+            }
+            // SAFETY: the extent is free, so it is nobody else's.
+            return unsafe { unmap(e.start as *mut u8, e.size) };
+        }
+        self.free.copy_within(i..self.count, i + 1);
+        self.free[i] = e;
+        self.count += 1;
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const MIB: usize = 1 << 20;
 
+    /// The sums of what is free are what the pool says, and extents lie in order, apart where they are of one kind.
+    fn check(pool: &Pool) {
+        let free = &pool.free[..pool.count];
+        assert_eq!(free.iter().filter(|e| e.kept).map(|e| e.size).sum::<usize>(), pool.kept);
+        for pair in free.windows(2) {
+            assert!(
+                pair[0].end() < pair[1].start
+                    || pair[0].end() == pair[1].start && pair[0].kept != pair[1].kept
+            );
+        }
+        assert!(free.iter().all(|e| e.size > 0));
+    }
+
     #[test]
-    fn a_step_like_the_last_maps_nothing() {
+    fn a_step_like_the_last_asks_for_nothing() {
         let mut pool = Box::new(Pool::new());
         for step in 0..3 {
             let blocks: Vec<Block> = (1..9).map(|i| pool.take(i * MIB).unwrap()).collect();
@@ -196,35 +274,91 @@ mod tests {
                 pool.put(b.at, i * MIB);
             }
             assert_eq!((pool.used, pool.kept), (0, 36 * MIB));
+            check(&pool);
         }
-        pool.shrink_to(0);
-        assert_eq!((pool.kept, pool.count), (0, 0));
+    }
+
+    #[test]
+    fn other_sizes_get_the_memory_of_those_before() {
+        let mut pool = Box::new(Pool::new());
+        let small: Vec<Block> = (0..12).map(|_| pool.take(MIB).unwrap()).collect();
+        small.iter().for_each(|b| pool.put(b.at, MIB));
+        let large: Vec<Block> = (0..3).map(|_| pool.take(4 * MIB).unwrap()).collect();
+        assert!(large.iter().all(|b| !b.fresh), "twelve small blocks side by side are three large ones");
+        large.iter().for_each(|b| pool.put(b.at, 4 * MIB));
+        assert!(!pool.take(12 * MIB).unwrap().fresh);
     }
 
     #[test]
     fn never_more_than_was_in_use_at_once() {
         let mut pool = Box::new(Pool::new());
-        let held: Vec<Block> = (0..4).map(|_| pool.take(4 * MIB).unwrap()).collect();
-        held.iter().for_each(|b| pool.put(b.at, 4 * MIB));
-        let other: Vec<Block> = (0..5).map(|_| pool.take(3 * MIB).unwrap()).collect();
-        assert!(pool.used + pool.kept <= 16 * MIB);
-        for b in &other {
-            // SAFETY: the block is ours.
-            unsafe { b.at.write_bytes(1, 3 * MIB) };
-            pool.put(b.at, 3 * MIB);
-        }
+        let held: Vec<Block> = (0..8).map(|_| pool.take(2 * MIB).unwrap()).collect();
+        held.iter().step_by(2).for_each(|b| pool.put(b.at, 2 * MIB));
+        // Holes of 2 MiB do not hold 3: some go back for it.
+        let other = pool.take(3 * MIB).unwrap();
+        assert!(other.fresh && pool.used + pool.kept <= 16 * MIB);
+        held.iter().skip(1).step_by(2).for_each(|b| pool.put(b.at, 2 * MIB));
+        pool.put(other.at, 3 * MIB);
         let all = pool.take(20 * MIB).unwrap();
-        assert!(pool.kept == 0, "{} bytes kept beside the new peak", pool.kept);
+        assert!(pool.used + pool.kept <= 20 * MIB, "{} bytes kept beside the new peak", pool.kept);
         pool.put(all.at, 20 * MIB);
-        pool.shrink_to(0);
+        check(&pool);
     }
 
     #[test]
-    fn full_of_blocks_it_gives_the_oldest_back() {
+    fn without_room_for_one_more_extent_a_block_goes_back() {
         let mut pool = Box::new(Pool::new());
-        let blocks: Vec<Block> = (0..KEPT + 3).map(|_| pool.take(PAGE).unwrap()).collect();
-        blocks.iter().for_each(|b| pool.put(b.at, PAGE));
-        assert_eq!((pool.count, pool.kept), (KEPT, KEPT * PAGE));
-        pool.shrink_to(0);
+        let blocks: Vec<Block> = (0..2 * EXTENTS + 4).map(|_| pool.take(PAGE).unwrap()).collect();
+        // Every second one, so that none has a neighbour to be one with.
+        blocks.iter().step_by(2).for_each(|b| pool.put(b.at, PAGE));
+        assert_eq!(pool.count, EXTENTS);
+        check(&pool);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn blocks_keep_their_bytes(calls in proptest::collection::vec((0u8..3, 1usize..40, any::<u8>()), 1..80)) {
+            let mut pool = Box::new(Pool::new());
+            let mut held: Vec<(*mut u8, usize, u8)> = Vec::new();
+            for (what, size, at) in calls {
+                let size = size * 64 * PAGE / 16 + 1;
+                let i = at as usize % held.len().max(1);
+                match what {
+                    0 => {
+                        let b = pool.take(size).unwrap();
+                        // SAFETY: the block is ours.
+                        unsafe {
+                            if b.fresh {
+                                assert!(std::slice::from_raw_parts(b.at, size).iter().all(|x| *x == 0));
+                            }
+                            b.at.write_bytes(at, size);
+                        }
+                        held.push((b.at, size, at));
+                    }
+                    1 if !held.is_empty() => {
+                        let (at, size, _) = held.swap_remove(i);
+                        pool.put(at, size);
+                    }
+                    _ if !held.is_empty() => {
+                        let (old, before, fill) = held[i];
+                        let to = pool.resize(old, before, size).unwrap();
+                        // SAFETY: the block is ours.
+                        unsafe {
+                            let kept = std::slice::from_raw_parts(to, before.min(size));
+                            assert!(kept.iter().all(|x| *x == fill));
+                            to.write_bytes(fill, size);
+                        }
+                        held[i] = (to, size, fill);
+                    }
+                    _ => {}
+                }
+                check(&pool);
+                for (at, size, fill) in &held {
+                    // SAFETY: the blocks are ours.
+                    unsafe { assert!([*at, at.add(size - 1)].iter().all(|p| p.read() == *fill)) };
+                }
+            }
+        }
     }
 }
