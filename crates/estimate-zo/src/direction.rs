@@ -73,6 +73,33 @@ impl Direction {
         })
     }
 
+    /// Moves a parameter by `s·z`, as [`Direction::add`] does, and returns `c·z` with zeros where nothing trains.
+    pub fn add_and_give(&self, param: &Param, s: f64, c: f64) -> Result<Array> {
+        let value = param.value();
+        if param.mask().is_some() || value.is_shape_only() {
+            self.add(param, &value, s)?;
+            let given = zeros(param)?;
+            self.add(param, &given, c)?;
+            return Ok(given);
+        }
+        let (stream, factors) = (self.stream(param), (s * self.length, c * self.length));
+        dispatch!(&value, T => Array::build(value.dims(), false, Category::Workspace, |given: &mut [T]| {
+            value.update(|x: &mut [T]| perturb::add_and_give(x, given, &stream, self.draw, factors))
+        }))
+    }
+
+    /// How many trainable entries of `param` a step of `s·z` leaves as they are.
+    pub fn unmoved(&self, param: &Param, s: f64) -> Result<usize> {
+        let (value, stream, s) = (param.value(), self.stream(param), s * self.length);
+        dispatch!(&value, T => Ok(match param.mask() {
+            None => perturb::unmoved(&value.view::<T>()?, &stream, self.draw, s),
+            Some(mask) => {
+                let part = mask.gather::<T>(&value, Category::Workspace)?;
+                perturb::unmoved_at(&part.view::<T>()?, mask.places(), &stream, self.draw, s)
+            }
+        }))
+    }
+
     /// A copy of `x` moved by `s·z`.
     pub fn moved(&self, param: &Param, x: &Array, s: f64) -> Result<Array> {
         let copy = if x.is_shape_only() {

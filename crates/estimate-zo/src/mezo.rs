@@ -19,7 +19,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::direction::{Direction, Dist};
-use crate::perturb::{PerturbMode, Unmoved, check_eps, emit, shift};
+use crate::perturb::{PerturbMode, Unmoved, check_eps, emit, shift, shift_and_emit};
 
 part! { estimator / "mezo" => Mezo, "gradients from two forwards along a direction that its seed gives again",
 source = "arXiv:2305.17333; sheet mezo", traits = [StatefulAcrossSteps] }
@@ -126,7 +126,7 @@ impl Mezo {
         })
     }
 
-    /// L(θ + εz) and L(θ − εz); the weights are as before afterwards, to an ulp in place.
+    /// L(θ + εz) and L(θ − εz), where [`Mezo::back`] has to follow: in place the weights stay at θ − εz.
     fn two_sided(&self, problem: &mut dyn Problem, z: Direction) -> Result<(f64, f64)> {
         let eps = self.settings.zo_eps;
         if self.settings.perturb_mode == PerturbMode::Scratch {
@@ -139,10 +139,20 @@ impl Mezo {
         shift(&params, z, eps)?;
         let plus = self.value(problem, None);
         shift(&params, z, -2.0 * eps)?;
-        // Whatever went wrong, the weights come back first.
-        let minus = plus.and_then(|plus| Ok((plus, self.value(problem, None)?)));
-        shift(&params, z, eps)?;
-        minus
+        let both = plus.and_then(|plus| Ok((plus, self.value(problem, None)?)));
+        if both.is_err() {
+            // Whatever went wrong, the weights come back first.
+            self.back(&params, z)?;
+        }
+        both
+    }
+
+    /// Weights that were moved in place are as before again, to an ulp.
+    fn back(&self, params: &[Arc<Param>], z: Direction) -> Result<()> {
+        match self.settings.perturb_mode {
+            PerturbMode::InPlace => shift(params, z, self.settings.zo_eps),
+            PerturbMode::Scratch => Ok(()),
+        }
     }
 }
 
@@ -212,7 +222,12 @@ impl Estimator for Mezo {
                 unmoved.verdict(self.settings.zo_eps)?;
             }
             let (plus, minus) = self.two_sided(problem, z)?;
-            if !(plus.is_finite() && minus.is_finite()) {
+            let finite = plus.is_finite() && minus.is_finite();
+            let at_once = finite && n == 1 && self.settings.perturb_mode == PerturbMode::InPlace;
+            if !at_once {
+                self.back(problem.params(), z)?;
+            }
+            if !finite {
                 ramekin_core::say!(
                     "  step {}: a perturbed loss is {plus}, {minus}; skipped",
                     problem.step() + 1
@@ -225,6 +240,11 @@ impl Estimator for Mezo {
             directions.push((z, c));
             noted.push((seed, c));
             loss += (plus + minus) / (2.0 * n as f64);
+            if at_once {
+                shift_and_emit(problem.params(), (z, c), self.settings.zo_eps, sink)?;
+                self.log.push(noted);
+                return Ok(loss);
+            }
         }
         emit(problem.params(), &directions, sink)?;
         self.log.push(noted);

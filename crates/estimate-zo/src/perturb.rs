@@ -45,6 +45,25 @@ pub(crate) fn emit(
     Ok(())
 }
 
+/// [`shift`] by `s·z` and [`emit`] of one direction in one pass over the weights, which draws once. The bits are those of
+/// the one after the other.
+pub(crate) fn shift_and_emit(
+    params: &[Arc<Param>],
+    (z, c): (Direction, f64),
+    s: f64,
+    sink: &mut dyn GradSink,
+) -> Result<()> {
+    for (i, param) in params.iter().enumerate() {
+        let given = z.add_and_give(param, s, c).and_then(|grad| sink.ready(param, grad));
+        if given.is_err() {
+            // Whatever went wrong, the other weights come back too.
+            shift(&params[i + 1..], z, s)?;
+            return given;
+        }
+    }
+    Ok(())
+}
+
 /// Refuses a perturbation scale that is no number above 0.
 pub(crate) fn check_eps(eps: f64) -> Result<()> {
     let holds = eps.is_finite() && eps > 0.0;
@@ -63,12 +82,8 @@ impl Unmoved {
     /// Tries `θ + εz` on these parameters.
     pub(crate) fn count(&mut self, params: &[Arc<Param>], z: Direction, eps: f64) -> Result<()> {
         for param in params.iter().filter(|p| !p.value().is_shape_only()) {
-            let value = param.value();
-            let moved = z.moved(param, &value, eps)?;
-            let (a, b) = (value.to_f32()?, moved.to_f32()?);
-            self.same += a.iter().zip(&b).filter(|(a, b)| a == b).count();
+            self.same += z.unmoved(param, eps)?;
             self.all += param.trainable_len();
-            self.same -= value.len() - param.trainable_len();
         }
         Ok(())
     }

@@ -10,7 +10,7 @@
 
 use crate::Real;
 use crate::philox::Stream;
-use crate::split::{CHUNK, Tasks};
+use crate::split::{CHUNK, Tasks, partials};
 
 /// How an entry of a direction is drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +72,48 @@ pub fn add<T: Real>(x: &mut [T], stream: &Stream, draw: Draw, s: f64) {
     });
 }
 
+/// `x[i] += s · z(i)` as [`add`], and `g[i] = c · z(i)` of the same draws.
+///
+/// # Panics
+/// If `g` is not as long as `x`.
+pub fn add_and_give<T: Real>(x: &mut [T], g: &mut [T], stream: &Stream, draw: Draw, (s, c): (f64, f64)) {
+    assert_eq!(x.len(), g.len(), "a direction for {} entries of {}", g.len(), x.len());
+    let (s, c) = (T::from_f64(s), T::from_f64(c));
+    x.chunks_mut(CHUNK).zip(g.chunks_mut(CHUNK)).enumerate().each_task(|(chunk, (x, g))| {
+        for (p, (x, g)) in x.chunks_mut(PIECE).zip(g.chunks_mut(PIECE)).enumerate() {
+            draw.fill(stream, (chunk * CHUNK + p * PIECE) as u64, g);
+            for (x, g) in x.iter_mut().zip(g) {
+                *x += s * *g;
+                *g = c * *g;
+            }
+        }
+    });
+}
+
+/// How many entries `x[i] + s · z(i)` leaves as they are: those whose rounding is coarser than the step.
+pub fn unmoved<T: Real>(x: &[T], stream: &Stream, draw: Draw, s: f64) -> usize {
+    let s = T::from_f64(s);
+    let chunks: Vec<&[T]> = x.chunks(CHUNK).collect();
+    let counts = partials(chunks.len(), |c| {
+        let mut z = [T::from_f64(0.0); PIECE];
+        let pieces = chunks[c].chunks(PIECE).enumerate();
+        let counts = pieces.map(|(p, x)| {
+            let z = &mut z[..x.len()];
+            draw.fill(stream, (c * CHUNK + p * PIECE) as u64, z);
+            x.iter().zip(z).filter(|(x, z)| **x + s * **z == **x).count()
+        });
+        counts.sum::<usize>()
+    });
+    counts.into_iter().sum()
+}
+
+/// [`unmoved`] of `x[i] + s · z(places[i])`.
+pub fn unmoved_at<T: Real>(x: &[T], places: &[u32], stream: &Stream, draw: Draw, s: f64) -> usize {
+    let s = T::from_f64(s);
+    let stays = |(x, p): &(&T, &u32)| **x + s * T::from_f64(draw.at(stream, u64::from(**p))) == **x;
+    x.iter().zip(places).filter(stays).count()
+}
+
 /// `x[i] += s · z(places[i])`: some entries of a larger tensor.
 pub fn add_at<T: Real>(x: &mut [T], places: &[u32], stream: &Stream, draw: Draw, s: f64) {
     let s = T::from_f64(s);
@@ -100,6 +142,28 @@ mod tests {
                 assert_eq!(x, plain, "{draw:?} {n}");
             }
         }
+    }
+
+    #[test]
+    fn one_pass_of_two_is_the_two() {
+        let n = CHUNK + 1030;
+        let start: Vec<f32> = (0..n).map(|i| i as f32 * 1e-3).collect();
+        let (mut x, mut g) = (start.clone(), vec![f32::NAN; n]);
+        add_and_give(&mut x, &mut g, &stream(), Draw::Normal, (1e-3, -0.7));
+        let (mut moved, mut given) = (start, vec![0.0; n]);
+        add(&mut moved, &stream(), Draw::Normal, 1e-3);
+        add(&mut given, &stream(), Draw::Normal, -0.7);
+        assert_eq!((x, g), (moved, given));
+    }
+
+    #[test]
+    fn counts_what_a_step_below_the_rounding_leaves() {
+        let x: Vec<f32> = (0..CHUNK + 77).map(|i| if i % 3 == 0 { 1e9 } else { 1.0 }).collect();
+        let large = x.iter().filter(|x| **x > 1.0).count();
+        assert_eq!(unmoved(&x, &stream(), Draw::Sign, 1e-3), large);
+        let places: Vec<u32> = (0..90).collect();
+        assert_eq!(unmoved_at(&x[..90], &places, &stream(), Draw::Sign, 1e-3), 30);
+        assert_eq!(unmoved(&x, &stream(), Draw::Normal, 1e-30), x.len());
     }
 
     #[test]
