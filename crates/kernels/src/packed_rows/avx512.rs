@@ -174,6 +174,10 @@ unsafe fn sums<const P: usize, const R: usize>(
         let zeros: Option<[*const f32; R]> = w.zeros.map(|z| std::array::from_fn(|r| groups(z, r)));
         let lanes = _mm512_loadu_si512(x.halves.as_ptr().cast());
         let lanes = (lanes, _mm512_test_epi32_mask(lanes, _mm512_set1_epi32(1)));
+        // What the next rows hold at the same place, or further on where rows are short.
+        let mut ahead = rows[0].wrapping_add((R * w.row_bytes).max(AHEAD));
+        let mut ahead_scales =
+            scales[0].wrapping_byte_add((R * w.groups * size_of::<f32>()).max(AHEAD_SCALES));
         for chunk in 0..x.scales.len() {
             let whole = (chunk + 1) * bytes <= w.row_bytes;
             let planes = x.bytes.as_ptr().add(chunk * P * CHUNK);
@@ -183,14 +187,19 @@ unsafe fn sums<const P: usize, const R: usize>(
                 std::array::from_fn(|i| _mm512_loadu_si512(x.less[2 * chunk + i].as_ptr().cast()));
             let of_x = _mm512_loadu_ps(x.scales[chunk].as_ptr());
             let left = if whole { bytes } else { w.row_bytes - chunk * bytes };
-            _mm_prefetch::<_MM_HINT_T0>(scales[0].wrapping_byte_add(AHEAD_SCALES + chunk * 8 * R).cast());
+            _mm_prefetch::<_MM_HINT_T0>(ahead_scales.cast());
+            ahead_scales = ahead_scales.wrapping_byte_add(8 * R);
             for r in 0..R {
                 let from = rows[r].add(chunk * bytes);
-                _mm_prefetch::<_MM_HINT_T0>(rows[0].wrapping_add(AHEAD + (chunk * R + r) * bytes).cast());
+                _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+                ahead = ahead.wrapping_add(bytes);
                 let codes = codes(from, left);
-                let high = _mm512_dpbusd_epi32(_mm512_setzero_si512(), codes, plane[1]);
-                let low = _mm512_dpbusd_epi32(less[0], codes, plane[0]);
-                let mut value = _mm512_cvtepi32_ps(_mm512_add_epi32(low, _mm512_slli_epi32::<7>(high)));
+                let mut low = _mm512_dpbusd_epi32(less[0], codes, plane[0]);
+                if P > 1 {
+                    let high = _mm512_dpbusd_epi32(_mm512_setzero_si512(), codes, plane[1]);
+                    low = _mm512_add_epi32(low, _mm512_slli_epi32::<7>(high));
+                }
+                let mut value = _mm512_cvtepi32_ps(low);
                 if P == 3 {
                     let top = _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(less[1], codes, plane[P - 1]));
                     value = _mm512_fmadd_ps(top, _mm512_set1_ps(16384.0), value);
@@ -276,7 +285,8 @@ pub unsafe fn whole<const P: usize>(
         let ones = _mm512_set1_epi8(1);
         let plane = |p: usize| _mm512_loadu_si512(to.bytes[p * CHUNK..][..CHUNK].as_ptr().cast());
         let of = |p: usize| _mm512_dpbusd_epi32(_mm512_setzero_si512(), ones, plane(p));
-        let low = _mm512_add_epi32(of(0), _mm512_slli_epi32::<7>(of(1)));
+        let second = if P > 1 { of(1) } else { _mm512_setzero_si512() };
+        let low = _mm512_add_epi32(of(0), _mm512_slli_epi32::<7>(second));
         let high = if P == 3 { of(P - 1) } else { _mm512_setzero_si512() };
         let middle = _mm512_set1_epi32(-middle);
         let [less_low, less_high] = to.less else { return };
