@@ -105,7 +105,13 @@ impl Toy {
         let mut source = Start(self, Rng::new(seed), weights);
         let mut loader = Loader::new(
             &mut source,
-            LoadOptions { dtype: DType::F32, quantizer: None, placement: None, attention: None },
+            LoadOptions {
+                dtype: DType::F32,
+                in_bf16: false,
+                quantizer: None,
+                placement: None,
+                attention: None,
+            },
         );
         let mut load = || -> Result<()> {
             loader.table("embed_tokens.weight", self.vocabulary, d)?;

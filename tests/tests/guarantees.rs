@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use ramekin_engine::assembly::{Assembly, Blueprint};
-use ramekin_recipe::Adapter;
+use ramekin_recipe::{Adapter, Dtype};
 use ramekin_slots::FlatBatch;
 use ramekin_store::{Data, write_safetensors};
 use ramekin_tests::compare::{close, difference, same_bits};
@@ -52,7 +52,7 @@ fn fresh_adapters() -> Vec<(&'static str, Json)> {
 fn bases() -> Vec<(&'static str, Blueprint)> {
     let packed = |kind: &str, settings: Json| Blueprint { quantizer: Some(part(kind, settings)), ..small() };
     let mut bf16 = small();
-    bf16.model.dtype = Some(ramekin_recipe::Dtype::Bf16);
+    bf16.model.dtype = Some(Dtype::Bf16);
     vec![
         ("f32", small()),
         ("bf16", bf16),
@@ -110,6 +110,26 @@ fn the_frozen_base_is_bit_identical_after_training() {
             assert!(!trained.iter().any(|(n, _)| n.ends_with("k_proj.bias")));
         }
     }
+}
+
+/// What trains of a bf16 model is held in f32 and multiplied in bf16, as what is frozen is.
+#[test]
+fn a_bf16_model_that_trains_whole_multiplies_in_bf16() {
+    let batch = lab::batch(&sequences(&[20, 9, 14], 61, 4));
+    let of = |dtype, full_training| {
+        let mut blueprint = Blueprint { full_training, ..small() };
+        blueprint.model.dtype = Some(dtype);
+        assemble(&blueprint)
+    };
+    let (narrow, wide) = (of(Dtype::Bf16, true), of(Dtype::F32, true));
+    assert!(narrow.trainable().iter().all(|p| p.value().dtype() == ramekin_core::DType::F32));
+    let logits = |assembly: &Assembly| lab::logits(assembly, &batch.flat, true);
+    if ramekin_kernels::bf16::unit().is_some() {
+        assert_ne!(logits(&narrow), logits(&wide), "nothing was rounded");
+    }
+    close("whole and frozen", &logits(&narrow), &logits(&of(Dtype::Bf16, false)), 2e-2);
+    let losses = lab::train(&narrow, &mut lab::trainer(1e-2), &batch, 6);
+    assert!(losses[5] < losses[0], "{losses:?}");
 }
 
 /// Writes an adapter as files and returns its folder.

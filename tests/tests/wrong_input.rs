@@ -107,6 +107,7 @@ macro_rules! cases {
 
 cases! {
     accuracy_of_sft
+    act_bits
     adafactor_rate_twice
     adapter_lacks_tensor
     adapter_left_over

@@ -7,7 +7,7 @@ use ramekin_kernels::attention::{self, Segment, Shape};
 use ramekin_kernels::bf16::{self, Bf16Rows};
 use ramekin_kernels::cross_entropy::{self, Options};
 use ramekin_kernels::linear::{self, WeightRows};
-use ramekin_kernels::packed_rows::{self, Layout};
+use ramekin_kernels::packed_rows::{self, Activations, Layout};
 use ramekin_kernels::philox::Stream;
 use ramekin_kernels::{Real, elementwise, matmul, rms_norm, rope, swiglu};
 use ramekin_quant_block::nf4_codec::{Nf4Data, Nf4Spec};
@@ -153,23 +153,23 @@ fn one_row(figures: &mut Figures) {
     for bits in [8, 4, 3, 2] {
         let spec = RtnSpec { bits, group_size: 32, ..RtnSpec::default() };
         let Ok(rtn) = RtnData::encode(&w, (n, k), spec) else { continue };
-        for (narrow, of) in [(true, "bf16"), (false, "f32")] {
+        for (activations, of) in [(Activations::Bf16, "bf16"), (Activations::F32, "f32")] {
             let layout = Layout::Grid(rtn.layout());
-            if !packed_rows::forward(&x, 1, &layout, narrow, &mut y) {
+            if !packed_rows::forward(&x, 1, &layout, activations, &mut y) {
                 continue;
             }
             let seconds = best(|| {
-                packed_rows::forward(&x, 1, &layout, narrow, &mut y);
+                packed_rows::forward(&x, 1, &layout, activations, &mut y);
             });
             add(&format!("rtn, {bits} bits, groups of 32, as of {of}"), rtn.bytes(), seconds);
         }
     }
     let Ok(nf4) = Nf4Data::encode(&w, (n, k), Nf4Spec::default()) else { return };
-    for (narrow, of) in [(true, "bf16"), (false, "f32")] {
+    for (activations, of) in [(Activations::Bf16, "bf16"), (Activations::F32, "f32")] {
         let layout = Layout::Table(nf4.layout());
-        if packed_rows::forward(&x, 1, &layout, narrow, &mut y) {
+        if packed_rows::forward(&x, 1, &layout, activations, &mut y) {
             let seconds = best(|| {
-                packed_rows::forward(&x, 1, &layout, narrow, &mut y);
+                packed_rows::forward(&x, 1, &layout, activations, &mut y);
             });
             add(&format!("nf4, as of {of}"), nf4.bytes(), seconds);
         }

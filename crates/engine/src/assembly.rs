@@ -217,7 +217,7 @@ impl Blueprint {
             }
         };
         let quantizer = self.quantizer.as_ref().map(parts::quantizer).transpose()?;
-        let dtype = self.dtype(source)?;
+        let dtype = self.dtype(source);
         let placement = self.placement.as_ref().map(parts::placement).transpose()?;
         let placement: Option<Rc<dyn Placement>> = placement.filter(|p| !p.is_resident()).map(Rc::from);
         if let (Some(placement), Some(part)) = (&placement, &self.placement) {
@@ -225,7 +225,9 @@ impl Blueprint {
         }
         let attention = self.attention.as_ref().map(parts::attention).transpose()?;
         let options = LoadOptions {
-            dtype,
+            // What trains is held in f32, so that small steps count.
+            dtype: if self.trains_the_base() { DType::F32 } else { dtype },
+            in_bf16: dtype == DType::BF16,
             quantizer: quantizer.as_deref(),
             placement: placement.as_deref(),
             attention: attention.as_deref(),
@@ -295,11 +297,13 @@ impl Blueprint {
         Ok(self.tokenizer.get_or_init(|| found).clone())
     }
 
-    fn dtype(&self, source: &dyn WeightSource) -> Result<DType> {
-        if self.full_training || self.selection.is_some() && self.quantizer.is_none() {
-            return Ok(DType::F32);
-        }
-        Ok(match self.model.dtype {
+    fn trains_the_base(&self) -> bool {
+        self.full_training || self.selection.is_some() && self.quantizer.is_none()
+    }
+
+    /// What the recipe asks for, or what the files hold.
+    fn dtype(&self, source: &dyn WeightSource) -> DType {
+        match self.model.dtype {
             Some(Dtype::F32) => DType::F32,
             Some(Dtype::Bf16) => DType::BF16,
             Some(Dtype::F16) => DType::F16,
@@ -307,7 +311,7 @@ impl Blueprint {
                 let stored = source.names().iter().find_map(|n| source.info(n)).map(|i| i.dtype);
                 stored.filter(|d| matches!(d, DType::BF16 | DType::F16)).unwrap_or(DType::F32)
             }
-        })
+        }
     }
 
     /// The base's tensors.

@@ -43,6 +43,12 @@ pub fn found() -> Cpu {
     })
 }
 
+/// Whether dot products of bytes (VNNI) come with what is used.
+#[cfg(target_arch = "x86_64")]
+pub fn has_vnni() -> bool {
+    found() >= Cpu::Avx512 && is_x86_feature_detected!("avx512vnni")
+}
+
 /// The widest that this machine has, up to `most`.
 #[cfg(target_arch = "x86_64")]
 pub fn widest(most: Cpu) -> Cpu {

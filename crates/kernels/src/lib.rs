@@ -29,6 +29,7 @@ mod dot;
 pub mod dynamic_code;
 pub mod elementwise;
 pub mod embedding;
+pub mod int8;
 pub mod khatri_rao;
 pub mod layer_norm;
 pub mod linear;

@@ -33,6 +33,9 @@ pub struct RtnSettings {
     pub sym: bool,
     /// Bits of the head's weight; it stays as it is without.
     pub lm_head_bits: Option<u32>,
+    /// Bits of activations in forwards, 8: 32 inputs share a scale, as in llama.cpp. Prompts take two thirds of the time; without,
+    /// activations are not rounded beyond the model's `dtype`.
+    pub act_bits: Option<u32>,
     /// Linears to leave as they are, by name or path ending.
     pub modules_to_not_convert: Vec<String>,
 }
@@ -44,6 +47,7 @@ impl Default for RtnSettings {
             group_size: 128,
             sym: true,
             lm_head_bits: None,
+            act_bits: None,
             modules_to_not_convert: Vec::new(),
         }
     }
@@ -53,6 +57,7 @@ impl Default for RtnSettings {
 pub struct Rtn {
     spec: RtnSpec,
     head: Option<Box<Rtn>>,
+    int8: bool,
     left_out: Vec<String>,
 }
 
@@ -64,13 +69,16 @@ impl Part for Rtn {
         // A width that every positive group size divides: only the settings themselves can be wrong.
         let width = usize::try_from(s.group_size).ok().filter(|g| *g > 0).unwrap_or(64);
         check(packed_bytes((1, width), spec))?;
+        let sound = s.act_bits.is_none_or(|bits| bits == 8);
+        BadSetting::unless(sound, "act_bits", s.act_bits.unwrap_or(8), "8, or left out")?;
+        let int8 = s.act_bits.is_some();
         let head = s.lm_head_bits.map(|bits| {
             let spec = RtnSpec { bits, ..spec };
             let sound = packed_bytes((1, width), spec);
             sound.map_err(|e| BadSetting::new("lm_head_bits", e.to_string()))?;
-            Ok::<_, anyhow::Error>(Box::new(Rtn { spec, head: None, left_out: Vec::new() }))
+            Ok::<_, anyhow::Error>(Box::new(Rtn { spec, head: None, int8, left_out: Vec::new() }))
         });
-        Ok(Rtn { spec, head: head.transpose()?, left_out: s.modules_to_not_convert })
+        Ok(Rtn { spec, head: head.transpose()?, int8, left_out: s.modules_to_not_convert })
     }
 }
 
@@ -85,6 +93,10 @@ impl Quantizer for Rtn {
 
     fn for_head(&self) -> Option<&dyn Quantizer> {
         self.head.as_deref().map(|head| head as &dyn Quantizer)
+    }
+
+    fn rounds_activations(&self) -> bool {
+        self.int8
     }
 
     fn pack(&self, name: &str, weight: &[f32], shape: (usize, usize)) -> Result<Arc<dyn PackedWeight>> {

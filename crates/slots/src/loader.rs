@@ -112,6 +112,8 @@ impl WeightSource for ShapeSource<'_> {
 pub struct LoadOptions<'a> {
     /// Type of dense matrices (norms and biases are f32).
     pub dtype: DType,
+    /// Whether products are to be in bf16, where the machine has such: also of matrices that are held in f32 to train.
+    pub in_bf16: bool,
     /// Packs the linears it converts.
     pub quantizer: Option<&'a dyn Quantizer>,
     /// Takes the blocks' weights, where they do not all stay in memory.
@@ -133,14 +135,11 @@ pub struct Loader<'a> {
 impl<'a> Loader<'a> {
     /// A loader from this source.
     pub fn new(source: &'a mut dyn WeightSource, options: LoadOptions<'a>) -> Self {
-        Loader {
-            source,
-            options,
-            ledger: Ledger::default(),
-            sites: Sites::default(),
-            used: HashSet::new(),
-            packed: 0,
+        let mut sites = Sites::default();
+        if options.in_bf16 {
+            sites.multiply_in_bf16();
         }
+        Loader { source, options, ledger: Ledger::default(), sites, used: HashSet::new(), packed: 0 }
     }
 
     /// Whether the source holds this tensor (or makes up any).
@@ -231,7 +230,7 @@ impl<'a> Loader<'a> {
 
     /// Whether the model's products are to be in bf16.
     pub fn is_bf16(&self) -> bool {
-        self.options.dtype == DType::BF16
+        self.options.in_bf16
     }
 
     /// A linear with its weight `PATH.weight` `[outputs, inputs]` and, perhaps, `PATH.bias`.
@@ -287,7 +286,8 @@ impl<'a> Loader<'a> {
         }
         let packed = quantizer.pack(name, &weight.to_f32()?, shape)?;
         // A bf16 model multiplies in bf16, packed or not.
-        Ok(if self.options.dtype == DType::BF16 { ops::InBf16::of(packed) } else { packed })
+        let how = ops::Rounding { bf16: self.options.in_bf16, int8: quantizer.rounds_activations() };
+        Ok(ops::Rounds::of(packed, how))
     }
 
     /// A head that uses a table which is loaded already.

@@ -16,6 +16,10 @@ pub trait Quantizer {
     fn for_head(&self) -> Option<&dyn Quantizer> {
         None
     }
+    /// Whether forwards round activations to 8 bits before they meet its weights.
+    fn rounds_activations(&self) -> bool {
+        false
+    }
     /// Packs a dense weight `[O, I]`.
     ///
     /// # Errors

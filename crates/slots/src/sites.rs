@@ -171,9 +171,9 @@ impl LinearSite {
         let bias = self.bias.as_ref().map(|b| fx.param(b)).transpose()?;
         match &*self.base.borrow() {
             LinearBase::Dense(name) => {
-                let (w, base) = (fx.param(name)?, fx.sites.param(name)?.base().value().dtype());
-                let stands_in = base == DType::BF16 && w.array().dtype() != base;
-                let product = if stands_in { ops::linear_rounded } else { ops::linear };
+                let w = fx.param(name)?;
+                let rounds = fx.sites.in_bf16 && w.array().dtype() == DType::F32;
+                let product = if rounds { ops::linear_rounded } else { ops::linear };
                 product(&fx.tape, x, &w, bias.as_ref())
             }
             LinearBase::Packed(w) => ops::linear_packed(&fx.tape, x, w, bias.as_ref()),
@@ -257,9 +257,15 @@ pub struct Sites {
     param_order: Vec<String>,
     placement: Option<Rc<dyn Placement>>,
     around: Around,
+    in_bf16: bool,
 }
 
 impl Sites {
+    /// Says that products are to be in bf16, also those of weights which are held in f32 because they train.
+    pub fn multiply_in_bf16(&mut self) {
+        self.in_bf16 = true;
+    }
+
     /// Says who holds the blocks' weights.
     pub fn set_placement(&mut self, placement: Rc<dyn Placement>) {
         self.placement = Some(placement);

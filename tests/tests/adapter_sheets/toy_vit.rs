@@ -93,7 +93,13 @@ impl Vit {
         let mut source = Steep { seed, bias };
         let mut loader = Loader::new(
             &mut source,
-            LoadOptions { dtype: DType::F32, quantizer: None, placement: None, attention: None },
+            LoadOptions {
+                dtype: DType::F32,
+                in_bf16: false,
+                quantizer: None,
+                placement: None,
+                attention: None,
+            },
         );
         ok(loader.table("positions", TOKENS, D));
         ok(loader.linear("patch_embed.proj", D, 8, true, false));

@@ -5,12 +5,15 @@
 //! layout, so its files are held against themselves.
 
 use proptest::prelude::*;
-use ramekin_core::Rng;
+use ramekin_core::{Array, Category, Rng};
 use ramekin_engine::parts;
+use ramekin_kernels::{int8, matmul};
 use ramekin_quant_block::codec::ByteTensor;
 use ramekin_quant_block::dynamic_code::{nearest, signed};
 use ramekin_quant_block::nf4_codec::{Absmax, NF4, Nf4Data, Nf4Spec};
 use ramekin_quant_block::rtn_codec::{RtnData, RtnSpec};
+use ramekin_tape::ops::{self, Rounding, Rounds};
+use ramekin_tape::{GradStore, Tape};
 use ramekin_tests::lab::part;
 use serde_json::{Value as Json, json};
 
@@ -80,6 +83,44 @@ fn through_the_part(kind: &str, settings: Json, w: &[f32], shape: (usize, usize)
     let mut out = vec![f32::NAN; w.len()];
     packed.rows_f32(0, &mut out);
     out
+}
+
+/// Activations in 8 bits, few rows and many, also where groups are shorter than theirs: the product of what is rounded,
+/// and a gradient that passes straight through.
+#[test]
+fn act_bits_round_what_comes_in() {
+    let (o, i) = (40, 96);
+    let w = normal(1, o * i);
+    for (m, group) in [(3, 32), (20, 32), (20, 16)] {
+        ramekin_catalog::link();
+        let settings = json!({ "group_size": group, "act_bits": 8 });
+        let quantizer = parts::quantizer(&part("rtn", settings.clone())).expect("a quantizer");
+        let packed = quantizer.pack("a.weight", &w, (o, i)).expect("packs");
+        let how = Rounding { bf16: false, int8: quantizer.rounds_activations() };
+        let packed = Rounds::of(packed, how);
+        let dense: Vec<f64> =
+            through_the_part("rtn", settings, &w, (o, i)).into_iter().map(f64::from).collect();
+        let array = |x: &[f32], dims: &[usize]| {
+            Array::from_vec(x.to_vec(), dims, Category::Workspace).expect("an array")
+        };
+        let (x, g) = (normal(2, m * i), normal(3, m * o));
+        let tape = Tape::new();
+        let at = tape.input(array(&x, &[m, i]));
+        let y = ops::linear_packed(&tape, &at, &packed, None).expect("a product");
+        let close = |got: &[f32], want: &[f64]| {
+            let largest = want.iter().fold(0f64, |a, x| a.max(x.abs()));
+            got.iter().zip(want).all(|(a, b)| (f64::from(*a) - b).abs() <= 1e-5 * largest)
+        };
+        let got = y.array().to_f32().expect("numbers");
+        assert!(close(&got, &int8::reference::forward(m, o, i, &x, &dense)), "{m} rows, groups of {group}");
+        let exact: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
+        assert!(!close(&got, &matmul::reference::nt(m, o, i, &exact, &dense)), "nothing was rounded");
+        let seed = array(&g, &[m, o]);
+        let slopes = tape.backward(&y, seed, &[at], &mut GradStore::new()).expect("a gradient");
+        let slope = slopes[0].as_ref().expect("a gradient").to_f32().expect("numbers");
+        let g: Vec<f64> = g.iter().map(|g| f64::from(*g)).collect();
+        assert!(close(&slope, &matmul::reference::nn(m, o, i, &g, &dense)), "the gradient of {m} rows");
+    }
 }
 
 // Recorded fixtures of bitsandbytes dequantise equal, f32 exact.

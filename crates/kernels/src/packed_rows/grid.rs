@@ -2,7 +2,7 @@
 
 use super::Grid;
 use super::avx512::{self, CHUNK, ChunkOfX, HALF, Weight};
-use crate::cpu::{self, Cpu};
+use crate::cpu;
 use crate::packed::stream_bytes;
 use crate::split::{Shared, tasks};
 
@@ -15,10 +15,7 @@ pub fn suits(w: &Grid<'_>) -> bool {
         3 => is_x86_feature_detected!("avx512vbmi"),
         bits => matches!(bits, 2 | 4 | 8),
     };
-    known
-        && w.group.is_multiple_of(HALF)
-        && cpu::found() >= Cpu::Avx512
-        && is_x86_feature_detected!("avx512vnni")
+    known && w.group.is_multiple_of(HALF) && cpu::has_vnni()
 }
 
 /// A row of x as whole numbers. What belongs to a chunk lies as the sixteen sums of a step do, of four codes each.

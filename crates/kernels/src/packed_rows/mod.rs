@@ -4,9 +4,9 @@
 //! table:  y\[j\] = Σ_b s\[b\] · Σ_{i∈b} table\[code\[j,i\]\]·x\[i\]
 //!
 //! With integer codes a row of x becomes whole numbers, 32 at a time with a scale of their own, cut into planes of
-//! seven bits for the dot products of bytes (VNNI): three planes, 21 bits, where x is f32, and two, 14 bits, where
-//! products are in bf16, which keeps eight. Bound by reading the codes. A row's bits do not depend on the rows
-//! beside it. Where the processor has no such dot products, [`forward`] says so and another path is taken.
+//! seven bits for the dot products of bytes (VNNI): as many as [`Activations`] says. Bound by reading the codes. A row's
+//! bits do not depend on the rows beside it. Where the processor has no such dot products, [`forward`] says so and another
+//! path is taken.
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -15,7 +15,7 @@ mod grid;
 #[cfg(target_arch = "x86_64")]
 mod table;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use crate::matmul::FEW_ROWS;
 
@@ -77,12 +77,24 @@ pub enum Scales<'a> {
     },
 }
 
+/// What x may be rounded to in a product with codes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Activations {
+    /// Nothing: three planes, 21 bits.
+    #[default]
+    F32,
+    /// bf16, which keeps eight bits: two planes, 14 bits.
+    Bf16,
+    /// Whole numbers up to ±127 of 32 inputs, as in [`int8`](crate::int8): one plane.
+    Int8,
+}
+
 /// `y[m×n] = x[m×k] · wᵀ`, m at most [`FEW_ROWS`]; false, and nothing is done, where this processor or layout has no
-/// such way. `narrow` allows the rounding of products in bf16.
+/// such way, as a table has none in [`Activations::Int8`].
 ///
 /// # Panics
 /// If a slice's length is not its shape.
-pub fn forward(x: &[f32], m: usize, w: &Layout<'_>, narrow: bool, y: &mut [f32]) -> bool {
+pub fn forward(x: &[f32], m: usize, w: &Layout<'_>, activations: Activations, y: &mut [f32]) -> bool {
     let (n, k) = match w {
         Layout::Grid(w) => w.shape,
         Layout::Table(w) => w.shape,
@@ -95,14 +107,15 @@ pub fn forward(x: &[f32], m: usize, w: &Layout<'_>, narrow: bool, y: &mut [f32])
     #[cfg(target_arch = "x86_64")]
     match w {
         Layout::Grid(w) if grid::suits(w) => {
-            match narrow {
-                true => grid::forward::<2>(x, w, y),
-                false => grid::forward::<3>(x, w, y),
+            match activations {
+                Activations::Int8 => grid::forward::<1>(x, w, y),
+                Activations::Bf16 => grid::forward::<2>(x, w, y),
+                Activations::F32 => grid::forward::<3>(x, w, y),
             }
             return true;
         }
-        Layout::Table(w) if table::suits(w) => {
-            match narrow && crate::bf16::unit().is_some() {
+        Layout::Table(w) if table::suits(w) && activations != Activations::Int8 => {
+            match activations == Activations::Bf16 && crate::bf16::unit().is_some() {
                 true => table::narrow(x, m, w, y),
                 false => table::wide(x, m, w, y),
             }
@@ -110,6 +123,6 @@ pub fn forward(x: &[f32], m: usize, w: &Layout<'_>, narrow: bool, y: &mut [f32])
         }
         _ => {}
     }
-    let _ = narrow;
+    let _ = activations;
     false
 }

@@ -5,14 +5,14 @@ use crate::packed::{pack_bits, stream_bytes};
 use crate::testing::{assert_same_for_threads, normal};
 
 /// Codes, scales, zeros and the weight that they stand for.
-struct Made {
+pub(crate) struct Made {
     packed: Vec<u8>,
     scales: Vec<f32>,
     zeros: Vec<f32>,
-    dense: Vec<f64>,
+    pub dense: Vec<f64>,
 }
 
-fn grid(bits: u32, (n, k): (usize, usize), group: usize, sym: bool) -> Made {
+pub(crate) fn grid(bits: u32, (n, k): (usize, usize), group: usize, sym: bool) -> Made {
     let top = (1u32 << bits) - 1;
     let codes: Vec<u8> =
         normal::<f32>(1, n * k).iter().map(|x| ((x.abs() * 1e4) as u32 & top) as u8).collect();
@@ -32,7 +32,7 @@ fn grid(bits: u32, (n, k): (usize, usize), group: usize, sym: bool) -> Made {
 }
 
 impl Made {
-    fn layout(&self, bits: u32, shape: (usize, usize), group: usize) -> Layout<'_> {
+    pub fn layout(&self, bits: u32, shape: (usize, usize), group: usize) -> Layout<'_> {
         let middle = (1u32 << (bits - 1)) as f32;
         let (packed, scales, zeros) = (&self.packed, &self.scales, &self.zeros);
         Layout::Grid(Grid { packed, bits, group, scales, zeros, middle, shape })
@@ -61,7 +61,9 @@ proptest! {
         let (group, k) = (32 * halves, 32 * halves * groups);
         let made = grid(bits, (n, k), group, sym);
         let x = normal::<f32>(4, m * k);
-        for (narrow, bound) in [(false, 3e-6), (true, 1e-4)] {
+        // A group's numbers are at most 127 steps of its scale, half of one off.
+        let kinds = [(Activations::F32, 3e-6), (Activations::Bf16, 1e-4), (Activations::Int8, 0.03)];
+        for (narrow, bound) in kinds {
             let mut y = vec![f32::NAN; m * n];
             if forward(&x, m, &made.layout(bits, (n, k), group), narrow, &mut y) {
                 close(&y, &x, &made.dense, k, bound)?;
@@ -95,7 +97,7 @@ proptest! {
         let dense: Vec<f64> = (0..n * k).map(value).collect();
         let x = normal::<f32>(6, m * k);
         let w = Layout::Table(Table { packed: &packed, table: &table, block, scales, shape: (n, k) });
-        for (narrow, bound) in [(false, 1e-6), (true, 1e-2)] {
+        for (narrow, bound) in [(Activations::F32, 1e-6), (Activations::Bf16, 1e-2)] {
             let mut y = vec![f32::NAN; m * n];
             if forward(&x, m, &w, narrow, &mut y) {
                 close(&y, &x, &dense, k, bound)?;
@@ -111,17 +113,17 @@ fn rows_stand_alone_and_threads_change_nothing() {
     let layout = || made.layout(4, (n, k), 64);
     let x = normal::<f32>(1, FEW_ROWS * k);
     let mut all = vec![0.0; FEW_ROWS * n];
-    if !forward(&x, FEW_ROWS, &layout(), true, &mut all) {
+    if !forward(&x, FEW_ROWS, &layout(), Activations::Bf16, &mut all) {
         return;
     }
     for m in 1..FEW_ROWS {
         let mut y = vec![0.0; m * n];
-        forward(&x[..m * k], m, &layout(), true, &mut y);
+        forward(&x[..m * k], m, &layout(), Activations::Bf16, &mut y);
         assert_eq!(y, all[..m * n]);
     }
     assert_same_for_threads(|| {
         let mut y = vec![0.0; n];
-        forward(&x[..k], 1, &layout(), true, &mut y);
+        forward(&x[..k], 1, &layout(), Activations::Bf16, &mut y);
         y
     });
 }
@@ -136,7 +138,7 @@ fn bad_values_stay_in_their_row() {
             x[k + 5] = bad;
             x[2 * k..].fill(0.0);
             let mut y = vec![7.0; 3 * n];
-            if !forward(&x, 3, &made.layout(bits, (n, k), 32), false, &mut y) {
+            if !forward(&x, 3, &made.layout(bits, (n, k), 32), Activations::F32, &mut y) {
                 return;
             }
             assert!(y[..n].iter().all(|y| y.is_finite()));

@@ -8,10 +8,10 @@ use half::slice::HalfFloatSliceExt as _;
 use ramekin_core::{Array, DType, Element, View, meter};
 use ramekin_kernels::bf16::Bf16Rows;
 use ramekin_kernels::linear::WeightRows;
-use ramekin_kernels::packed_rows::Layout;
+use ramekin_kernels::packed_rows::{Activations, Layout};
 use ramekin_kernels::{elementwise, matmul};
 
-use super::{in_bf16, output};
+use super::{output, rounding};
 use crate::dispatch;
 use crate::tape::{SavedKind, Tape, Value};
 
@@ -40,9 +40,9 @@ pub trait PackedWeight: Send + Sync {
     fn layout(&self) -> Option<Layout<'_>> {
         None
     }
-    /// Whether its products are to be in bf16.
-    fn rounds(&self) -> bool {
-        false
+    /// What its products may round activations to.
+    fn activations(&self) -> Activations {
+        Activations::F32
     }
     /// Calls `work` with the weight in bf16, where its products are to be in bf16; whether it did.
     fn in_bf16(&self, work: &mut dyn FnMut(&dyn Bf16Rows)) -> bool {
@@ -141,7 +141,7 @@ fn input_flow(
 ) -> Result<Array> {
     count(n, o, i);
     dispatch!(g, T => output::<T>(dims, &[g, w], |out| {
-        if rounds && in_bf16::rounded_backward_input(&g.view::<T>()?, n, &w.view::<T>()?, (o, i), out) {
+        if rounds && rounding::rounded_backward_input(&g.view::<T>()?, n, &w.view::<T>()?, (o, i), out) {
             return Ok(());
         }
         matmul::nn(n, o, i, 1.0 as T, &g.view::<T>()?, &w.view::<T>()?, false, out);
@@ -164,8 +164,8 @@ pub fn linear(tape: &Tape, x: &Value, w: &Value, bias: Option<&Value>) -> Result
     dense(tape, x, w, bias, false)
 }
 
-/// As [`linear`] with the f32 stand-in of a bf16 weight: its products round both sides as those of what it stands in
-/// for do, so that a fresh copy changes no bit; its own gradient is that of f32.
+/// As [`linear`] with a weight in f32 of a bf16 model, one that trains or did: its products round both sides as those of
+/// a weight in bf16 do, so that a fresh copy changes no bit; its own gradient is that of f32.
 pub fn linear_rounded(tape: &Tape, x: &Value, w: &Value, bias: Option<&Value>) -> Result<Value> {
     dense(tape, x, w, bias, true)
 }
@@ -184,7 +184,7 @@ fn dense(tape: &Tape, x: &Value, w: &Value, bias: Option<&Value>, rounds: bool) 
     count(n, o, i);
     let y = dispatch!(xa, T => output::<T>(&out_dims(xa, o), &[xa, wa], |out| {
         let (x, w) = (xa.view::<T>()?, wa.view::<T>()?);
-        if !(rounds && in_bf16::rounded_forward(&x, n, &w, (o, i), out)) {
+        if !(rounds && rounding::rounded_forward(&x, n, &w, (o, i), out)) {
             matmul::nt(n, o, i, 1.0 as T, &x, &w, false, out);
         }
         if let Some(b) = bias {
@@ -254,7 +254,7 @@ pub fn linear_packed(
     let shape_only = w.is_shape_only() || xa.is_shape_only();
     let y = dispatch!(xa, T => Array::build::<T>(&out_dims(xa, o), shape_only, ramekin_core::Category::Workspace, |out| {
         let bias: Option<View<'_, T>> = bias.map(|b| b.array().view::<T>()).transpose()?;
-        in_bf16::forward(&xa.view::<T>()?, n, &**w, bias.as_deref(), out);
+        rounding::forward(&xa.view::<T>()?, n, &**w, bias.as_deref(), out);
         Ok(())
     }))?;
     let parents: Vec<&Value> = std::iter::once(x).chain(bias).collect();
@@ -267,7 +267,7 @@ pub fn linear_packed(
                 .map(|w| {
                     count(n, o, i);
                     dispatch!(g, T => Array::build::<T>(&x_dims, shape_only, ramekin_core::Category::Workspace, |out| {
-                        in_bf16::backward_input(&g.view::<T>()?, n, &*w, out);
+                        rounding::backward_input(&g.view::<T>()?, n, &*w, out);
                         Ok(())
                     }))
                 })
@@ -321,7 +321,7 @@ impl PackedWeight for HalfWeight {
     }
     fn in_bf16(&self, work: &mut dyn FnMut(&dyn Bf16Rows)) -> bool {
         let Ok(w) = self.0.view::<half::bf16>() else { return false };
-        work(&in_bf16::Bits(w.deref().reinterpret_cast(), self.shape()));
+        work(&rounding::Bits(w.deref().reinterpret_cast(), self.shape()));
         true
     }
 }

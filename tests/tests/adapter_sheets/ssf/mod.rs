@@ -41,7 +41,7 @@ fn check_3() {
     let mut source = ShapeSource(None);
     let mut loader = Loader::new(
         &mut source,
-        LoadOptions { dtype: DType::F32, quantizer: None, placement: None, attention: None },
+        LoadOptions { dtype: DType::F32, in_bf16: false, quantizer: None, placement: None, attention: None },
     );
     ok(loader.linear("patch_embed.proj", 768, 768, true, false));
     for b in 0..12 {

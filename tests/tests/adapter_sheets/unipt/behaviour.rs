@@ -32,7 +32,13 @@ impl Backbone {
         let mut source = RandomSource { rng: Rng::new(seed), std: 1.0 / (D as f64).sqrt() };
         let mut loader = Loader::new(
             &mut source,
-            LoadOptions { dtype: DType::F32, quantizer: None, placement: None, attention: None },
+            LoadOptions {
+                dtype: DType::F32,
+                in_bf16: false,
+                quantizer: None,
+                placement: None,
+                attention: None,
+            },
         );
         ok(loader.table("embed", 32, D));
         for b in 0..BLOCKS {
