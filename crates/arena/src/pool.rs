@@ -12,6 +12,9 @@ const EXTENTS: usize = 2048;
 /// Address space that is reserved at a time; it costs nothing until it is used.
 const RESERVED: usize = 1 << 30;
 
+/// The part of the high-water mark that may be held beyond it, 1/128: what fits into no hole drives out less then.
+const SLACK: usize = 128;
+
 /// How long a high-water mark is remembered, once or twice over.
 const WINDOW: Duration = Duration::from_secs(60);
 
@@ -156,14 +159,15 @@ impl Pool {
         self.most[0] = self.most[0].max(self.used);
     }
 
-    /// What may be held: the most in use of late.
+    /// What may be held: the most in use of late, and a little more.
     fn mark(&mut self) -> usize {
         let now = Instant::now();
         if now.duration_since(*self.window.get_or_insert(now)) > WINDOW {
             self.window = Some(now);
             self.most = [self.used, self.most[0]];
         }
-        self.most[0].max(self.most[1])
+        let most = self.most[0].max(self.most[1]);
+        most + most / SLACK
     }
 
     /// Gives memory back, the longest unused first, until at most `most` bytes are held.
@@ -290,17 +294,21 @@ mod tests {
     }
 
     #[test]
-    fn never_more_than_was_in_use_at_once() {
+    fn hardly_more_than_was_in_use_at_once() {
         let mut pool = Box::new(Pool::new());
         let held: Vec<Block> = (0..8).map(|_| pool.take(2 * MIB).unwrap()).collect();
         held.iter().step_by(2).for_each(|b| pool.put(b.at, 2 * MIB));
         // Holes of 2 MiB do not hold 3: some go back for it.
         let other = pool.take(3 * MIB).unwrap();
-        assert!(other.fresh && pool.used + pool.kept <= 16 * MIB);
+        assert!(other.fresh && pool.used + pool.kept <= 16 * MIB + 16 * MIB / SLACK);
         held.iter().skip(1).step_by(2).for_each(|b| pool.put(b.at, 2 * MIB));
         pool.put(other.at, 3 * MIB);
         let all = pool.take(20 * MIB).unwrap();
-        assert!(pool.used + pool.kept <= 20 * MIB, "{} bytes kept beside the new peak", pool.kept);
+        assert!(
+            pool.used + pool.kept <= 20 * MIB + 20 * MIB / SLACK,
+            "{} bytes kept beside the new peak",
+            pool.kept
+        );
         pool.put(all.at, 20 * MIB);
         check(&pool);
     }
