@@ -38,6 +38,26 @@ pub struct Saved(SavedState);
 enum SavedState {
     Kept(Array),
     Hooked(Box<dyn FnOnce() -> Result<Array>>),
+    Again(Rc<Again>),
+}
+
+/// A result that is cheap to make again from what its operation keeps anyway: nobody else keeps it.
+struct Again {
+    make: Box<dyn Fn() -> Result<Array>>,
+    /// For the others that want it, as long as there are some.
+    made: RefCell<Option<Array>>,
+}
+
+impl Again {
+    fn get(&self) -> Result<Array> {
+        let made = self.made.borrow().clone();
+        if let Some(array) = made {
+            return Ok(array);
+        }
+        let array = (self.make)()?;
+        *self.made.borrow_mut() = Some(array.clone());
+        Ok(array)
+    }
 }
 
 impl Saved {
@@ -46,6 +66,7 @@ impl Saved {
         match self.0 {
             SavedState::Kept(array) => Ok(array),
             SavedState::Hooked(unpack) => unpack(),
+            SavedState::Again(again) => again.get(),
         }
     }
 }
@@ -55,12 +76,17 @@ impl Saved {
 pub struct Value {
     array: Array,
     node: Option<usize>,
+    again: Option<Rc<Again>>,
 }
 
 impl Value {
+    fn new(array: Array, node: Option<usize>) -> Self {
+        Value { array, node, again: None }
+    }
+
     /// A value that nothing upstream trains.
     pub fn constant(array: Array) -> Self {
-        Value { array, node: None }
+        Value::new(array, None)
     }
 
     /// The numbers.
@@ -213,18 +239,18 @@ impl Tape {
         let mut params = self.0.params.borrow_mut();
         if let Some((_, node)) = params.get(&param.id()) {
             let node = self.is_recording().then_some(*node);
-            return Ok(Value { array, node });
+            return Ok(Value::new(array, node));
         }
         let node = if self.is_recording() { self.push(Kind::Param(param.clone())) } else { usize::MAX };
         params.insert(param.id(), (param.clone(), node));
         self.0.order.borrow_mut().push(param.clone());
-        Ok(Value { array, node: self.is_recording().then_some(node) })
+        Ok(Value::new(array, self.is_recording().then_some(node)))
     }
 
     /// A leaf whose gradient [`Tape::backward`] returns.
     pub fn input(&self, array: Array) -> Value {
         let node = self.is_recording().then(|| self.push(Kind::Input));
-        Value { array, node }
+        Value::new(array, node)
     }
 
     /// The trainable parameters used so far, in order of first use.
@@ -257,7 +283,7 @@ impl Tape {
         let backward = backward()?;
         let parents = parents.to_vec();
         let node = self.push(Kind::Op { parents, backward });
-        Ok(Value { array: output, node: Some(node) })
+        Ok(Value::new(output, Some(node)))
     }
 
     /// Keeps a tensor for backward, through the innermost hook.
@@ -270,6 +296,24 @@ impl Tape {
                 SavedState::Kept(array.clone())
             }
         }))
+    }
+
+    /// Keeps an operand for backward as [`Tape::save`] does, or the way to make it again ([`Tape::made_again`]).
+    pub fn keep(&self, operand: &Value) -> Result<Saved> {
+        match &operand.again {
+            Some(again) if self.0.hooks.borrow().is_empty() => Ok(Saved(SavedState::Again(again.clone()))),
+            _ => self.save(&operand.array, SavedKind::Input),
+        }
+    }
+
+    /// Says how a recorded result is made again from arrays that its own operation has saved, so that those who need it
+    /// in backward need not keep it. Where saved tensors go through a hook they may be elsewhere: then it is kept.
+    pub(crate) fn made_again(&self, result: Value, make: impl Fn() -> Result<Array> + 'static) -> Value {
+        if !result.is_tracked() || !self.0.hooks.borrow().is_empty() {
+            return result;
+        }
+        let again = Again { make: Box::new(make), made: RefCell::new(None) };
+        Value { again: Some(Rc::new(again)), ..result }
     }
 
     /// Runs `f` with every saved tensor going through `hook`.

@@ -9,17 +9,21 @@ use super::output;
 use crate::dispatch;
 use crate::tape::{SavedKind, Tape, Value};
 
-/// `f(x)`, number by number. Keeps `x`, nothing where `f` is the identity.
+fn of(f: Activation, x: &Array) -> Result<Array> {
+    dispatch!(x, T => output::<T>(x.dims(), &[x], |out| {
+        kernel::forward(f, &x.view::<T>()?, out);
+        Ok(())
+    }))
+}
+
+/// `f(x)`, number by number. Keeps `x`, nothing where `f` is the identity, and makes the result again from it for whom
+/// it is an operand.
 pub fn activation(tape: &Tape, x: &Value, f: Activation) -> Result<Value> {
     if f == Activation::Linear {
         return Ok(x.clone());
     }
     let xa = x.array();
-    let y = dispatch!(xa, T => output::<T>(xa.dims(), &[xa], |out| {
-        kernel::forward(f, &xa.view::<T>()?, out);
-        Ok(())
-    }))?;
-    tape.record(&[x], y, || {
+    let y = tape.record(&[x], of(f, xa)?, || {
         let saved = tape.save(xa, SavedKind::Input)?;
         Ok(Box::new(move |g: Array| {
             let x = saved.get()?;
@@ -29,5 +33,7 @@ pub fn activation(tape: &Tape, x: &Value, f: Activation) -> Result<Value> {
             }))?;
             Ok(vec![Some(gx)])
         }))
-    })
+    })?;
+    let x = xa.clone();
+    Ok(tape.made_again(y, move || of(f, &x)))
 }

@@ -8,17 +8,21 @@ use super::output;
 use crate::dispatch;
 use crate::tape::{SavedKind, Tape, Value};
 
-/// `y = (x − mean) · rsqrt(variance + eps) · w + b` over the last dimension; `w` and `b` `[d]`. Keeps `x`.
+fn normed(x: &Array, w: &Array, b: &Array, eps: f64) -> Result<Array> {
+    dispatch!(x, T => output::<T>(x.dims(), &[x, w, b], |out| {
+        kernel::forward(&x.view::<T>()?, &w.view::<T>()?, &b.view::<T>()?, eps, out);
+        Ok(())
+    }))
+}
+
+/// `y = (x − mean) · rsqrt(variance + eps) · w + b` over the last dimension; `w` and `b` `[d]`. Keeps `x`,
+/// and makes `y` again from it for whom it is an operand.
 pub fn layer_norm(tape: &Tape, x: &Value, w: &Value, b: &Value, eps: f64) -> Result<Value> {
     let (xa, wa, ba) = (x.array(), w.array(), b.array());
     let d = wa.len();
     ensure!(wa.dims() == [d] && ba.dims() == [d], "a norm weight {:?}, bias {:?}", wa.dims(), ba.dims());
     ensure!(d > 0 && xa.len().is_multiple_of(d), "a norm of width {d} got {:?}", xa.dims());
-    let y = dispatch!(xa, T => output::<T>(xa.dims(), &[xa, wa, ba], |out| {
-        kernel::forward(&xa.view::<T>()?, &wa.view::<T>()?, &ba.view::<T>()?, eps, out);
-        Ok(())
-    }))?;
-    tape.record(&[x, w, b], y, || {
+    let y = tape.record(&[x, w, b], normed(xa, wa, ba, eps)?, || {
         let saved = tape.save(xa, SavedKind::Input)?;
         let weight = wa.clone();
         let (for_x, for_w, for_b) = (x.is_tracked(), w.is_tracked(), b.is_tracked());
@@ -47,5 +51,7 @@ pub fn layer_norm(tape: &Tape, x: &Value, w: &Value, b: &Value, eps: f64) -> Res
                 Ok(vec![gx, made(for_w, gw)?, made(for_b, gb)?])
             })
         }))
-    })
+    })?;
+    let (x, w, b) = (xa.clone(), wa.clone(), ba.clone());
+    Ok(tape.made_again(y, move || normed(&x, &w, &b, eps)))
 }

@@ -13,7 +13,7 @@ use ramekin_kernels::{elementwise, matmul};
 
 use super::{output, rounding};
 use crate::dispatch;
-use crate::tape::{SavedKind, Tape, Value};
+use crate::tape::{Tape, Value};
 
 /// A frozen weight in a storage of its own, unpacked row by row into a tile.
 pub trait PackedWeight: Send + Sync {
@@ -194,7 +194,7 @@ fn dense(tape: &Tape, x: &Value, w: &Value, bias: Option<&Value>, rounds: bool) 
     }))?;
     let parents: Vec<&Value> = [x, w].into_iter().chain(bias).collect();
     tape.record(&parents, y, || {
-        let for_w = w.is_tracked().then(|| tape.save(xa, SavedKind::Input)).transpose()?;
+        let for_w = w.is_tracked().then(|| tape.keep(x)).transpose()?;
         let weight = x.is_tracked().then(|| wa.clone());
         let bias_tracked = bias.map(Value::is_tracked);
         let x_dims = xa.dims().to_vec();
@@ -226,7 +226,7 @@ pub fn linear_onto(tape: &Tape, y: Value, x: &Value, w: &Value) -> Result<Value>
         })?;
     }
     tape.record_nodes(&[before, x.node(), w.node()], sum, || {
-        let for_w = w.is_tracked().then(|| tape.save(&xa, SavedKind::Input)).transpose()?;
+        let for_w = w.is_tracked().then(|| tape.keep(x)).transpose()?;
         let weight = x.is_tracked().then(|| wa.clone());
         let x_dims = xa.dims().to_vec();
         Ok(Box::new(move |g: Array| {

@@ -8,29 +8,35 @@ use super::output;
 use crate::dispatch;
 use crate::tape::{SavedKind, Tape, Value};
 
+/// The normed rows and one number a row.
+fn normed(x: &Array, w: &Array, eps: f64) -> Result<(Array, Array)> {
+    let d = w.len();
+    let rows = x.len() / d;
+    let shape_only = x.is_shape_only() || w.is_shape_only();
+    dispatch!(x, T => {
+        let mut inv = vec![0.0 as T; if shape_only { 0 } else { rows }];
+        let y = output::<T>(x.dims(), &[x, w], |out| {
+            kernel::forward(&x.view::<T>()?, d, &w.view::<T>()?, eps, out, &mut inv);
+            Ok(())
+        })?;
+        let inv = if shape_only {
+            Array::shape_only(&[rows], x.dtype(), Category::Workspace)?
+        } else {
+            Array::from_vec(inv, &[rows], Category::Workspace)?
+        };
+        Ok((y, inv))
+    })
+}
+
 /// `y = x · rsqrt(mean x² + eps) · w` over the last dimension; `x` `[…, d]`,
-/// `w` `[d]`. Keeps `x` and one number a row.
+/// `w` `[d]`. Keeps `x` and one number a row, and makes `y` again from `x` for whom it is an operand.
 pub fn rms_norm(tape: &Tape, x: &Value, w: &Value, eps: f64) -> Result<Value> {
     let (xa, wa) = (x.array(), w.array());
     ensure!(wa.dims().len() == 1, "a norm weight {:?}", wa.dims());
     let d = wa.len();
     ensure!(d > 0 && xa.len() % d == 0, "a norm of width {d} got {:?}", xa.dims());
-    let rows = xa.len() / d;
-    let shape_only = xa.is_shape_only() || wa.is_shape_only();
-    let (y, inv) = dispatch!(xa, T => {
-        let mut inv = vec![0.0 as T; if shape_only { 0 } else { rows }];
-        let y = output::<T>(xa.dims(), &[xa, wa], |out| {
-            kernel::forward(&xa.view::<T>()?, d, &wa.view::<T>()?, eps, out, &mut inv);
-            Ok(())
-        })?;
-        let inv = if shape_only {
-            Array::shape_only(&[rows], xa.dtype(), Category::Workspace)?
-        } else {
-            Array::from_vec(inv, &[rows], Category::Workspace)?
-        };
-        Ok((y, inv))
-    })?;
-    tape.record(&[x, w], y, || {
+    let (y, inv) = normed(xa, wa, eps)?;
+    let y = tape.record(&[x, w], y, || {
         let saved = tape.save(xa, SavedKind::Input)?;
         let inv = tape.save(&inv, SavedKind::Statistic)?;
         let w_array = wa.clone();
@@ -55,5 +61,7 @@ pub fn rms_norm(tape: &Tape, x: &Value, w: &Value, eps: f64) -> Result<Value> {
                 Ok(vec![gx, gw])
             })
         }))
-    })
+    })?;
+    let (x, w) = (xa.clone(), wa.clone());
+    Ok(tape.made_again(y, move || Ok(normed(&x, &w, eps)?.0)))
 }

@@ -8,15 +8,18 @@ use super::output;
 use crate::dispatch;
 use crate::tape::{SavedKind, Tape, Value};
 
-/// `silu(gate) ⊙ up`, same shapes. Keeps both.
+fn product(a: &Array, b: &Array) -> Result<Array> {
+    dispatch!(a, T => output::<T>(a.dims(), &[a, b], |out| {
+        kernel::forward(&a.view::<T>()?, &b.view::<T>()?, out);
+        Ok(())
+    }))
+}
+
+/// `silu(gate) ⊙ up`, same shapes. Keeps both, and makes the product again from them for whom it is an operand.
 pub fn swiglu(tape: &Tape, gate: &Value, up: &Value) -> Result<Value> {
     let (a, b) = (gate.array(), up.array());
     ensure!(a.dims() == b.dims(), "gate {:?} and up {:?} differ", a.dims(), b.dims());
-    let y = dispatch!(a, T => output::<T>(a.dims(), &[a, b], |out| {
-        kernel::forward(&a.view::<T>()?, &b.view::<T>()?, out);
-        Ok(())
-    }))?;
-    tape.record(&[gate, up], y, || {
+    let y = tape.record(&[gate, up], product(a, b)?, || {
         let gate = tape.save(a, SavedKind::Input)?;
         let up = tape.save(b, SavedKind::Input)?;
         Ok(Box::new(move |g: Array| {
@@ -34,5 +37,7 @@ pub fn swiglu(tape: &Tape, gate: &Value, up: &Value) -> Result<Value> {
                 ])
             })
         }))
-    })
+    })?;
+    let (a, b) = (a.clone(), b.clone());
+    Ok(tape.made_again(y, move || product(&a, &b)))
 }
