@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use ramekin_core::Rng;
-use ramekin_engine::assembly::{Assembly, Blueprint};
+use ramekin_engine::assembly::Assembly;
+use ramekin_engine::blueprint::Blueprint;
 use ramekin_engine::step::LabelledBatch;
 use ramekin_slots::{FlatBatch, Images};
 use serde_json::{Value as Json, json};

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use ramekin_core::{Param, Rng};
-use ramekin_engine::assembly::{Assembly, Blueprint};
+use ramekin_engine::assembly::Assembly;
+use ramekin_engine::blueprint::Blueprint;
 use ramekin_engine::masks::Masks;
 use ramekin_engine::parts;
 use ramekin_engine::run::plain_model;

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::rc::Rc;
 
 use ramekin_core::Rng;
-use ramekin_engine::assembly::{Assembly, Blueprint};
+use ramekin_engine::assembly::Assembly;
+use ramekin_engine::blueprint::Blueprint;
 use ramekin_engine::checkpoint;
 use ramekin_engine::pass::{Draw, Look, Pass};
 use ramekin_engine::step::{LabelledBatch, Trainer};

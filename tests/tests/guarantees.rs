@@ -3,7 +3,8 @@
 
 use std::path::Path;
 
-use ramekin_engine::assembly::{Assembly, Blueprint};
+use ramekin_engine::assembly::Assembly;
+use ramekin_engine::blueprint::Blueprint;
 use ramekin_recipe::{Adapter, Dtype};
 use ramekin_slots::FlatBatch;
 use ramekin_store::{Data, write_safetensors};

@@ -7,7 +7,8 @@
 use std::sync::Arc;
 
 use ramekin_core::{Param, Rng};
-use ramekin_engine::assembly::{Assembly, Blueprint};
+use ramekin_engine::assembly::Assembly;
+use ramekin_engine::blueprint::Blueprint;
 use ramekin_registry::{PartEntry, Slot, Trait};
 use ramekin_slots::FlatBatch;
 use ramekin_tests::compare::{close, difference, largest, same_bits};

@@ -6,7 +6,8 @@
 //! * decoding with a cache gives what one pass gives
 //! * shapes suffice, the schema takes its own defaults' form and refuses what it does not know
 
-use ramekin_engine::assembly::{Assembly, Blueprint};
+use ramekin_engine::assembly::Assembly;
+use ramekin_engine::blueprint::Blueprint;
 use ramekin_engine::parts;
 use ramekin_registry::Slot;
 use ramekin_slots::FlatBatch;

@@ -4,7 +4,8 @@
 //! same seed gives the same tokens, shapes suffice for a plan, and those that shall be greedy are.
 
 use ramekin_core::{Meter, Rng, meter};
-use ramekin_engine::assembly::{Assembly, Blueprint};
+use ramekin_engine::assembly::Assembly;
+use ramekin_engine::blueprint::Blueprint;
 use ramekin_engine::generation::{Generated, Generator, Limits};
 use ramekin_engine::parts;
 use ramekin_kernels::sampling::Filters;

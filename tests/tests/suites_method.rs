@@ -4,8 +4,9 @@
 //! declares is measured; the rest holds for all: gradients, saving and loading, resuming, a frozen base,
 //! settings, a cache, and the run on shapes that a plan is.
 
-use ramekin_engine::assembly::{Assembly, Blueprint};
+use ramekin_engine::assembly::Assembly;
 use ramekin_engine::bill::{self, StepShape};
+use ramekin_engine::blueprint::Blueprint;
 use ramekin_engine::parts;
 use ramekin_engine::step::{LabelledBatch, Trainer};
 use ramekin_recipe::Part;

@@ -4,7 +4,8 @@
 //! of a chunk changes nothing, what is frozen stays, and shapes suffice for a plan.
 
 use ramekin_core::{Array, Category, DType};
-use ramekin_engine::assembly::{Assembly, Blueprint};
+use ramekin_engine::assembly::Assembly;
+use ramekin_engine::blueprint::Blueprint;
 use ramekin_engine::parts;
 use ramekin_engine::step::{LabelledBatch, Trainer};
 use ramekin_registry::Slot;

@@ -5,7 +5,8 @@
 use std::collections::BTreeMap;
 
 use ramekin_core::{Meter, Rng, meter};
-use ramekin_engine::assembly::{Assembly, Blueprint};
+use ramekin_engine::assembly::Assembly;
+use ramekin_engine::blueprint::Blueprint;
 use ramekin_engine::generation::{Generator, Limits};
 use ramekin_engine::parts;
 use ramekin_recipe::Part;

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use ramekin_core::Rng;
-use ramekin_engine::assembly::{Assembly, Blueprint};
+use ramekin_engine::assembly::Assembly;
+use ramekin_engine::blueprint::Blueprint;
 use ramekin_engine::parts;
 use ramekin_registry::{PartEntry, Slot, Trait};
 use ramekin_slots::{Forward, Mode};

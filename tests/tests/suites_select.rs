@@ -2,8 +2,9 @@
 //!
 //! A part that has no entry in [`case`] fails: whoever adds one says here how it is tried.
 
-use ramekin_engine::assembly::{Assembly, Blueprint};
+use ramekin_engine::assembly::Assembly;
 use ramekin_engine::bill::{self, StepShape};
+use ramekin_engine::blueprint::Blueprint;
 use ramekin_engine::parts;
 use ramekin_engine::step::{LabelledBatch, Trainer};
 use ramekin_registry::{Slot, names};

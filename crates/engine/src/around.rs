@@ -5,7 +5,8 @@ use ramekin_core::BadRecipe;
 use ramekin_recipe::Part;
 use ramekin_slots::{ModelFacts, Sites};
 
-use crate::assembly::{Assembly, Attached, Blueprint};
+use crate::assembly::{Assembly, Attached};
+use crate::blueprint::Blueprint;
 
 /// What is there around a model's blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -12,7 +12,7 @@
 use std::rc::Rc;
 
 use anyhow::{Result, bail};
-use ramekin_core::{Array, DType};
+use ramekin_core::Array;
 use ramekin_kernels::bf16;
 use ramekin_slots::{FlatBatch, Forward, Mode, Rows};
 use ramekin_tape::{GradStore, Tape};
@@ -160,7 +160,7 @@ fn accumulation(assembly: &Assembly, trainer: &Trainer, parts: &[LabelledBatch])
     }
     let relative = (difference / norm.max(f64::MIN_POSITIVE)).sqrt();
     // What is rounded to bf16 on the way turns the last bit of a sum into its own: a thousandth at once.
-    let most = if assembly.dtype == DType::BF16 && bf16::unit().is_some() { 3e-2 } else { 1e-3 };
+    let most = if assembly.sites.in_bf16() && bf16::unit().is_some() { 3e-2 } else { 1e-3 };
     if relative > most && norm > 0.0 {
         bail!(
             "audit: accumulated micro-batches give another gradient than the whole batch (off by {relative:.1e})"

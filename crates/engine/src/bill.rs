@@ -9,7 +9,8 @@ use ramekin_plan::{Bill, Share};
 use ramekin_slots::{Comm, FlatBatch, Forward, Mode, Objective};
 use ramekin_tape::Tape;
 
-use crate::assembly::{Assembly, Blueprint};
+use crate::assembly::Assembly;
+use crate::blueprint::Blueprint;
 use crate::shared::Shared;
 use crate::step::{LabelledBatch, Trainer, hidden};
 use crate::team::Team;

@@ -6,7 +6,8 @@ use ramekin_recipe::{Adapter, Part, Recipe, Stage, TrainStage};
 use ramekin_registry::Slot;
 use ramekin_slots::{Event, Objective, Rows};
 
-use crate::assembly::{Assembly, Attached, Blueprint};
+use crate::assembly::{Assembly, Attached};
+use crate::blueprint::Blueprint;
 use crate::parts;
 
 /// Images come with a class each, which the model's own head tells.

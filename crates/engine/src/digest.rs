@@ -7,7 +7,7 @@ use ramekin_slots::WeightSource;
 use serde_json::{Value as Json, json};
 use sha2::{Digest, Sha256};
 
-use crate::assembly::Blueprint;
+use crate::blueprint::Blueprint;
 use crate::inputs::Origin;
 
 /// The file beside a model or an adapter that holds what public files have no place for.

@@ -10,7 +10,7 @@ use ramekin_core::units;
 use ramekin_plan::Bill;
 use ramekin_recipe::{Allow, Memory, Part, TrainStage};
 
-use crate::assembly::Blueprint;
+use crate::blueprint::Blueprint;
 
 /// A way to run a stage.
 #[derive(Clone)]

@@ -3,6 +3,7 @@
 //! | module | does |
 //! |---|---|
 //! | [`mod@run`] | the stages in order, what one leaves to the next, resuming |
+//! | [`blueprint`] | what a stage's model is put together from, and the putting together |
 //! | [`assembly`] | a model with its quantizer, adapters and tokenizer, real or shape-only |
 //! | [`step`] | forward, loss, backward, update |
 //! | [`pass`] | micro-batches forward and back, as estimators ask for them |
@@ -32,6 +33,7 @@ pub mod assembly;
 pub mod audit;
 pub mod bill;
 mod blame;
+pub mod blueprint;
 pub mod builtin;
 pub mod cache;
 pub mod calibration;

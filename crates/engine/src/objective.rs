@@ -13,8 +13,9 @@ use ramekin_slots::{
 };
 use ramekin_tape::Tape;
 
-use crate::assembly::{Assembly, Blueprint};
+use crate::assembly::Assembly;
 use crate::blame;
+use crate::blueprint::Blueprint;
 use crate::generation::Text;
 use crate::run::plain_model;
 use crate::step::{LabelledBatch, hidden_with};

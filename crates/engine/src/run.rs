@@ -14,7 +14,7 @@ use ramekin_store::write_atomic;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json, json};
 
-use crate::assembly::Blueprint;
+use crate::blueprint::Blueprint;
 use crate::{folder, journal, machine, preflight, stages};
 
 /// How a recipe is run.

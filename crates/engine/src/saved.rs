@@ -8,7 +8,7 @@ use ramekin_registry::{AnyPart, Slot, find, load_adapter};
 use ramekin_slots::{Adapter, WeightInfo, WeightSource};
 use serde_json::Value as Json;
 
-use crate::assembly::unreachable_slot;
+use crate::blueprint::unreachable_slot;
 use crate::source::FileSource;
 
 /// A tensor of a file, or its shape.

@@ -7,7 +7,8 @@ use anyhow::Result;
 use ramekin_core::{Array, Ledger};
 use ramekin_slots::{LinearBase, PackedWeight, WeightInfo, WeightSource};
 
-use crate::assembly::{Assembly, Blueprint};
+use crate::assembly::Assembly;
+use crate::blueprint::Blueprint;
 
 /// What one rank has loaded and the others need not.
 #[derive(Default)]

@@ -11,7 +11,7 @@ use ramekin_core::{Array, Category, DType, UserError};
 use ramekin_slots::{Adapter, WeightInfo, WeightSource};
 use ramekin_store::delta::Delta;
 
-use crate::assembly::Blueprint;
+use crate::blueprint::Blueprint;
 use crate::digest;
 
 /// The file's name in an adapter's folder.

@@ -14,8 +14,9 @@ use ramekin_slots::{
 use ramekin_tape::{GradSink, GradStore, Tape, Value};
 use serde_json::{Map, Value as Json};
 
-use crate::assembly::{Assembly, Blueprint};
+use crate::assembly::Assembly;
 use crate::blame;
+use crate::blueprint::Blueprint;
 use crate::cache::check_positions;
 use crate::masks::{Masking, Masks, masked, put_back};
 use crate::objective::{self, Figures};

@@ -17,7 +17,8 @@ use ramekin_slots::{
 };
 use ramekin_tape::{Tape, Value};
 
-use crate::assembly::{Assembly, Blueprint};
+use crate::assembly::Assembly;
+use crate::blueprint::Blueprint;
 use crate::cache::check_positions;
 use crate::pass::Batches;
 use crate::{objective, parts};

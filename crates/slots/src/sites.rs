@@ -266,6 +266,11 @@ impl Sites {
         self.in_bf16 = true;
     }
 
+    /// Whether products are to be in bf16.
+    pub fn in_bf16(&self) -> bool {
+        self.in_bf16
+    }
+
     /// Says who holds the blocks' weights.
     pub fn set_placement(&mut self, placement: Rc<dyn Placement>) {
         self.placement = Some(placement);

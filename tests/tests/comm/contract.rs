@@ -1,7 +1,8 @@
 //! What every part of the slot must hold, and what the engine makes of it. The list comes from the registry.
 
 use ramekin_core::{Array, Category, Meter, meter};
-use ramekin_engine::assembly::{Assembly, Blueprint, Loading};
+use ramekin_engine::assembly::Assembly;
+use ramekin_engine::blueprint::{Blueprint, Loading};
 use ramekin_engine::parts;
 use ramekin_engine::shared::Shared;
 use ramekin_engine::step::LabelledBatch;

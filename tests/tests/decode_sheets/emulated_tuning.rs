@@ -1,7 +1,8 @@
 //! Sheet `emulated-tuning`.
 
 use ramekin_core::{Draws, Rng};
-use ramekin_engine::assembly::{Assembly, Blueprint};
+use ramekin_engine::assembly::Assembly;
+use ramekin_engine::blueprint::Blueprint;
 use ramekin_engine::generation::{Generated, Generator, Limits};
 use ramekin_engine::parts;
 use ramekin_kernels::sampling::log_softmax;

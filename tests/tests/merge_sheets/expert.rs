@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use ramekin_core::{Array, Category, Draws, Param, Rng};
-use ramekin_engine::assembly::{Assembly, Blueprint};
+use ramekin_engine::assembly::Assembly;
+use ramekin_engine::blueprint::Blueprint;
 use ramekin_engine::{parts, step::hidden};
 use ramekin_merge_vectors::InMemory;
 use ramekin_recipe::Adapter;

@@ -2,7 +2,8 @@
 
 use ramekin_calibrate::batches;
 use ramekin_core::{Array, Category, Draws, Rng};
-use ramekin_engine::assembly::{Assembly, Blueprint};
+use ramekin_engine::assembly::Assembly;
+use ramekin_engine::blueprint::Blueprint;
 use ramekin_engine::parts;
 use ramekin_engine::step::Trainer;
 use ramekin_engine::surgery::{Surgery, highest, mlps};

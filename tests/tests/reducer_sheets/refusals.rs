@@ -1,6 +1,6 @@
 //! What reducers refuse, and the model of images with them.
 
-use ramekin_engine::assembly::Blueprint;
+use ramekin_engine::blueprint::Blueprint;
 use ramekin_tests::images::{small_vit, with_reducer};
 use ramekin_tests::lab::{fresh_model, new_adapter, part, small_llama};
 use serde_json::{Value as Json, json};

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use ramekin_core::{Array, Category, Rng};
-use ramekin_engine::assembly::{Assembly, Blueprint};
+use ramekin_engine::assembly::Assembly;
+use ramekin_engine::blueprint::Blueprint;
 use ramekin_engine::parts;
 use ramekin_select_half::{Choice, HftSettings, reset};
 use ramekin_tests::domains::{self, Domain};

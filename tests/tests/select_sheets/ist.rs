@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use ramekin_core::{Draws, Rng};
-use ramekin_engine::assembly::{Assembly, Blueprint};
+use ramekin_engine::assembly::Assembly;
+use ramekin_engine::blueprint::Blueprint;
 use ramekin_engine::parts;
 use ramekin_engine::pass::Draw;
 use ramekin_engine::step::{LabelledBatch, Trainer};

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use ramekin_core::{Draws, Meter, Rng, meter};
-use ramekin_engine::assembly::{Assembly, Blueprint};
+use ramekin_engine::assembly::Assembly;
+use ramekin_engine::blueprint::Blueprint;
 use ramekin_select_slice::serve::{Assignment, SliceSet, mix};
 use ramekin_select_slice::units::{LayerPaths, Matrix, choose, layers};
 use ramekin_select_slice::{S2ftSettings, Scope, Score, order};

@@ -1,7 +1,8 @@
 //! The toy of check 6: pairs from a chain whose even tokens one answer likes and the other does not.
 
 use ramekin_core::{Draws, Rng};
-use ramekin_engine::assembly::{Assembly, Blueprint};
+use ramekin_engine::assembly::Assembly;
+use ramekin_engine::blueprint::Blueprint;
 use ramekin_engine::objective::{self, Figures};
 use ramekin_engine::parts;
 use ramekin_engine::step::{LabelledBatch, Trainer};

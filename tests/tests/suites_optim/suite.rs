@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use ramekin_core::{Array, Category, Meter, meter};
-use ramekin_engine::assembly::{Assembly, Blueprint};
+use ramekin_engine::assembly::Assembly;
+use ramekin_engine::blueprint::Blueprint;
 use ramekin_engine::checkpoint;
 use ramekin_engine::parts;
 use ramekin_engine::step::{LabelledBatch, Trainer};

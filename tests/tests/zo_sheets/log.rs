@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use ramekin_core::Param;
-use ramekin_engine::assembly::{Assembly, Blueprint};
+use ramekin_engine::assembly::Assembly;
+use ramekin_engine::blueprint::Blueprint;
 use ramekin_engine::step::{LabelledBatch, Trainer};
 use ramekin_engine::{checkpoint, parts};
 use ramekin_tests::kitchen::Kitchen;

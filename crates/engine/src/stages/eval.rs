@@ -17,7 +17,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json, json};
 
 use super::data;
-use crate::assembly::{Assembly, Blueprint};
+use crate::assembly::Assembly;
+use crate::blueprint::Blueprint;
 use crate::generation::{Generator, Limits};
 use crate::objective::{self, Figures};
 use crate::run::StageContext;

@@ -14,7 +14,8 @@ use ramekin_store::{write_atomic, write_safetensors};
 use serde_json::{Value as Json, json};
 
 use super::tokens::TokenFile;
-use crate::assembly::{Assembly, Blueprint};
+use crate::assembly::Assembly;
+use crate::blueprint::Blueprint;
 use crate::generation::{Generated, Generator, Limits, prompt_ids};
 use crate::run::StageContext;
 use crate::{bill, objective, parts};

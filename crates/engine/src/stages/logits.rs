@@ -15,7 +15,8 @@ use ramekin_tape::{GradStore, Tape, Value, ops};
 use serde_json::{Value as Json, json};
 
 use super::tokens::TokenFile;
-use crate::assembly::{Assembly, Blueprint};
+use crate::assembly::Assembly;
+use crate::blueprint::Blueprint;
 use crate::run::StageContext;
 use crate::step::{LabelledBatch, hidden};
 use crate::{bill, objective, parts};

@@ -20,7 +20,7 @@ use ramekin_recipe::{Recipe, Stage};
 use ramekin_store::write_atomic;
 use serde_json::Value as Json;
 
-use crate::assembly::Blueprint;
+use crate::blueprint::Blueprint;
 use crate::run::StageContext;
 
 pub use train::trainer;

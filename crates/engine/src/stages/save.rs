@@ -9,7 +9,8 @@ use ramekin_slots::{Differences, LinearBase, LinearSite, ObjectiveFile, Selectio
 use ramekin_store::{AtomicDir, Data, Spec, write_safetensors, write_sharded};
 use serde_json::{Map, Value as Json, json};
 
-use crate::assembly::{Assembly, Attached, Blueprint};
+use crate::assembly::{Assembly, Attached};
+use crate::blueprint::Blueprint;
 use crate::digest::{BASES, BESIDE};
 use crate::inputs::OWN_FIELDS;
 
@@ -306,7 +307,7 @@ fn tensors<'a>(
     let sites = &assembly.sites;
     let mut biased = sites.new_biases()?;
     if !biased.is_empty() {
-        biased = crate::assembly::family(settings)?.add_biases(settings, &biased)?;
+        biased = crate::blueprint::family(settings)?.add_biases(settings, &biased)?;
     }
     let mut all = Vec::new();
     for site in sites.linears() {

@@ -4,7 +4,8 @@ mod prefix;
 mod training;
 
 use ramekin_core::Rng;
-use ramekin_engine::assembly::{Assembly, Blueprint};
+use ramekin_engine::assembly::Assembly;
+use ramekin_engine::blueprint::Blueprint;
 use ramekin_eval::extract;
 use ramekin_kernels::activation::{self, Activation};
 use ramekin_slots::{FlatBatch, Forward, LinearBase, Mode};

@@ -5,7 +5,8 @@ use std::rc::Rc;
 
 use anyhow::Result;
 use ramekin_core::{Array, Category, DType};
-use ramekin_engine::assembly::{Assembly, Blueprint};
+use ramekin_engine::assembly::Assembly;
+use ramekin_engine::blueprint::Blueprint;
 use ramekin_engine::generation::{Generator, Limits};
 use ramekin_engine::parts;
 use ramekin_engine::step::hidden;

@@ -5,7 +5,8 @@
 mod merging;
 
 use ramekin_core::{Array, Category, DType, Ledger, Rng};
-use ramekin_engine::assembly::{Assembly, Blueprint};
+use ramekin_engine::assembly::Assembly;
+use ramekin_engine::blueprint::Blueprint;
 use ramekin_engine::parts;
 use ramekin_slots::{AttachContext, LoadOptions, Loader, ParamGroup, ShapeSource, StepInfo};
 use ramekin_tape::ops::{self, Channels};

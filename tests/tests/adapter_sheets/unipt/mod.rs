@@ -10,7 +10,8 @@ use std::rc::Rc;
 
 use ramekin_adapter_network::{Side, Unipt, UniptSettings};
 use ramekin_core::{Category, DType, Ledger, Meter, Param, Rng, meter};
-use ramekin_engine::assembly::{Assembly, Blueprint};
+use ramekin_engine::assembly::Assembly;
+use ramekin_engine::blueprint::Blueprint;
 use ramekin_engine::parts;
 use ramekin_registry::Part as _;
 use ramekin_slots::{

@@ -5,7 +5,8 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use ramekin_core::{Array, Category};
-use ramekin_engine::assembly::{Assembly, Blueprint};
+use ramekin_engine::assembly::Assembly;
+use ramekin_engine::blueprint::Blueprint;
 use ramekin_engine::parts;
 use ramekin_engine::step::{LabelledBatch, Trainer};
 use ramekin_recipe::Part;

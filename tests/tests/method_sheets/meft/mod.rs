@@ -10,7 +10,8 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use ramekin_core::{Category, DType, Meter, Param, meter};
-use ramekin_engine::assembly::{Assembly, Blueprint};
+use ramekin_engine::assembly::Assembly;
+use ramekin_engine::blueprint::Blueprint;
 use ramekin_engine::step::{LabelledBatch, Trainer, hidden};
 use ramekin_method_reversible::{MeftSettings, Reversible};
 use ramekin_recipe::Part;

@@ -1,7 +1,8 @@
 //! Checks 5 and 6: a whole small model, and what is refused.
 
 use ramekin_core::{BadSetting, Meter, meter};
-use ramekin_engine::assembly::{Assembly, Blueprint};
+use ramekin_engine::assembly::Assembly;
+use ramekin_engine::blueprint::Blueprint;
 use ramekin_engine::parts;
 use ramekin_engine::step::Trainer;
 use ramekin_tests::lab::{self, part};

@@ -7,7 +7,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ramekin_core::{Array, Category, Draws, Rng};
-use ramekin_engine::assembly::{Assembly, Blueprint};
+use ramekin_engine::assembly::Assembly;
+use ramekin_engine::blueprint::Blueprint;
 use ramekin_engine::parts;
 use ramekin_engine::run::plain_model;
 use ramekin_engine::step::{LabelledBatch, Trainer};

@@ -3,7 +3,8 @@
 use std::time::Instant;
 
 use ramekin_core::{Meter, meter};
-use ramekin_engine::assembly::{Assembly, Blueprint};
+use ramekin_engine::assembly::Assembly;
+use ramekin_engine::blueprint::Blueprint;
 use ramekin_slots::{Forward, Mode};
 use ramekin_tape::{GradStore, Tape};
 use ramekin_tests::images::{noise, small_vit};

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use ramekin_core::{Array, Draws, Param};
-use ramekin_engine::assembly::{Assembly, Blueprint};
+use ramekin_engine::assembly::Assembly;
+use ramekin_engine::blueprint::Blueprint;
 use ramekin_engine::parts;
 use ramekin_engine::step::{LabelledBatch, Trainer};
 use ramekin_estimate_zo::{Mezo, MezoSettings, PerturbMode, replay};

@@ -21,7 +21,7 @@ fn mezo(settings: MezoSettings) -> Mezo {
 /// The sheet's model with everything trainable, and a random batch of 8 × 16 tokens.
 fn model(seed: u64) -> (Assembly, LabelledBatch) {
     let plan = lab::fresh_model(toy::llama(32, 32, 2, 4, 64));
-    let assembly = lab::assemble(&ramekin_engine::assembly::Blueprint { seed, full_training: true, ..plan });
+    let assembly = lab::assemble(&ramekin_engine::blueprint::Blueprint { seed, full_training: true, ..plan });
     (assembly, lab::batch(&lab::sequences(&[16; 8], 32, seed)))
 }
 

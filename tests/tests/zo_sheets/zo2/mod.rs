@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use ramekin_core::{Array, Meter, Param, Tier, meter};
-use ramekin_engine::assembly::{Assembly, Blueprint};
+use ramekin_engine::assembly::Assembly;
+use ramekin_engine::blueprint::Blueprint;
 use ramekin_engine::step::{LabelledBatch, Trainer};
 use ramekin_engine::{checkpoint, parts};
 use ramekin_placement_stream::{Delay, Offload};

@@ -15,8 +15,9 @@ use ramekin_tape::Tape;
 use serde_json::{Map, Value as Json, json};
 
 use super::super::save;
-use crate::assembly::{Assembly, Blueprint};
+use crate::assembly::Assembly;
 use crate::bill;
+use crate::blueprint::Blueprint;
 use crate::run::{StageContext, plain_model};
 use crate::saved::is_reducer;
 use crate::step::hidden;
@@ -100,7 +101,7 @@ pub fn run(cx: &mut StageContext<'_>, s: &MergeStage, plan: &Blueprint) -> Resul
     let before = logits(&assembly, &batch)?;
     let largest = before.iter().fold(0f32, |m, x| m.max(x.abs()));
     // What multiplies in bf16 rounds on its way as much as what is written in it.
-    let rounds = assembly.dtype == DType::BF16 && bf16::unit().is_some();
+    let rounds = assembly.sites.in_bf16() && bf16::unit().is_some();
     let tolerance = tolerance(if rounds { DType::BF16 } else { dtype });
     let label = assembly.label.clone();
     drop(assembly);

@@ -12,7 +12,8 @@ use ramekin_store::delta::Delta;
 use serde_json::Value as Json;
 
 use super::super::save;
-use crate::assembly::{Assembly, Blueprint, Loading};
+use crate::assembly::Assembly;
+use crate::blueprint::{Blueprint, Loading};
 use crate::inputs::Origin;
 use crate::reader::Reader;
 use crate::run::{StageContext, plain_model};

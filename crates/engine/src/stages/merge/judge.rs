@@ -8,7 +8,8 @@ use ramekin_slots::{Candidate, Held, Judge, WeightSource};
 
 use super::super::data;
 use super::super::eval::{Evaluation, ensure_measurable, evaluate};
-use crate::assembly::{Assembly, Blueprint};
+use crate::assembly::Assembly;
+use crate::blueprint::Blueprint;
 use crate::parts;
 use crate::vectors::Vectors;
 

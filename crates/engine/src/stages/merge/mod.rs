@@ -21,7 +21,7 @@ use ramekin_recipe::MergeStage;
 use ramekin_slots::Origin;
 use serde_json::Value as Json;
 
-use crate::assembly::Blueprint;
+use crate::blueprint::Blueprint;
 use crate::parts;
 use crate::run::StageContext;
 

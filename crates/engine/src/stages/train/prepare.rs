@@ -11,8 +11,9 @@ use ramekin_slots::{Comm, Objective, Rows as RowKind};
 
 use super::beside::Beside;
 use super::trainer;
-use crate::assembly::{Assembly, Blueprint, ensure_trainable};
+use crate::assembly::{Assembly, ensure_trainable};
 use crate::bill::{self, StepShape};
+use crate::blueprint::Blueprint;
 use crate::compat;
 use crate::fit::{self, Way};
 use crate::stages::data;

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, anyhow};
 use ramekin_slots::{Peer, RankFailed};
 
 use super::rank::{Job, other};
-use crate::assembly::{Blueprint, Loading};
+use crate::blueprint::{Blueprint, Loading};
 use crate::shared::Shared;
 use crate::team::Team;
 
