@@ -91,8 +91,8 @@ impl Quantizer for Rtn {
         takes(path, &self.left_out)
     }
 
-    fn for_head(&self) -> Option<&dyn Quantizer> {
-        self.head.as_deref().map(|head| head as &dyn Quantizer)
+    fn for_head(&self) -> Option<(&dyn Quantizer, &'static str)> {
+        Some((self.head.as_deref()?, "lm_head_bits"))
     }
 
     fn rounds_activations(&self) -> bool {

@@ -244,7 +244,7 @@ impl<'a> Loader<'a> {
     ) -> Result<()> {
         let name = format!("{path}.weight");
         let quantizer = self.options.quantizer;
-        let quantizer = if is_head { quantizer.and_then(|q| q.for_head()) } else { quantizer };
+        let quantizer = if is_head { quantizer.and_then(|q| Some(q.for_head()?.0)) } else { quantizer };
         let quantizer = quantizer.filter(|q| q.converts(path));
         let base = if let Some(quantizer) = quantizer {
             let packed = self.pack(quantizer, &name, (outputs, inputs))?;
@@ -295,10 +295,10 @@ impl<'a> Loader<'a> {
     /// # Errors
     /// If a quantizer is to pack the head.
     pub fn tied_head(&mut self, path: &str, table: &str, outputs: usize, inputs: usize) -> Result<()> {
-        if self.options.quantizer.is_some_and(|q| q.for_head().is_some()) {
+        if let Some((_, setting)) = self.options.quantizer.and_then(|q| q.for_head()) {
             let why =
                 format!("is set, but `{path}` is the embedding's table in this model, which stays as it is");
-            return Err(ramekin_core::BadSetting::new("lm_head_bits", why).into());
+            return Err(ramekin_core::BadSetting::new(setting, why).into());
         }
         let name = format!("{path}.weight");
         self.used.insert(name);

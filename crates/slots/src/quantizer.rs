@@ -12,8 +12,8 @@ pub trait Quantizer {
     fn name(&self) -> &'static str;
     /// Whether it takes this linear.
     fn converts(&self, path: &str) -> bool;
-    /// What packs the head; it stays as it is unless a part says otherwise.
-    fn for_head(&self) -> Option<&dyn Quantizer> {
+    /// What packs the head, and the setting that asks for it; the head stays as it is unless a part says otherwise.
+    fn for_head(&self) -> Option<(&dyn Quantizer, &'static str)> {
         None
     }
     /// Whether forwards round activations to 8 bits before they meet its weights.
