@@ -298,7 +298,7 @@ impl Tape {
         }))
     }
 
-    /// Keeps an operand for backward as [`Tape::save`] does, or the way to make it again ([`Tape::made_again`]).
+    /// Keeps an operand for backward as [`Tape::save`] does, or the way to make it again where its operation has said one.
     pub fn keep(&self, operand: &Value) -> Result<Saved> {
         match &operand.again {
             Some(again) if self.0.hooks.borrow().is_empty() => Ok(Saved(SavedState::Again(again.clone()))),
