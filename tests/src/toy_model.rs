@@ -103,16 +103,7 @@ impl Toy {
     ) -> (Assembly, TagHead) {
         let (d, f) = (self.width, self.inner);
         let mut source = Start(self, Rng::new(seed), weights);
-        let mut loader = Loader::new(
-            &mut source,
-            LoadOptions {
-                dtype: DType::F32,
-                in_bf16: false,
-                quantizer: None,
-                placement: None,
-                attention: None,
-            },
-        );
+        let mut loader = Loader::new(&mut source, LoadOptions::default());
         let mut load = || -> Result<()> {
             loader.table("embed_tokens.weight", self.vocabulary, d)?;
             for i in 0..self.layers {

@@ -133,10 +133,10 @@ impl Pool {
         let more = new - old;
         let behind = self.extents().find(|(_, e)| e.start == at as usize + old && e.size >= more);
         if let Some((i, _)) = behind {
-            let mark = self.mark();
             self.cut(i, more);
             self.grown(more);
-            self.shrink_to(mark.max(self.used));
+            let mark = self.mark();
+            self.shrink_to(mark);
             return Some(at);
         }
         // What moves is not there twice: it goes to addresses without memory, page by page.

@@ -93,10 +93,9 @@ pub fn add_and_give<T: Real>(x: &mut [T], g: &mut [T], stream: &Stream, draw: Dr
 /// How many entries `x[i] + s · z(i)` leaves as they are: those whose rounding is coarser than the step.
 pub fn unmoved<T: Real>(x: &[T], stream: &Stream, draw: Draw, s: f64) -> usize {
     let s = T::from_f64(s);
-    let chunks: Vec<&[T]> = x.chunks(CHUNK).collect();
-    let counts = partials(chunks.len(), |c| {
+    let counts = partials(x.len().div_ceil(CHUNK), |c| {
         let mut z = [T::from_f64(0.0); PIECE];
-        let pieces = chunks[c].chunks(PIECE).enumerate();
+        let pieces = x[c * CHUNK..x.len().min((c + 1) * CHUNK)].chunks(PIECE).enumerate();
         let counts = pieces.map(|(p, x)| {
             let z = &mut z[..x.len()];
             draw.fill(stream, (c * CHUNK + p * PIECE) as u64, z);

@@ -33,8 +33,8 @@ pub struct RtnSettings {
     pub sym: bool,
     /// Bits of the head's weight; it stays as it is without.
     pub lm_head_bits: Option<u32>,
-    /// Bits of activations in forwards, 8: 32 inputs share a scale, as in llama.cpp. Prompts take two thirds of the time; without,
-    /// activations are not rounded beyond the model's `dtype`.
+    /// Bits of activations in forwards, 8: 32 inputs share a scale, as in llama.cpp. Prompts take two thirds of the
+    /// time; without, activations are not rounded beyond the model's `dtype`.
     pub act_bits: Option<u32>,
     /// Linears to leave as they are, by name or path ending.
     pub modules_to_not_convert: Vec<String>,

@@ -122,6 +122,13 @@ pub struct LoadOptions<'a> {
     pub attention: Option<&'a dyn AttentionRule>,
 }
 
+impl Default for LoadOptions<'_> {
+    /// Everything dense, in f32 and in memory, as the config says.
+    fn default() -> Self {
+        LoadOptions { dtype: DType::F32, in_bf16: false, quantizer: None, placement: None, attention: None }
+    }
+}
+
 /// Builds sites and ledger while a model family asks for its tensors by name.
 pub struct Loader<'a> {
     source: &'a mut dyn WeightSource,
@@ -230,7 +237,7 @@ impl<'a> Loader<'a> {
 
     /// Whether the model's products are to be in bf16.
     pub fn is_bf16(&self) -> bool {
-        self.options.in_bf16
+        self.sites.in_bf16()
     }
 
     /// A linear with its weight `PATH.weight` `[outputs, inputs]` and, perhaps, `PATH.bias`.

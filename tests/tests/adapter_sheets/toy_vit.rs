@@ -4,7 +4,7 @@
 use std::rc::Rc;
 
 use anyhow::Result;
-use ramekin_core::{Array, Category, DType, Ledger, Rng};
+use ramekin_core::{Array, Category, Ledger, Rng};
 use ramekin_engine::parts;
 use ramekin_slots::{
     Adapter, AttachContext, FlatBatch, Forward, LoadOptions, Loader, Mode, ModelFacts, Sites, WeightInfo,
@@ -91,16 +91,7 @@ impl Vit {
     pub fn new(seed: u64, bias: f64, adapter: Option<(&str, Json)>) -> Self {
         ramekin_catalog::link();
         let mut source = Steep { seed, bias };
-        let mut loader = Loader::new(
-            &mut source,
-            LoadOptions {
-                dtype: DType::F32,
-                in_bf16: false,
-                quantizer: None,
-                placement: None,
-                attention: None,
-            },
-        );
+        let mut loader = Loader::new(&mut source, LoadOptions::default());
         ok(loader.table("positions", TOKENS, D));
         ok(loader.linear("patch_embed.proj", D, 8, true, false));
         for b in 0..2 {

@@ -126,14 +126,11 @@ pub fn forward(x: &[f32], m: usize, w: &Grid<'_>, y: &mut [f32]) {
                 // SAFETY: VNNI was seen; rows and panel hold the piece; each task owns its columns of every row of y.
                 unsafe {
                     let at = (i * k + from, i * (k / GROUP) + from / GROUP);
-                    let block = |sums: *mut f32| {
-                        let x = Part { rows: &rows, at, k, groups: len / GROUP };
-                        match own_zeros {
-                            true => some::<true>(here, &x, &panel, sums),
-                            false => some::<false>(here, &x, &panel, sums),
-                        }
-                    };
-                    block(sums.as_mut_ptr());
+                    let x = Part { rows: &rows, at, k, groups: len / GROUP };
+                    match own_zeros {
+                        true => some::<true>(here, &x, &panel, sums.as_mut_ptr()),
+                        false => some::<false>(here, &x, &panel, sums.as_mut_ptr()),
+                    }
                     for (r, sums) in sums.chunks_exact(PANEL).take(here).enumerate() {
                         let to = out.slice((i + r) * n + first, outputs);
                         match from {

@@ -37,9 +37,9 @@ fn scale(x: &[f32]) -> (f32, f32) {
     }
 }
 
+/// Of a group that has whole numbers; of another one it is anything, and its scale is NaN.
 fn whole(x: f32, inverse: f32) -> i32 {
-    // NaN times 0 is not 0.
-    if inverse == 0.0 { 0 } else { (x * inverse + WHOLE).to_bits() as i32 - WHOLE.to_bits() as i32 }
+    ((x * inverse + WHOLE).to_bits() as i32).wrapping_sub(WHOLE.to_bits() as i32)
 }
 
 wide! {

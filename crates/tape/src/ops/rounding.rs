@@ -182,7 +182,13 @@ where
     kernel::backward_input(g, n, &Rows(w), false, gx);
 }
 
-/// `y = x r(w)ᵀ` for a weight in f32, where the machine multiplies bf16; whether it did.
+/// A weight in f32 to be rounded where it is multiplied, on a machine that multiplies bf16.
+fn rounded<T: Real>(w: &[T], shape: (usize, usize)) -> Option<Rounded<'_>> {
+    bf16::unit()?;
+    Some(Rounded(T::as_f32(w)?, shape))
+}
+
+/// `y = x r(w)ᵀ` for a weight in f32; whether there is such a way.
 pub(super) fn rounded_forward<T: Real>(
     x: &[T],
     n: usize,
@@ -190,15 +196,14 @@ pub(super) fn rounded_forward<T: Real>(
     shape: (usize, usize),
     y: &mut [T],
 ) -> bool {
-    let (Some(x), Some(w), Some(y)) = (T::as_f32(x), T::as_f32(w), T::as_f32_mut(y)) else { return false };
-    let at_hand = bf16::unit().is_some();
-    if at_hand {
-        bf16::forward(x, n, &Rounded(w, shape), None, y);
-    }
-    at_hand
+    let (Some(x), Some(w), Some(y)) = (T::as_f32(x), rounded(w, shape), T::as_f32_mut(y)) else {
+        return false;
+    };
+    bf16::forward(x, n, &w, None, y);
+    true
 }
 
-/// `gx = g r(w)` for a weight in f32, where the machine multiplies bf16; whether it did.
+/// `gx = g r(w)` for a weight in f32; whether there is such a way.
 pub(super) fn rounded_backward_input<T: Real>(
     g: &[T],
     n: usize,
@@ -206,10 +211,9 @@ pub(super) fn rounded_backward_input<T: Real>(
     shape: (usize, usize),
     gx: &mut [T],
 ) -> bool {
-    let (Some(g), Some(w), Some(gx)) = (T::as_f32(g), T::as_f32(w), T::as_f32_mut(gx)) else { return false };
-    let at_hand = bf16::unit().is_some();
-    if at_hand {
-        bf16::backward_input(g, n, &Rounded(w, shape), false, gx);
-    }
-    at_hand
+    let (Some(g), Some(w), Some(gx)) = (T::as_f32(g), rounded(w, shape), T::as_f32_mut(gx)) else {
+        return false;
+    };
+    bf16::backward_input(g, n, &w, false, gx);
+    true
 }

@@ -40,10 +40,7 @@ fn check_1() {
 fn check_3() {
     ramekin_catalog::link();
     let mut source = ShapeSource(None);
-    let mut loader = Loader::new(
-        &mut source,
-        LoadOptions { dtype: DType::F32, in_bf16: false, quantizer: None, placement: None, attention: None },
-    );
+    let mut loader = Loader::new(&mut source, LoadOptions::default());
     ok(loader.linear("patch_embed.proj", 768, 768, true, false));
     for b in 0..12 {
         let at = |name: &str| format!("blocks.{b}.{name}");

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use ramekin_core::{DType, Draws, Param, Rng};
+use ramekin_core::{Draws, Param, Rng};
 use ramekin_engine::parts;
 use ramekin_slots::{
     FlatBatch, Forward, LoadOptions, Loader, Mode, ParamGroup, RandomSource, Sites, StepInfo,
@@ -30,16 +30,7 @@ struct Backbone {
 impl Backbone {
     fn new(seed: u64) -> Self {
         let mut source = RandomSource { rng: Rng::new(seed), std: 1.0 / (D as f64).sqrt() };
-        let mut loader = Loader::new(
-            &mut source,
-            LoadOptions {
-                dtype: DType::F32,
-                in_bf16: false,
-                quantizer: None,
-                placement: None,
-                attention: None,
-            },
-        );
+        let mut loader = Loader::new(&mut source, LoadOptions::default());
         ok(loader.table("embed", 32, D));
         for b in 0..BLOCKS {
             let at = |name: &str| format!("{b}.{name}");
