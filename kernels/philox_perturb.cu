@@ -10,14 +10,14 @@
 //
 // Shapes: x [n]; places [n] u32; for the linear x [m, in], w [out, in], y [m, out]. Numbers are f32 or bf16.
 //
-// The words are the CPU's to the bit. Normals are made in f32: logarithm, root, sine and cosine are each within two
-// units in the last place of f32, where the CPU computes in f64 and rounds once. s·z is rounded before the sum, as on
-// the CPU, and a bf16 weight is rounded to bf16 after it; so the linear multiplies what `add` would leave behind.
+// Words and normals are the CPU's to the bit: normals are made of sums, products, quotients and roots of f32, each rounded
+// by itself, in the CPU's order. s·z is rounded before the sum, as on the CPU, and a bf16 weight is rounded to bf16 after
+// it; so the linear multiplies what `add` would leave behind.
 //
 // add moves 8 bytes (f32) an entry and makes a fourth of a Philox block and half a Box–Muller pair for it.
 //
 // Source: Salmon et al. 2011 (Philox); Malladi et al. 2023, arXiv:2305.17333 (MeZO).
-// CPU twins: crates/kernels/src/philox.rs and perturb.rs.
+// CPU twins: crates/kernels/src/philox.rs, box_muller.rs and perturb.rs.
 #include "tile.cuh"
 
 struct Stream {
@@ -40,20 +40,43 @@ __device__ __forceinline__ uint4 philox(const Stream& s, uint64_t block) {
     return make_uint4(a, b, c, d);
 }
 
+// x·y + z, both rounded.
+__device__ __forceinline__ float mul_add(float x, float y, float z) { return __fadd_rn(__fmul_rn(x, y), z); }
+
+// ln((a + ½)/2³²) = e·ln 2 + 2·artanh(d/(2 + d)) where (a + ½)/2³² = (1 + d)·2ᵉ and 1 + d is from √½ to √2.
+__device__ __forceinline__ float ln_of_word(uint32_t a) {
+    const uint32_t half_root = 0x3f3504f3u;
+    const bool upper = a >> 31 != 0; // from ½ on, the distance to 1 is what is exact
+    const float small = __fmul_rn(__fadd_rn(float(int32_t(upper ? ~a : a)), 0.5f), 0x1p-32f);
+    const float x = upper ? __fsub_rn(1.0f, small) : small;
+    const int32_t above = int32_t(__float_as_uint(x) - half_root);
+    const int32_t e = above >> 23;
+    const float left = __fsub_rn(__uint_as_float((uint32_t(above) & 0x7fffffu) + half_root), 1.0f);
+    const float d = e == 0 ? -small : left;
+    const float s = __fdiv_rn(d, __fadd_rn(2.0f, d)), q = __fmul_rn(s, s), twice = __fadd_rn(s, s);
+    float series = 1.0f / 9.0f;
+    series = mul_add(series, q, 1.0f / 7.0f);
+    series = mul_add(series, q, 1.0f / 5.0f);
+    series = mul_add(series, q, 1.0f / 3.0f);
+    return mul_add(float(e), 0.693147180559945309f, mul_add(twice, __fmul_rn(q, series), twice));
+}
+
 // Box–Muller. Both words are reduced in integers first, so that f32 loses nothing near u = 1 or near a zero of the
 // sine or cosine.
 __device__ __forceinline__ float2 normals(uint32_t a, uint32_t b) {
-    const bool upper = a >> 31 != 0; // u ≥ ½: take ln(1 − (1 − u))
-    const float u = (float(upper ? ~a : a) + 0.5f) * 0x1p-32f;
-    const float ln = upper ? log1pf(-u) : logf(u);
-    const float radius = sqrtf(-2.0f * ln);
+    const float radius = __fsqrt_rn(__fmul_rn(-2.0f, ln_of_word(a)));
     const uint32_t quarter = (b + 0x20000000u) >> 30; // the nearest quarter turn, and at most an eighth beside it
-    const float turn = float(int32_t(b - (quarter << 30))) * 0x1p-31f;
-    float sine, cosine;
-    sincospif(turn, &sine, &cosine);
-    const float x = quarter & 1 ? sine : cosine, y = quarter & 1 ? cosine : sine;
-    const bool minus_x = quarter == 1 || quarter == 2, minus_y = quarter >= 2;
-    return make_float2(radius * (minus_x ? -x : x), radius * (minus_y ? -y : y));
+    const float x = __fmul_rn(float(int32_t(b - (quarter << 30))), 6.28318530717958648f * 0x1p-32f);
+    const float q = __fmul_rn(x, x);
+    float s = 1.0f / 362880.0f, c = -1.0f / 3628800.0f;
+    s = mul_add(s, q, 1.0f / -5040.0f), c = mul_add(c, q, 1.0f / 40320.0f);
+    s = mul_add(s, q, 1.0f / 120.0f), c = mul_add(c, q, 1.0f / -720.0f);
+    s = mul_add(s, q, 1.0f / -6.0f), c = mul_add(c, q, 1.0f / 24.0f);
+    s = mul_add(x, __fmul_rn(q, s), x), c = mul_add(q, __fsub_rn(__fmul_rn(q, c), 0.5f), 1.0f);
+    const float sine = quarter & 1 ? c : s, cosine = quarter & 1 ? s : c;
+    const bool minus_cosine = quarter == 1 || quarter == 2, minus_sine = (quarter & 2) != 0;
+    return make_float2(__fmul_rn(radius, minus_cosine ? -cosine : cosine),
+                       __fmul_rn(radius, minus_sine ? -sine : sine));
 }
 
 enum Draw { NORMAL, SIGN };

@@ -7,12 +7,12 @@ use crate::{CudaError, Device, Element};
 
 const FILE: &str = "philox_perturb";
 
-/// How an entry of a direction is drawn.
+/// How an entry of a direction is drawn, the CPU's to the bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Draw {
-    /// Standard normal; within a few units in the last place of f32 of the CPU's.
+    /// Standard normal.
     Normal,
-    /// −1 or +1, the CPU's to the bit.
+    /// −1 or +1.
     Sign,
 }
 

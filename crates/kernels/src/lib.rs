@@ -21,6 +21,7 @@ pub mod adamw;
 pub mod adamw8bit;
 pub mod attention;
 pub mod bf16;
+pub mod box_muller;
 pub mod broadcast;
 pub mod cpu;
 pub mod cross_entropy;

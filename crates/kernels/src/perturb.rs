@@ -5,7 +5,7 @@
 //!
 //! | draw | z(i) |
 //! |---|---|
-//! | normal | N(0, 1) by Box–Muller in f64 |
+//! | normal | N(0, 1) by [`box_muller`](crate::box_muller) |
 //! | sign | −1 or +1, each with ½ |
 
 use crate::Real;
@@ -25,7 +25,7 @@ impl Draw {
     /// Entry `index` of the direction: the plain reference.
     pub fn at(self, stream: &Stream, index: u64) -> f64 {
         match self {
-            Draw::Normal => stream.normal_at(index),
+            Draw::Normal => stream.normal_at(index).into(),
             Draw::Sign => sign(stream.u32_at(index)),
         }
     }

@@ -5,9 +5,8 @@
 //!
 //! Source: Salmon, Moraes, Dror & Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3".
 
-use std::f64::consts::TAU;
-
 use crate::Real;
+use crate::box_muller;
 use crate::split::{CHUNK, Tasks};
 use crate::wide::{Isa, isa, wide};
 
@@ -68,11 +67,11 @@ impl Stream {
         self.u32_at(index) as f64 * (1.0 / 4_294_967_296.0)
     }
 
-    /// Standard normal by Box–Muller: entries 2j and 2j + 1 come from words 2j and 2j + 1. |x| < 6.77.
-    pub fn normal_at(&self, index: u64) -> f64 {
+    /// Standard normal by [`box_muller`]: entries 2j and 2j + 1 come from words 2j and 2j + 1. |x| < 6.77.
+    pub fn normal_at(&self, index: u64) -> f32 {
         let block = self.block(index / 4);
         let at = (index % 4 / 2 * 2) as usize;
-        let pair = normals(block[at], block[at + 1]);
+        let pair = box_muller::pair(block[at], block[at + 1]);
         if index.is_multiple_of(2) { pair.0 } else { pair.1 }
     }
 
@@ -90,20 +89,21 @@ impl Stream {
         });
     }
 
-    /// `out[i] = std · normal_at(first + i)`
+    /// `out[i] = std · normal_at(first + i)`, the product in `T`.
     pub fn fill_normal<T: Real>(&self, first: u64, std: f64, out: &mut [T]) {
+        let of = |z: f32| T::from_f64(std) * T::from_f64(f64::from(z));
         // An odd start or end cuts a pair; those entries are made one at a time.
         let head = ((first % 2) as usize).min(out.len());
         let (odd, out) = out.split_at_mut(head);
         let pairs = out.len() / 2 * 2;
         let (even, tail) = out.split_at_mut(pairs);
         for (o, at) in odd.iter_mut().zip(first..) {
-            *o = T::from_f64(std * self.normal_at(at));
+            *o = of(self.normal_at(at));
         }
         let first = first.wrapping_add(head as u64);
-        self.fill(first, even, |words, out| all_normals(words, std, out));
+        self.fill(first, even, |words, out| box_muller::fill(words, std, out));
         for (o, at) in tail.iter_mut().zip(first.wrapping_add(pairs as u64)..) {
-            *o = T::from_f64(std * self.normal_at(at));
+            *o = of(self.normal_at(at));
         }
     }
 
@@ -125,81 +125,7 @@ impl Stream {
     }
 }
 
-/// Box–Muller on two words. The first is shifted off zero, so that its logarithm is finite. In double precision, so
-/// that rounded to f32 nearly all are the exact value's neighbours; straight-line code that vectorises.
-#[inline(always)]
-fn normals(a: u32, b: u32) -> (f64, f64) {
-    let radius = (-2.0 * ln((f64::from(a) + 0.5) * (1.0 / 4_294_967_296.0))).sqrt();
-    let (sin, cos) = sin_cos_turn(b);
-    (radius * cos, radius * sin)
-}
-
-/// Natural logarithm of a normal number above 0, within 3 units in the last place:
-/// ln(m·2ᵉ) = e·ln 2 + 2·artanh((m − 1)/(m + 1)), m from √½ to √2.
-#[inline(always)]
-fn ln(x: f64) -> f64 {
-    const HALF_ROOT: u64 = 0x3fe6_a09e_667f_3bcd; // √½
-    const MANTISSA: u64 = (1 << 52) - 1;
-    // As many steps of √2's octaves as lie between, and what is left of the number.
-    let above = x.to_bits().wrapping_sub(HALF_ROOT);
-    let e = ((above >> 52) as u32 as i32) << 20 >> 20;
-    let m = f64::from_bits((above & MANTISSA).wrapping_add(HALF_ROOT));
-    let s = (m - 1.0) / (m + 1.0);
-    let q = s * s;
-    let mut series = 1.0 / 23.0;
-    for odd in [21.0, 19.0, 17.0, 15.0, 13.0, 11.0, 9.0, 7.0, 5.0, 3.0] {
-        series = series * q + 1.0 / odd;
-    }
-    let e = f64::from(e);
-    e * std::f64::consts::LN_2 + (2.0 * s + 2.0 * s * q * series)
-}
-
-/// Sine and cosine of b/2³² of a full turn: Taylor's series about the nearest quarter.
-#[inline(always)]
-fn sin_cos_turn(b: u32) -> (f64, f64) {
-    let quarter = b.wrapping_add(1 << 29) >> 30;
-    let x = f64::from(b.wrapping_sub(quarter << 30) as i32) * (TAU / 4_294_967_296.0);
-    let q = x * x;
-    let (mut s, mut c) = (-1.0 / 1_307_674_368_000.0, 1.0 / 20_922_789_888_000.0);
-    for (odd, even) in [
-        (6_227_020_800.0, -87_178_291_200.0),
-        (-39_916_800.0, 479_001_600.0),
-        (362_880.0, -3_628_800.0),
-        (-5040.0, 40_320.0),
-        (120.0, -720.0),
-        (-6.0, 24.0),
-    ] {
-        s = s * q + 1.0 / odd;
-        c = c * q + 1.0 / even;
-    }
-    let (s, c) = (x + x * q * s, 1.0 + q * (q * c - 0.5));
-    let (sin, cos) = if quarter & 1 == 1 { (c, s) } else { (s, c) };
-    let sign = |flip: u32| if flip & 2 == 2 { -1.0 } else { 1.0 };
-    (sin * sign(quarter), cos * sign(quarter.wrapping_add(1)))
-}
-
 wide! {
-    /// A normal number for each word, times `std`.
-    fn all_normals[T: Real](words: &[u32], std: f64, out: &mut [T]) {
-        const PAIRS: usize = 8;
-        let (batches, rest) = out.as_chunks_mut::<{ 2 * PAIRS }>();
-        let (words, more) = words.as_chunks::<{ 2 * PAIRS }>();
-        for (out, words) in batches.iter_mut().zip(words) {
-            let (mut first, mut second) = ([0.0f64; PAIRS], [0.0f64; PAIRS]);
-            for l in 0..PAIRS {
-                (first[l], second[l]) = normals(words[2 * l], words[2 * l + 1]);
-            }
-            for l in 0..PAIRS {
-                out[2 * l] = T::from_f64(std * first[l]);
-                out[2 * l + 1] = T::from_f64(std * second[l]);
-            }
-        }
-        for (out, words) in rest.chunks_exact_mut(2).zip(more.chunks_exact(2)) {
-            let pair = normals(words[0], words[1]);
-            (out[0], out[1]) = (T::from_f64(std * pair.0), T::from_f64(std * pair.1));
-        }
-    }
-
     /// Whole batches of counters from `block` on.
     fn fill_batches[](stream: &Stream, first: u64, batches: &mut [[u32; 4 * BATCH]]) {
         let mut block = first;
@@ -258,7 +184,8 @@ fn fill_words(stream: &Stream, first: u64, out: &mut [u32]) {
     }
 }
 
-/// As [`fill_batches`], with products of 32 bits by 32: the compiler takes those of 64 by 64, which are slow.
+/// As [`fill_batches`], with products of 32 bits by 32: the compiler takes those of 64 by 64, which are slow. A word lies
+/// in the low half of a lane of 64 bits; what is in the high half is never read.
 ///
 /// # Safety
 /// AVX-512 was seen.
@@ -266,62 +193,35 @@ fn fill_words(stream: &Stream, first: u64, out: &mut [u32]) {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
 unsafe fn avx512(stream: &Stream, first: u64, batches: &mut [[u32; 4 * BATCH]]) {
     use std::arch::x86_64::*;
-    const ODD: u16 = 0xaaaa;
-    let of = |word: u32| _mm512_set1_epi32(word as i32);
-    // The high and the low halves of sixteen products.
-    let product = |x: __m512i, m: __m512i| {
-        let (even, odd) = (_mm512_mul_epu32(x, m), _mm512_mul_epu32(_mm512_srli_epi64::<32>(x), m));
-        let high = _mm512_mask_blend_epi32(ODD, _mm512_srli_epi64::<32>(even), odd);
-        (high, _mm512_mask_blend_epi32(ODD, even, _mm512_slli_epi64::<32>(odd)))
-    };
+    let of = |word: u32| _mm512_set1_epi64(i64::from(word));
+    let high = |x: __m512i| _mm512_srli_epi64::<32>(x);
     let lanes = _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0);
     let multipliers = MULTIPLIERS.map(of);
-    for (n, batch) in batches.iter_mut().enumerate() {
-        let block = first.wrapping_add((n * BATCH) as u64) as i64;
-        let low = _mm512_add_epi64(_mm512_set1_epi64(block), lanes);
-        let high = _mm512_add_epi64(low, _mm512_set1_epi64(8));
-        let part = |x: __m512i| _mm512_cvtepi64_epi32(x);
-        let join = |a: __m256i, b: __m256i| _mm512_inserti64x4::<1>(_mm512_castsi256_si512(a), b);
-        let shifted = |x: __m512i| _mm512_srli_epi64::<32>(x);
-        let mut a = join(part(low), part(high));
-        let mut b = join(part(shifted(low)), part(shifted(high)));
+    let mut counter = _mm512_add_epi64(_mm512_set1_epi64(first as i64), lanes);
+    for eight in batches.as_flattened_mut().as_chunks_mut::<32>().0 {
+        let (mut a, mut b) = (counter, high(counter));
         let (mut c, mut d) = (of(stream.id as u32), of((stream.id >> 32) as u32));
         let [mut k0, mut k1] = stream.key;
         for _ in 0..ROUNDS {
-            let (p, q) = (product(a, multipliers[0]), product(c, multipliers[1]));
+            let (p, q) = (_mm512_mul_epu32(a, multipliers[0]), _mm512_mul_epu32(c, multipliers[1]));
             // 0x96: the exclusive or of three.
-            (a, b) = (_mm512_ternarylogic_epi32::<0x96>(q.0, b, of(k0)), q.1);
-            (c, d) = (_mm512_ternarylogic_epi32::<0x96>(p.0, d, of(k1)), p.1);
+            (a, b) = (_mm512_ternarylogic_epi64::<0x96>(high(q), b, of(k0)), q);
+            (c, d) = (_mm512_ternarylogic_epi64::<0x96>(high(p), d, of(k1)), p);
             k0 = k0.wrapping_add(WEYL[0]);
             k1 = k1.wrapping_add(WEYL[1]);
         }
-        // Four words of a counter side by side: quarter j of `fours[i]` are those of counter 4·j + i.
-        let (ab, ab_high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-        let (cd, cd_high) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
-        let fours = [
-            _mm512_unpacklo_epi64(ab, cd),
-            _mm512_unpackhi_epi64(ab, cd),
-            _mm512_unpacklo_epi64(ab_high, cd_high),
-            _mm512_unpackhi_epi64(ab_high, cd_high),
+        // Two words a lane, then the four of a counter side by side, then counters in order.
+        let pair = |x, y| _mm512_mask_blend_epi32(0xaaaa, x, _mm512_slli_epi64::<32>(y));
+        let (ab, cd) = (pair(a, b), pair(c, d));
+        let halves = [
+            _mm512_permutex2var_epi64(ab, _mm512_set_epi64(11, 3, 10, 2, 9, 1, 8, 0), cd),
+            _mm512_permutex2var_epi64(ab, _mm512_set_epi64(15, 7, 14, 6, 13, 5, 12, 4), cd),
         ];
-        let even = [
-            _mm512_shuffle_i32x4::<0b10_00_10_00>(fours[0], fours[1]),
-            _mm512_shuffle_i32x4::<0b11_01_11_01>(fours[0], fours[1]),
-        ];
-        let odd = [
-            _mm512_shuffle_i32x4::<0b10_00_10_00>(fours[2], fours[3]),
-            _mm512_shuffle_i32x4::<0b11_01_11_01>(fours[2], fours[3]),
-        ];
-        let quarters = [
-            _mm512_shuffle_i32x4::<0b10_00_10_00>(even[0], odd[0]),
-            _mm512_shuffle_i32x4::<0b10_00_10_00>(even[1], odd[1]),
-            _mm512_shuffle_i32x4::<0b11_01_11_01>(even[0], odd[0]),
-            _mm512_shuffle_i32x4::<0b11_01_11_01>(even[1], odd[1]),
-        ];
-        for (to, x) in batch.chunks_exact_mut(16).zip(quarters) {
+        for (to, x) in eight.as_chunks_mut::<16>().0.iter_mut().zip(halves) {
             // SAFETY: sixteen words.
             unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), x) };
         }
+        counter = _mm512_add_epi64(counter, _mm512_set1_epi64(8));
     }
 }
 
@@ -355,21 +255,9 @@ mod tests {
                     let at = first + i as u64;
                     assert_eq!(words[i], s.u32_at(at));
                     assert_eq!(uniform[i], 2.0 + 3.0 * s.uniform_at(at));
-                    assert_eq!(normal[i], 3.0 * s.normal_at(at));
+                    assert_eq!(normal[i], 3.0 * f64::from(s.normal_at(at)));
                 }
             }
-        }
-    }
-
-    #[test]
-    fn functions_are_those_of_the_library() {
-        let words = (0..200_000u32).map(|i| i.wrapping_mul(2_654_435_761));
-        for b in words.chain([0, 1, 1 << 29, (1 << 29) - 1, 1 << 30, 1 << 31, 3 << 30, u32::MAX]) {
-            let (sin, cos) = sin_cos_turn(b);
-            let (s, c) = (f64::from(b) * (TAU / 4_294_967_296.0)).sin_cos();
-            assert!((sin - s).abs() < 1e-15 && (cos - c).abs() < 1e-15, "{b}: {sin} {s} {cos} {c}");
-            let u = (f64::from(b) + 0.5) * (1.0 / 4_294_967_296.0);
-            assert!((ln(u) - u.ln()).abs() <= 8e-16 * u.ln().abs(), "{u}: {} {}", ln(u), u.ln());
         }
     }
 

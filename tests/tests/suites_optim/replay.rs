@@ -12,7 +12,7 @@ const STEPS: u64 = 30;
 
 fn numbers(name: &str, id: u64, len: usize) -> Vec<f32> {
     let stream = Rng::new(11).stream(name, id);
-    (0..len as u64).map(|i| stream.normal_at(i) as f32).collect()
+    (0..len as u64).map(|i| stream.normal_at(i)).collect()
 }
 
 /// The rate of update `t`, from 1: one that changes.

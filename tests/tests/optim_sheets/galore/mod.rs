@@ -70,7 +70,7 @@ impl Bench {
 /// Normal numbers by name and number.
 fn numbers(name: &str, id: u64, len: usize) -> Vec<f32> {
     let stream = Rng::new(23).stream(name, id);
-    (0..len as u64).map(|i| stream.normal_at(i) as f32).collect()
+    (0..len as u64).map(|i| stream.normal_at(i)).collect()
 }
 
 fn wide(x: &[f32]) -> Vec<f64> {
