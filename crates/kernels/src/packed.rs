@@ -2,8 +2,9 @@
 //!
 //! table4:  out\[i\] = table[nibble(i)] · scale(block of i)       the even entry is a byte's high half
 //! affine:  out\[i\] = scale · (code\[i\] − zero)                    codes in a little-endian bit stream
+//! offset:  out\[i\] = least + scale · code\[i\]                     the same
 //!
-//! All in f32 with one rounding, so every instruction set gives the same bits. Sources: the nibble order
+//! All in f32, each operation rounded by itself, so every instruction set gives the same bits. Sources: the nibble order
 //! is bitsandbytes' (Dettmers et al. 2023, arXiv:2305.14314).
 
 use crate::wide::{Isa, isa, wide};
@@ -195,6 +196,13 @@ wide! {
         }
     }
 
+    /// `out[i] = least + scale · codes[i]`
+    pub fn offset[](codes: &[u8], scale: f32, least: f32, out: &mut [f32]) {
+        for (out, code) in out.iter_mut().zip(codes) {
+            *out = least + scale * f32::from(*code);
+        }
+    }
+
     /// `codes[i] = clamp(round(x[i] / scale) + zero, 0, top)`, halves rounded to even.
     pub fn round_affine[](x: &[f32], scale: f32, zero: f32, top: f32, codes: &mut [u8]) {
         for (code, x) in codes.iter_mut().zip(x) {
@@ -292,6 +300,8 @@ mod tests {
             let mut back = vec![f32::NAN; x.len()];
             affine(&codes, scale, zero, &mut back);
             prop_assert!(back.iter().zip(&codes).all(|(b, c)| *b == scale * (f32::from(*c) - zero)));
+            offset(&codes, scale, zero, &mut back);
+            prop_assert!(back.iter().zip(&codes).all(|(b, c)| *b == zero + scale * f32::from(*c)));
         }
 
         #[test]

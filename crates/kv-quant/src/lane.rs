@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use half::f16;
 use ramekin_kernels::attention::Stored;
+use ramekin_kernels::packed;
 use ramekin_lanes::{Entries, Storage};
 
 /// Entries in few bits.
@@ -21,7 +22,7 @@ pub struct Packed {
 impl Packed {
     /// Bytes of one packed row of a head: codes, then scale and zero of each group.
     fn row(&self, head_dim: usize) -> usize {
-        (head_dim * self.bits as usize).div_ceil(8) + 4 * head_dim.div_ceil(self.group)
+        packed::stream_bytes(head_dim, self.bits) + 4 * head_dim.div_ceil(self.group)
     }
 }
 
@@ -90,12 +91,11 @@ impl PackedLane {
         if entries.start >= split {
             return &self.newest[side][(entries.start - split) * d..(entries.end - split) * d];
         }
-        scratch.clear();
-        let packed = entries.start * row..entries.end.min(split) * row;
-        for row in self.packed[side][packed].chunks_exact(row) {
-            unpack(row, &self.form, d, scratch);
-        }
-        scratch.extend_from_slice(&self.newest[side][..(entries.end.max(split) - split) * d]);
+        let packed = &self.packed[side][entries.start * row..entries.end.min(split) * row];
+        scratch.resize(entries.len() * d, 0.0);
+        let (unpacked, newest) = scratch.split_at_mut(packed.len() / row * d);
+        unpack(packed, &self.form, d, unpacked);
+        newest.copy_from_slice(&self.newest[side][..newest.len()]);
         scratch
     }
 
@@ -209,7 +209,6 @@ impl Entries for PackedLane {
 /// Appends a row's codes and then its groups' scales and zeros.
 fn pack(x: &[f32], form: &Packed, to: &mut Vec<u8>) {
     let levels = ((1u32 << form.bits) - 1) as f32;
-    let per_byte = 8 / form.bits as usize;
     let params: Vec<(f16, f16)> = x
         .chunks(form.group)
         .map(|g| {
@@ -221,34 +220,32 @@ fn pack(x: &[f32], form: &Packed, to: &mut Vec<u8>) {
             (near((most - zero.to_f32()).max(0.0) / levels), zero)
         })
         .collect();
-    let code = |i: usize| {
+    let code = |(i, x): (usize, &f32)| {
         let (scale, zero) = params[i / form.group];
         let scale = scale.to_f32();
-        if scale == 0.0 { 0 } else { ((x[i] - zero.to_f32()) / scale).round().clamp(0.0, levels) as u8 }
+        if scale == 0.0 { 0 } else { ((x - zero.to_f32()) / scale).round().clamp(0.0, levels) as u8 }
     };
-    for first in (0..x.len()).step_by(per_byte) {
-        let here = first..x.len().min(first + per_byte);
-        to.push(here.fold(0, |byte, i| byte | code(i) << ((i - first) as u32 * form.bits)));
-    }
+    let codes: Vec<u8> = x.iter().enumerate().map(code).collect();
+    let start = to.len();
+    to.resize(start + packed::stream_bytes(x.len(), form.bits), 0);
+    packed::pack_bits(&codes, form.bits, &mut to[start..]);
     for (scale, zero) in params {
         to.extend_from_slice(&scale.to_le_bytes());
         to.extend_from_slice(&zero.to_le_bytes());
     }
 }
 
-/// Appends the `d` numbers of a packed row.
-fn unpack(row: &[u8], form: &Packed, d: usize, to: &mut Vec<f32>) {
-    let codes = (d * form.bits as usize).div_ceil(8);
-    let (codes, params) = row.split_at(codes);
-    let (per_byte, mask) = (8 / form.bits as usize, ((1u32 << form.bits) - 1) as u8);
-    for (start, p) in (0..d).step_by(form.group).zip(params.chunks_exact(4)) {
-        let scale = f16::from_le_bytes([p[0], p[1]]).to_f32();
-        let zero = f16::from_le_bytes([p[2], p[3]]).to_f32();
-        let end = d.min(start + form.group);
-        to.extend((start..end).map(|i| {
-            let code = codes[i / per_byte] >> ((i % per_byte) as u32 * form.bits) & mask;
-            zero + scale * f32::from(code)
-        }));
+/// The `d` numbers of each packed row.
+fn unpack(rows: &[u8], form: &Packed, d: usize, to: &mut [f32]) {
+    let mut codes = vec![0; d];
+    for (row, to) in rows.chunks_exact(form.row(d)).zip(to.chunks_exact_mut(d)) {
+        let (stream, params) = row.split_at(packed::stream_bytes(d, form.bits));
+        packed::unpack_bits(stream, form.bits, &mut codes);
+        let groups = to.chunks_mut(form.group).zip(codes.chunks(form.group));
+        for ((to, codes), p) in groups.zip(params.as_chunks::<4>().0) {
+            let [scale, least] = [[p[0], p[1]], [p[2], p[3]]].map(|x| f16::from_le_bytes(x).to_f32());
+            packed::offset(codes, scale, least, to);
+        }
     }
 }
 
@@ -274,7 +271,7 @@ mod tests {
         for (bits, group, d) in [(8, 64, 32), (4, 8, 24), (4, 64, 7), (2, 5, 13)] {
             let form = Packed { bits, group, newest: 0 };
             let x = normal(3, d);
-            let (mut row, mut y) = (Vec::new(), Vec::new());
+            let (mut row, mut y) = (Vec::new(), vec![0.0; d]);
             pack(&x, &form, &mut row);
             assert_eq!(row.len(), form.row(d));
             unpack(&row, &form, d, &mut y);
@@ -314,7 +311,7 @@ mod tests {
     #[test]
     fn a_row_of_one_number_is_exact_up_to_f16() {
         let form = Packed { bits: 4, group: 8, newest: 0 };
-        let (mut row, mut y) = (Vec::new(), Vec::new());
+        let (mut row, mut y) = (Vec::new(), vec![0.0; 8]);
         pack(&[0.75; 8], &form, &mut row);
         unpack(&row, &form, 8, &mut y);
         assert_eq!(y, [0.75; 8]);
