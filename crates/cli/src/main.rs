@@ -9,6 +9,7 @@ mod failure;
 mod parts;
 mod recipes;
 mod standard;
+mod threads;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -87,14 +88,14 @@ struct RecipeArgs {
 
 fn main() -> ExitCode {
     ramekin_catalog::link();
-    threads();
     let cli = Cli::parse();
     let json = match &cli.command {
         Command::Run { recipe, .. } | Command::Plan(recipe) | Command::Check(recipe) => recipe.json,
         Command::Parts { json, .. } => *json,
         Command::Chat(_) => false,
     };
-    match processor().and_then(|()| dispatch(cli.command)) {
+    let ready = processor().and_then(|()| Ok(threads::start()?));
+    match ready.and_then(|()| dispatch(cli.command)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(json),
     }
@@ -110,20 +111,6 @@ fn processor() -> Result<(), Failure> {
     }
     let wrong = UserError::new(format!("`{}` cannot be `{name}`", cpu::VARIABLE));
     Err(anyhow::Error::from(wrong.help(format!("it may be {}", cpu::NAMES.join(", ")))).into())
-}
-
-/// `RAMEKIN_THREADS` caps the worker threads.
-fn threads() {
-    let asked =
-        std::env::var("RAMEKIN_THREADS").ok().and_then(|v| v.parse::<usize>().ok()).filter(|n| *n > 0);
-    let n = asked.or_else(|| std::thread::available_parallelism().ok().map(usize::from)).unwrap_or(1);
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(n);
-    // This thread works too, so that a product need not wait for another to wake up. A pool of one stays apart: while
-    // this thread waits for a rank or a reader, somebody has to do their work.
-    let pool = if n > 1 { pool.use_current_thread() } else { pool };
-    // Fails only if a pool exists already, which is too early for one.
-    let _ = pool.build_global();
-    ramekin_kernels::team::start(n);
 }
 
 fn dispatch(command: Command) -> Result<(), Failure> {

@@ -44,9 +44,9 @@ thread_local! {
     static WORKING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Starts a team of `threads` with the caller of each kernel as one of them; later calls, and a team of one, do
-/// nothing.
-pub fn start(threads: usize) {
+/// Starts a team of `threads` with the caller of each kernel as member 0 of them; later calls, and a team of one, do
+/// nothing. Every other member first does `settle(i)` on its thread.
+pub fn start(threads: usize, settle: impl Fn(usize) + Clone + Send + 'static) {
     if threads < 2 || TEAM.get().is_some() {
         return;
     }
@@ -63,8 +63,12 @@ pub fn start(threads: usize) {
     });
     for i in 1..threads {
         let member = std::thread::Builder::new().name(format!("kernel-{i}"));
+        let settle = settle.clone();
         // A member that cannot start is missed by nobody: its tasks are taken by the others.
-        let _ = member.spawn(move || team.member(i));
+        let _ = member.spawn(move || {
+            settle(i);
+            team.member(i);
+        });
     }
 }
 
@@ -240,7 +244,7 @@ mod tests {
 
     #[test]
     fn every_task_is_done_once_also_after_a_sleep_and_a_panic() {
-        start(4);
+        start(4, |_| ());
         let round = |n: usize| {
             let counts: Vec<AtomicUsize> = (0..n).map(|_| AtomicUsize::new(0)).collect();
             let inner = AtomicUsize::new(0);
@@ -274,7 +278,7 @@ mod tests {
 
     #[test]
     fn callers_beside_each_other_go_to_rayon_or_wait_for_nobody() {
-        start(4);
+        start(4, |_| ());
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
