@@ -16,7 +16,7 @@ use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Storage, Storag
 use crate::meter::{self, Category, Meter};
 
 /// Numbers an array can be viewed as.
-pub trait Element: WithDType {
+pub trait Element: WithDType + bytemuck::Pod {
     /// The slice to change in place, if the storage holds this type.
     fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]>;
 }
@@ -146,6 +146,21 @@ impl Array {
             return Self::shape_only(dims, T::DTYPE, category);
         }
         let mut data = vec![T::zero(); dims.iter().product()];
+        fill(&mut data)?;
+        Self::from_vec(data, dims, category)
+    }
+
+    /// As [`Array::build`] with a `fill` that writes every number: what it finds may be anything.
+    pub fn written<T: Element>(
+        dims: &[usize],
+        shape_only: bool,
+        category: Category,
+        fill: impl FnOnce(&mut [T]) -> Result<()>,
+    ) -> Result<Self> {
+        if shape_only {
+            return Self::shape_only(dims, T::DTYPE, category);
+        }
+        let mut data = ramekin_kernels::unwritten(dims.iter().product());
         fill(&mut data)?;
         Self::from_vec(data, dims, category)
     }

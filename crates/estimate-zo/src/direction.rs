@@ -83,7 +83,7 @@ impl Direction {
             return Ok(given);
         }
         let (stream, factors) = (self.stream(param), (s * self.length, c * self.length));
-        dispatch!(&value, T => Array::build(value.dims(), false, Category::Workspace, |given: &mut [T]| {
+        dispatch!(&value, T => Array::written(value.dims(), false, Category::Workspace, |given: &mut [T]| {
             value.update(|x: &mut [T]| perturb::add_and_give(x, given, &stream, self.draw, factors))
         }))
     }

@@ -63,6 +63,8 @@ pub mod team;
 #[cfg(test)]
 mod testing;
 mod tile;
+mod unwritten;
 mod wide;
 
 pub use real::Real;
+pub use unwritten::unwritten;

@@ -10,7 +10,7 @@
 
 use crate::matmul::{self, FEW_ROWS, Strided, few_rows, product};
 use crate::split::{Shared, Tasks, partials, tasks};
-use crate::{Real, elementwise};
+use crate::{Real, elementwise, unwritten};
 
 /// A frozen `out×in` weight whose rows can be read as numbers.
 pub trait WeightRows<T>: Sync {
@@ -51,7 +51,7 @@ pub fn forward<T: Real>(x: &[T], m: usize, w: &dyn WeightRows<T>, bias: Option<&
         let out = Shared::new(y);
         tasks(n.div_ceil(TILE_ROWS), |t| {
             let last = n.min((t + 1) * TILE_ROWS);
-            let mut tile = vec![T::ZERO; step.min(n) * k];
+            let mut tile = unwritten(step.min(n) * k);
             for first in (t * TILE_ROWS..last).step_by(step) {
                 let rows = step.min(last - first);
                 let tile = &mut tile[..rows * k];
@@ -99,7 +99,7 @@ pub fn backward_input<T: Real>(g: &[T], m: usize, w: &dyn WeightRows<T>, accumul
     let chunk =
         if m >= 4 * GRADIENT_ROWS { GRADIENT_ROWS } else { m.div_ceil(4).max(64).next_multiple_of(16) };
     gx.chunks_mut(chunk * k).zip(g.chunks(chunk * n)).each_task(|(gx, g)| {
-        let mut tile = vec![T::ZERO; TILE_ROWS.min(n) * k];
+        let mut tile = unwritten(TILE_ROWS.min(n) * k);
         accumulate_tiles(g, g.len() / n.max(1), w, 0..n, &mut tile, gx);
     });
 }
@@ -134,7 +134,7 @@ fn few_gradient_rows<T: Real>(g: &[T], m: usize, w: &dyn WeightRows<T>, gx: &mut
     let part = n.div_ceil(8).next_multiple_of(TILE_ROWS);
     let sums = partials(n.div_ceil(part), |p| {
         let mut sum = vec![T::ZERO; m * k];
-        let mut tile = vec![T::ZERO; TILE_ROWS.min(n) * k];
+        let mut tile = unwritten(TILE_ROWS.min(n) * k);
         accumulate_tiles(g, m, w, p * part..n.min((p + 1) * part), &mut tile, &mut sum);
         sum
     });

@@ -29,7 +29,7 @@ pub trait Real:
     + MulAssign
     + DivAssign
     + Sum
-    + 'static
+    + bytemuck::Pod
 {
     /// 0.
     const ZERO: Self;

@@ -23,6 +23,34 @@ pub fn apply<T: Real>(
     inv_freq: &[f32],
     inverse: bool,
 ) {
+    turn(None, x, (heads, head_dim), positions, inv_freq, inverse);
+}
+
+/// As [`apply`], of `x` to `out`.
+///
+/// # Panics
+/// As [`apply`], and if `x` and `out` differ in length.
+pub fn forward<T: Real>(
+    x: &[T],
+    (heads, head_dim): (usize, usize),
+    positions: &[u32],
+    inv_freq: &[f32],
+    inverse: bool,
+    out: &mut [T],
+) {
+    assert_eq!(x.len(), out.len(), "`out` must be as long as `x`");
+    turn(Some(x), out, (heads, head_dim), positions, inv_freq, inverse);
+}
+
+/// Rotates what `x` holds, or the copy of `from` that it gets first.
+fn turn<T: Real>(
+    from: Option<&[T]>,
+    x: &mut [T],
+    (heads, head_dim): (usize, usize),
+    positions: &[u32],
+    inv_freq: &[f32],
+    inverse: bool,
+) {
     let half = inv_freq.len();
     let width = heads * head_dim;
     assert_eq!(head_dim, 2 * half, "`inv_freq` must hold half of head_dim");
@@ -44,6 +72,9 @@ pub fn apply<T: Real>(
     let rows = rows_per_task(width);
     x.chunks_mut(rows * width).zip(positions.chunks(rows)).enumerate().each_task(|(c, (x, p))| {
         for (r, (x, p)) in x.chunks_exact_mut(width).zip(p).enumerate() {
+            if let Some(from) = from {
+                x.copy_from_slice(&from[(c * rows + r) * width..][..width]);
+            }
             let e = if by_position { *p as usize } else { c * rows + r };
             rotate(x, &table[e * head_dim..(e + 1) * head_dim]);
         }

@@ -6,12 +6,12 @@
 //! columns of sums: 24 multiply-adds for four loads and six broadcasts, so that the multiply-adds are what bounds it.
 //! Attention is made of these; the large products of `panels` too, once their `b` is in order.
 
-use crate::Real;
 use crate::cpu::{self, Cpu};
 use crate::matmul::{self, Strided};
 #[cfg(target_arch = "x86_64")]
 use crate::registers::x86;
 use crate::registers::{Lanes, Plain, Products, Step};
+use crate::{Real, unwritten};
 
 /// The operands of a product; rows of `b` and `c` lie `b_row` and `c_row` numbers apart.
 #[derive(Clone, Copy)]
@@ -236,9 +236,12 @@ pub(crate) unsafe fn product_of_pairs<T: Real>(
 /// `from` covers its rows, `stride` numbers apart.
 pub(crate) unsafe fn transposed<T: Real>(from: *const T, stride: usize, rows: usize, d: usize) -> Vec<T> {
     const EDGE: usize = 16;
-    let mut panels = vec![T::ZERO; rows.div_ceil(PANEL) * PANEL * d];
+    let mut panels = unwritten(rows.div_ceil(PANEL) * PANEL * d);
     for (p, panel) in panels.chunks_exact_mut(PANEL * d).enumerate() {
         let here = PANEL.min(rows - p * PANEL);
+        if here < PANEL {
+            panel.fill(T::ZERO);
+        }
         for (r0, c0) in (0..here).step_by(EDGE).flat_map(|r| (0..d).step_by(EDGE).map(move |c| (r, c))) {
             let (r1, c1) = (here.min(r0 + EDGE), d.min(c0 + EDGE));
             #[cfg(target_arch = "x86_64")]

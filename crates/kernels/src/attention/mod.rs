@@ -35,10 +35,10 @@ use std::ops::Range;
 
 use form::Form;
 
-use crate::Real;
 use crate::matmul::Strided;
 use crate::split::partials;
 use crate::tile::{self, PANEL};
+use crate::{Real, unwritten};
 
 /// Queries of one block.
 pub const QUERIES: usize = 64;
@@ -185,7 +185,7 @@ impl<T: Real> PerHead<T> {
                 // SAFETY: as `of` promises.
                 return unsafe { tile::transposed(from, stride, rows, d) };
             }
-            let (mut own, mut scratch) = (vec![T::ZERO; rows * d], Vec::new());
+            let (mut own, mut scratch) = (unwritten(rows * d), Vec::new());
             // SAFETY: as `of` promises; then the words of all rows.
             unsafe {
                 copy_rows(from, stride, d, &mut own);
@@ -200,7 +200,7 @@ impl<T: Real> PerHead<T> {
     fn rows(x: &[T], segments: &[Segment], shape: &Shape, pairs: Range<usize>, least: usize) -> Self {
         let (form, d) = (Form::of::<T>(shape), shape.head_dim);
         Self::of(x, segments, shape, pairs, least, |from, stride, rows| {
-            let mut own = vec![T::ZERO; rows * d];
+            let mut own = unwritten(rows * d);
             // SAFETY: as `of` promises.
             unsafe { copy_rows(from, stride, d, &mut own) };
             if form == Form::Plain {

@@ -4,6 +4,7 @@ use std::mem::MaybeUninit;
 
 use super::{PANEL, STEP, TILE};
 use crate::split::{Shared, tasks};
+use crate::unwritten;
 use crate::wide::wide;
 
 /// Steps of an inner dimension.
@@ -43,12 +44,16 @@ pub fn widen_into(bits: &[u16], to: &mut Vec<f32>) {
 /// tiles, filled up with zeros.
 pub fn tiles(x: &[f32], m: usize, k: usize, stride: usize) -> Vec<u16> {
     let (down, across) = (m.div_ceil(2 * TILE) * 2, steps(k));
-    let mut out = vec![0u16; down * across * TILE * STEP];
+    let mut out = unwritten(down * across * TILE * STEP);
     let shared = Shared::new(&mut out);
     tasks(down, |i| {
         // SAFETY: a row of tiles a task.
         let tiles = unsafe { shared.slice(i * across * TILE * STEP, across * TILE * STEP) };
-        for r in 0..TILE.min(m.saturating_sub(i * TILE)) {
+        let rows = TILE.min(m.saturating_sub(i * TILE));
+        if rows < TILE || k % STEP > 0 {
+            tiles.fill(0);
+        }
+        for r in 0..rows {
             let row = &x[(i * TILE + r) * stride..][..k];
             #[cfg(target_arch = "x86_64")]
             if super::unit().is_some() {

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use super::pack::{self, steps};
 use super::{Bf16Rows, FEW_ROWS, PANEL, STEP, TILE, few};
-use crate::elementwise;
 use crate::split::{Shared, tasks};
+use crate::{elementwise, unwritten};
 
 /// The piece of the inner dimension that a panel of the forward spans: 128 KiB, a part of the second cache.
 const INNER: usize = 2048;
@@ -55,7 +55,7 @@ fn many(x: &[f32], m: usize, w: &dyn Bf16Rows, y: &mut [f32]) {
             let mut own = Vec::new();
             let weight = rows_of(w, first, rows, &mut own);
             for piece in pieces {
-                let mut panel = vec![0; steps(piece.len()) * STEP * PANEL];
+                let mut panel = unwritten(steps(piece.len()) * STEP * PANEL);
                 pack::outputs(&weight[piece.start..], (rows, k), piece.len(), &mut panel);
                 let at = piece.start / STEP;
                 let steps = (steps(k), at..at + steps(piece.len()));
@@ -72,7 +72,7 @@ fn rows_of<'a>(w: &'a dyn Bf16Rows, first: usize, rows: usize, own: &'a mut Vec<
     match w.as_dense() {
         Some(all) => &all[first * k..(first + rows) * k],
         None => {
-            own.resize(rows * k, 0);
+            *own = unwritten(rows * k);
             w.rows(first, own);
             own
         }
@@ -198,11 +198,11 @@ pub fn backward_input(g: &[f32], m: usize, w: &dyn Bf16Rows, accumulate: bool, g
     let across = k.div_ceil(PANEL);
     for first in (0..n).step_by(OUTPUTS) {
         let outputs = OUTPUTS.min(n - first);
-        let mut own = Vec::new();
+        let mut own;
         let rows = match w.as_dense() {
             Some(all) => &all[first * k..(first + outputs) * k],
             None => {
-                own.resize(outputs * k, 0);
+                own = unwritten(outputs * k);
                 let shared = Shared::new(&mut own);
                 tasks(outputs.div_ceil(PANEL), |t| {
                     let rows = PANEL.min(outputs - t * PANEL);
@@ -219,7 +219,7 @@ pub fn backward_input(g: &[f32], m: usize, w: &dyn Bf16Rows, accumulate: bool, g
             let out = Shared::new(&mut gx[r * k..(r + here) * k]);
             tasks(across, |t| {
                 let of = steps(outputs);
-                let mut panel = vec![0; of * STEP * PANEL];
+                let mut panel = unwritten(of * STEP * PANEL);
                 let (column, cols) = (t * PANEL, PANEL.min(k - t * PANEL));
                 pack::inputs(rows, outputs, k, column, &mut panel);
                 // SAFETY: each task owns its columns of every row of gx.

@@ -5,12 +5,12 @@ use ramekin_core::Array;
 use ramekin_kernels::activation as kernel;
 pub use ramekin_kernels::activation::Activation;
 
-use super::output;
+use super::written;
 use crate::dispatch;
 use crate::tape::{SavedKind, Tape, Value};
 
 fn of(f: Activation, x: &Array) -> Result<Array> {
-    dispatch!(x, T => output::<T>(x.dims(), &[x], |out| {
+    dispatch!(x, T => written::<T>(x.dims(), &[x], |out| {
         kernel::forward(f, &x.view::<T>()?, out);
         Ok(())
     }))
@@ -27,7 +27,7 @@ pub fn activation(tape: &Tape, x: &Value, f: Activation) -> Result<Value> {
         let saved = tape.save(xa, SavedKind::Input)?;
         Ok(Box::new(move |g: Array| {
             let x = saved.get()?;
-            let gx = dispatch!(g, T => output::<T>(x.dims(), &[&g, &x], |out| {
+            let gx = dispatch!(g, T => written::<T>(x.dims(), &[&g, &x], |out| {
                 kernel::backward(f, &g.view::<T>()?, &x.view::<T>()?, out);
                 Ok(())
             }))?;

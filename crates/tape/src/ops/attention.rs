@@ -4,11 +4,11 @@ use std::rc::Rc;
 
 use anyhow::{Result, ensure};
 use ramekin_core::{Array, Category, meter};
-use ramekin_kernels::Real;
 use ramekin_kernels::attention as kernel;
 use ramekin_kernels::attention::{Reach, Segment};
+use ramekin_kernels::{Real, unwritten};
 
-use super::output;
+use super::written;
 use crate::dispatch;
 use crate::tape::{SavedKind, Tape, Value};
 
@@ -110,7 +110,7 @@ pub fn counted_attention(
     let (y, lse) = dispatch!(qa, T => {
         let bias = counts.as_ref().map(logarithms::<T>);
         let mut lse = vec![0.0 as T; if shape_only { 0 } else { n * spec.heads }];
-        let y = output::<T>(qa.dims(), &[qa, ka], |out| {
+        let y = written::<T>(qa.dims(), &[qa, ka], |out| {
             kernel::forward(
                 &qa.view::<T>()?, &ka.view::<T>()?, &va.view::<T>()?, bias.as_deref(),
                 segments, &spec.shape(), out, &mut lse,
@@ -141,8 +141,8 @@ pub fn counted_attention(
             }
             dispatch!(g, T => {
                 let bias = counts.as_ref().map(logarithms::<T>);
-                let mut gq = vec![0.0 as T; q.len()];
-                let (mut gk, mut gv) = (vec![0.0 as T; k.len()], vec![0.0 as T; v.len()]);
+                let mut gq = unwritten::<T>(q.len());
+                let (mut gk, mut gv) = (unwritten::<T>(k.len()), unwritten::<T>(v.len()));
                 kernel::backward(
                     &g.view::<T>()?, &q.view::<T>()?, &k.view::<T>()?, &v.view::<T>()?, bias.as_deref(),
                     &out.view::<T>()?, &lse.view::<T>()?, &segments, &spec.shape(),

@@ -5,7 +5,7 @@ use ramekin_core::Array;
 use ramekin_kernels::elementwise as kernel;
 use ramekin_kernels::philox::Stream;
 
-use super::output;
+use super::{output, written};
 use crate::dispatch;
 use crate::tape::{SavedKind, Tape, Value};
 
@@ -18,7 +18,7 @@ fn same_shape(a: &Array, b: &Array) -> Result<()> {
 pub fn add(tape: &Tape, a: &Value, b: &Value) -> Result<Value> {
     let (x, y) = (a.array(), b.array());
     same_shape(x, y)?;
-    let sum = dispatch!(x, T => output::<T>(x.dims(), &[x, y], |out| {
+    let sum = dispatch!(x, T => written::<T>(x.dims(), &[x, y], |out| {
         kernel::add(&x.view::<T>()?, &y.view::<T>()?, out);
         Ok(())
     }))?;
@@ -26,7 +26,7 @@ pub fn add(tape: &Tape, a: &Value, b: &Value) -> Result<Value> {
 }
 
 fn scaled(x: &Array, s: f64) -> Result<Array> {
-    dispatch!(x, T => output::<T>(x.dims(), &[x], |out| {
+    dispatch!(x, T => written::<T>(x.dims(), &[x], |out| {
         kernel::scale(&x.view::<T>()?, s as T, out);
         Ok(())
     }))
@@ -39,7 +39,7 @@ pub fn scale(tape: &Tape, x: &Value, s: f64) -> Result<Value> {
 }
 
 fn product(x: &Array, y: &Array) -> Result<Array> {
-    dispatch!(x, T => output::<T>(x.dims(), &[x, y], |out| {
+    dispatch!(x, T => written::<T>(x.dims(), &[x, y], |out| {
         kernel::mul(&x.view::<T>()?, &y.view::<T>()?, out);
         Ok(())
     }))
@@ -66,7 +66,7 @@ pub fn dropout(tape: &Tape, x: &Value, p: f64, stream: Stream) -> Result<Value> 
         return Ok(x.clone());
     }
     let masked = move |x: &Array| {
-        dispatch!(x, T => output::<T>(x.dims(), &[x], |out| {
+        dispatch!(x, T => written::<T>(x.dims(), &[x], |out| {
             kernel::dropout(&x.view::<T>()?, p, &stream, 0, out);
             Ok(())
         }))
@@ -80,7 +80,7 @@ pub fn add_row(tape: &Tape, x: &Value, row: &Value, s: f64) -> Result<Value> {
     let (xa, ra) = (x.array(), row.array());
     let d = ra.len();
     ensure!(xa.rows().1 == d, "a row of {d} for {:?}", xa.dims());
-    let y = dispatch!(xa, T => output::<T>(xa.dims(), &[xa, ra], |out| {
+    let y = dispatch!(xa, T => written::<T>(xa.dims(), &[xa, ra], |out| {
         let row: Vec<T> = ra.view::<T>()?.iter().map(|r| r * s as T).collect();
         out.copy_from_slice(&xa.view::<T>()?);
         kernel::add_bias(out, &row);

@@ -4,12 +4,12 @@ use anyhow::{Result, ensure};
 use ramekin_core::Array;
 use ramekin_kernels::layer_norm as kernel;
 
-use super::output;
+use super::written;
 use crate::dispatch;
 use crate::tape::{SavedKind, Tape, Value};
 
 fn normed(x: &Array, w: &Array, b: &Array, eps: f64) -> Result<Array> {
-    dispatch!(x, T => output::<T>(x.dims(), &[x, w, b], |out| {
+    dispatch!(x, T => written::<T>(x.dims(), &[x, w, b], |out| {
         kernel::forward(&x.view::<T>()?, &w.view::<T>()?, &b.view::<T>()?, eps, out);
         Ok(())
     }))
@@ -31,7 +31,7 @@ pub fn layer_norm(tape: &Tape, x: &Value, w: &Value, b: &Value, eps: f64) -> Res
             dispatch!(g, T => {
                 let (mut gw, mut gb) = (vec![0.0 as T; d], vec![0.0 as T; d]);
                 let gx = for_x
-                    .then(|| output::<T>(x.dims(), &[&g, &x], |out| {
+                    .then(|| written::<T>(x.dims(), &[&g, &x], |out| {
                         let (g, x, w) = (g.view::<T>()?, x.view::<T>()?, weight.view::<T>()?);
                         kernel::backward(&g, &x, &w, eps, Some(out), None);
                         Ok(())
@@ -42,7 +42,7 @@ pub fn layer_norm(tape: &Tape, x: &Value, w: &Value, b: &Value, eps: f64) -> Res
                     kernel::backward(&g, &x, &w, eps, None, Some((&mut gw, &mut gb)));
                 }
                 let made = |want: bool, v: Vec<T>| {
-                    want.then(|| output::<T>(&[d], &[&g], |out| {
+                    want.then(|| written::<T>(&[d], &[&g], |out| {
                         out.copy_from_slice(&v);
                         Ok(())
                     }))

@@ -11,7 +11,7 @@ use ramekin_kernels::linear::WeightRows;
 use ramekin_kernels::packed_rows::{Activations, Layout};
 use ramekin_kernels::{elementwise, matmul};
 
-use super::{output, rounding};
+use super::{output, rounding, written};
 use crate::dispatch;
 use crate::tape::{Tape, Value};
 
@@ -140,7 +140,7 @@ fn input_flow(
     rounds: bool,
 ) -> Result<Array> {
     count(n, o, i);
-    dispatch!(g, T => output::<T>(dims, &[g, w], |out| {
+    dispatch!(g, T => written::<T>(dims, &[g, w], |out| {
         if rounds && rounding::rounded_backward_input(&g.view::<T>()?, n, &w.view::<T>()?, (o, i), out) {
             return Ok(());
         }
@@ -151,7 +151,7 @@ fn input_flow(
 
 fn weight_flow(g: &Array, x: &Array, n: usize, o: usize, i: usize) -> Result<Array> {
     count(n, o, i);
-    dispatch!(g, T => output::<T>(&[o, i], &[g, x], |out| {
+    dispatch!(g, T => written::<T>(&[o, i], &[g, x], |out| {
         matmul::tn(n, o, i, 1.0 as T, &g.view::<T>()?, &x.view::<T>()?, false, out);
         Ok(())
     }))
@@ -182,7 +182,7 @@ fn dense(tape: &Tape, x: &Value, w: &Value, bias: Option<&Value>, rounds: bool) 
     check(xa, i, o, bias)?;
     let (n, _) = xa.rows();
     count(n, o, i);
-    let y = dispatch!(xa, T => output::<T>(&out_dims(xa, o), &[xa, wa], |out| {
+    let y = dispatch!(xa, T => written::<T>(&out_dims(xa, o), &[xa, wa], |out| {
         let (x, w) = (xa.view::<T>()?, wa.view::<T>()?);
         if !(rounds && rounding::rounded_forward(&x, n, &w, (o, i), out)) {
             matmul::nt(n, o, i, 1.0 as T, &x, &w, false, out);
@@ -252,7 +252,7 @@ pub fn linear_packed(
     let (n, _) = xa.rows();
     count(n, o, i);
     let shape_only = w.is_shape_only() || xa.is_shape_only();
-    let y = dispatch!(xa, T => Array::build::<T>(&out_dims(xa, o), shape_only, ramekin_core::Category::Workspace, |out| {
+    let y = dispatch!(xa, T => Array::written::<T>(&out_dims(xa, o), shape_only, ramekin_core::Category::Workspace, |out| {
         let bias: Option<View<'_, T>> = bias.map(|b| b.array().view::<T>()).transpose()?;
         rounding::forward(&xa.view::<T>()?, n, &**w, bias.as_deref(), out);
         Ok(())
@@ -266,7 +266,7 @@ pub fn linear_packed(
             let gx = weight
                 .map(|w| {
                     count(n, o, i);
-                    dispatch!(g, T => Array::build::<T>(&x_dims, shape_only, ramekin_core::Category::Workspace, |out| {
+                    dispatch!(g, T => Array::written::<T>(&x_dims, shape_only, ramekin_core::Category::Workspace, |out| {
                         rounding::backward_input(&g.view::<T>()?, n, &*w, out);
                         Ok(())
                     }))

@@ -143,7 +143,16 @@ fn flow<T: Element>(like: &Array, numbers: Vec<T>, real: bool) -> Result<Option<
     }))
 }
 
-/// An operation's result in the workspace: shape-only if any input is.
+/// An operation's result in the workspace, of which `fill` writes every number: shape-only if any input is.
+fn written<T: Element>(
+    dims: &[usize],
+    inputs: &[&Array],
+    fill: impl FnOnce(&mut [T]) -> Result<()>,
+) -> Result<Array> {
+    Array::written(dims, inputs.iter().any(|a| a.is_shape_only()), Category::Workspace, fill)
+}
+
+/// As [`written`] with a `fill` that adds to zeros, or leaves some.
 fn output<T: Element>(
     dims: &[usize],
     inputs: &[&Array],

@@ -2,9 +2,9 @@
 
 use anyhow::{Result, ensure};
 use ramekin_core::{Array, Category};
-use ramekin_kernels::rms_norm as kernel;
+use ramekin_kernels::{rms_norm as kernel, unwritten};
 
-use super::output;
+use super::written;
 use crate::dispatch;
 use crate::tape::{SavedKind, Tape, Value};
 
@@ -15,7 +15,7 @@ fn normed(x: &Array, w: &Array, eps: f64) -> Result<(Array, Array)> {
     let shape_only = x.is_shape_only() || w.is_shape_only();
     dispatch!(x, T => {
         let mut inv = vec![0.0 as T; if shape_only { 0 } else { rows }];
-        let y = output::<T>(x.dims(), &[x, w], |out| {
+        let y = written::<T>(x.dims(), &[x, w], |out| {
             kernel::forward(&x.view::<T>()?, d, &w.view::<T>()?, eps, out, &mut inv);
             Ok(())
         })?;
@@ -50,7 +50,7 @@ pub fn rms_norm(tape: &Tape, x: &Value, w: &Value, eps: f64) -> Result<Value> {
                 return Ok(vec![like(want_x, &x)?, like(want_w, &w_array)?]);
             }
             dispatch!(g, T => {
-                let mut gx = want_x.then(|| vec![0.0 as T; x.len()]);
+                let mut gx = want_x.then(|| unwritten::<T>(x.len()));
                 let mut gw = want_w.then(|| vec![0.0 as T; d]);
                 kernel::backward(
                     &g.view::<T>()?, &x.view::<T>()?, &w_array.view::<T>()?, &inv.view::<T>()?, d,

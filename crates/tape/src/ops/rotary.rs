@@ -3,9 +3,10 @@
 use std::rc::Rc;
 
 use anyhow::Result;
-use ramekin_core::{Array, Category};
+use ramekin_core::Array;
 use ramekin_kernels::rope as kernel;
 
+use super::written;
 use crate::dispatch;
 use crate::tape::{Tape, Value};
 
@@ -26,11 +27,9 @@ pub fn rotary(
 }
 
 fn rotated(x: &Array, heads: usize, positions: &[u32], inv_freq: &[f32], inverse: bool) -> Result<Array> {
-    if x.is_shape_only() {
-        return Array::shape_only(x.dims(), x.dtype(), Category::Workspace);
-    }
-    let y = Array::from_tensor(x.tensor().copy()?, Category::Workspace)?;
-    let head_dim = x.rows().1 / heads;
-    dispatch!(y, T => y.update(|v: &mut [T]| kernel::apply(v, heads, head_dim, positions, inv_freq, inverse)))?;
-    Ok(y)
+    let shape = (heads, x.rows().1 / heads);
+    dispatch!(x, T => written::<T>(x.dims(), &[x], |out| {
+        kernel::forward(&x.view::<T>()?, shape, positions, inv_freq, inverse, out);
+        Ok(())
+    }))
 }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use ramekin_kernels::bf16::{self, Bf16Rows};
 use ramekin_kernels::linear::{self as kernel, WeightRows};
 use ramekin_kernels::packed_rows::{self, Activations, Layout};
-use ramekin_kernels::{Real, elementwise, int8};
+use ramekin_kernels::{Real, elementwise, int8, unwritten};
 
 use super::linear::Rows;
 use super::{Apart, PackedWeight};
@@ -94,7 +94,7 @@ impl Bf16Rows for Unpacked<'_> {
         self.0.shape().1
     }
     fn rows(&self, first: usize, out: &mut [u16]) {
-        let mut wide = vec![0.0; out.len()];
+        let mut wide = unwritten(out.len());
         self.0.rows_f32(first, &mut wide);
         bf16::round_all(&wide, out);
     }

@@ -2,14 +2,14 @@
 
 use anyhow::{Result, ensure};
 use ramekin_core::{Array, Category};
-use ramekin_kernels::swiglu as kernel;
+use ramekin_kernels::{swiglu as kernel, unwritten};
 
-use super::output;
+use super::written;
 use crate::dispatch;
 use crate::tape::{SavedKind, Tape, Value};
 
 fn product(a: &Array, b: &Array) -> Result<Array> {
-    dispatch!(a, T => output::<T>(a.dims(), &[a, b], |out| {
+    dispatch!(a, T => written::<T>(a.dims(), &[a, b], |out| {
         kernel::forward(&a.view::<T>()?, &b.view::<T>()?, out);
         Ok(())
     }))
@@ -29,7 +29,7 @@ pub fn swiglu(tape: &Tape, gate: &Value, up: &Value) -> Result<Value> {
                 return Ok(vec![like()?, like()?]);
             }
             dispatch!(g, T => {
-                let (mut ga, mut gb) = (vec![0.0 as T; a.len()], vec![0.0 as T; b.len()]);
+                let (mut ga, mut gb) = (unwritten::<T>(a.len()), unwritten::<T>(b.len()));
                 kernel::backward(&g.view::<T>()?, &a.view::<T>()?, &b.view::<T>()?, &mut ga, &mut gb);
                 Ok(vec![
                     Some(Array::from_vec(ga, a.dims(), Category::Workspace)?),
