@@ -54,6 +54,7 @@ pub mod rope;
 pub mod row_norm;
 pub mod sampling;
 pub mod scale_shift;
+pub mod scratch;
 pub mod segment_mean;
 pub mod sgd;
 pub mod softmax_mix;

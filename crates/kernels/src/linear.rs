@@ -10,7 +10,7 @@
 
 use crate::matmul::{self, FEW_ROWS, Strided, few_rows, product};
 use crate::split::{Shared, Tasks, partials, tasks};
-use crate::{Real, elementwise, unwritten};
+use crate::{Real, elementwise, scratch};
 
 /// A frozen `out×in` weight whose rows can be read as numbers.
 pub trait WeightRows<T>: Sync {
@@ -51,23 +51,24 @@ pub fn forward<T: Real>(x: &[T], m: usize, w: &dyn WeightRows<T>, bias: Option<&
         let out = Shared::new(y);
         tasks(n.div_ceil(TILE_ROWS), |t| {
             let last = n.min((t + 1) * TILE_ROWS);
-            let mut tile = unwritten(step.min(n) * k);
-            for first in (t * TILE_ROWS..last).step_by(step) {
-                let rows = step.min(last - first);
-                let tile = &mut tile[..rows * k];
-                w.rows(first, tile);
-                // SAFETY: each task owns columns first..first+rows of every row of y.
-                unsafe {
-                    if m <= FEW_ROWS {
-                        few_rows(m, k, T::ONE, x, tile, false, out, (first, rows), n);
-                    } else {
-                        let x = Strided::new(x.as_ptr(), k, 1);
-                        let tile = Strided::new(tile.as_ptr(), 1, k);
-                        let y = Strided::new(out.at(first), n, 1);
-                        product((m, rows, k), T::ONE, x, tile, false, y);
+            scratch::with(step.min(n) * k, |tile: &mut [T]| {
+                for first in (t * TILE_ROWS..last).step_by(step) {
+                    let rows = step.min(last - first);
+                    let tile = &mut tile[..rows * k];
+                    w.rows(first, tile);
+                    // SAFETY: each task owns columns first..first+rows of every row of y.
+                    unsafe {
+                        if m <= FEW_ROWS {
+                            few_rows(m, k, T::ONE, x, tile, false, out, (first, rows), n);
+                        } else {
+                            let x = Strided::new(x.as_ptr(), k, 1);
+                            let tile = Strided::new(tile.as_ptr(), 1, k);
+                            let y = Strided::new(out.at(first), n, 1);
+                            product((m, rows, k), T::ONE, x, tile, false, y);
+                        }
                     }
                 }
-            }
+            });
         });
     }
     if let Some(bias) = bias {
@@ -99,8 +100,7 @@ pub fn backward_input<T: Real>(g: &[T], m: usize, w: &dyn WeightRows<T>, accumul
     let chunk =
         if m >= 4 * GRADIENT_ROWS { GRADIENT_ROWS } else { m.div_ceil(4).max(64).next_multiple_of(16) };
     gx.chunks_mut(chunk * k).zip(g.chunks(chunk * n)).each_task(|(gx, g)| {
-        let mut tile = unwritten(TILE_ROWS.min(n) * k);
-        accumulate_tiles(g, g.len() / n.max(1), w, 0..n, &mut tile, gx);
+        accumulate_tiles(g, g.len() / n.max(1), w, 0..n, gx);
     });
 }
 
@@ -110,21 +110,22 @@ fn accumulate_tiles<T: Real>(
     m: usize,
     w: &dyn WeightRows<T>,
     range: std::ops::Range<usize>,
-    tile: &mut [T],
     gx: &mut [T],
 ) {
     let (n, k) = (w.out_features(), w.in_features());
-    for first in range.clone().step_by(TILE_ROWS) {
-        let rows = TILE_ROWS.min(range.end - first);
-        let tile = &mut tile[..rows * k];
-        w.rows(first, tile);
-        // SAFETY: g holds m rows of n, of which columns first..first+rows are read; gx holds m×k.
-        unsafe {
-            let g = Strided::new(g.as_ptr().add(first), n, 1);
-            let tile = Strided::new(tile.as_ptr(), k, 1);
-            product((m, k, rows), T::ONE, g, tile, true, Strided::new(gx.as_mut_ptr(), k, 1));
+    scratch::with(TILE_ROWS.min(n) * k, |tile: &mut [T]| {
+        for first in range.clone().step_by(TILE_ROWS) {
+            let rows = TILE_ROWS.min(range.end - first);
+            let tile = &mut tile[..rows * k];
+            w.rows(first, tile);
+            // SAFETY: g holds m rows of n, of which columns first..first+rows are read; gx holds m×k.
+            unsafe {
+                let g = Strided::new(g.as_ptr().add(first), n, 1);
+                let tile = Strided::new(tile.as_ptr(), k, 1);
+                product((m, k, rows), T::ONE, g, tile, true, Strided::new(gx.as_mut_ptr(), k, 1));
+            }
         }
-    }
+    });
 }
 
 /// Too few rows to share out: the outputs are shared out instead, in at most eight parts that are
@@ -134,8 +135,7 @@ fn few_gradient_rows<T: Real>(g: &[T], m: usize, w: &dyn WeightRows<T>, gx: &mut
     let part = n.div_ceil(8).next_multiple_of(TILE_ROWS);
     let sums = partials(n.div_ceil(part), |p| {
         let mut sum = vec![T::ZERO; m * k];
-        let mut tile = unwritten(TILE_ROWS.min(n) * k);
-        accumulate_tiles(g, m, w, p * part..n.min((p + 1) * part), &mut tile, &mut sum);
+        accumulate_tiles(g, m, w, p * part..n.min((p + 1) * part), &mut sum);
         sum
     });
     for sum in sums {

@@ -10,6 +10,7 @@ use std::arch::x86_64::*;
 
 use crate::cpu::{self, Cpu};
 use crate::matmul::Strided;
+use crate::scratch;
 use crate::split::{Shared, tasks};
 use crate::tile::{self, Operands};
 
@@ -57,22 +58,23 @@ pub unsafe fn product(
         }
         let (cols, rows) = (COLUMNS.min(n - column), rows.min(m - row));
         let width = cols.next_multiple_of(16);
-        let mut panel = Vec::with_capacity(INNER.min(k) * width);
-        for first in (0..k).step_by(INNER) {
-            let inner = INNER.min(k - first);
-            // SAFETY: within the operands by the caller's promise; the panel has room; each task owns its rows
-            // and columns of c; the features were seen.
-            unsafe {
-                let from = b.start.offset(first as isize * b.row + column as isize * b.col);
-                order(Strided { start: from, ..b }, inner, cols, panel.as_mut_ptr());
-                let left = a.start.offset(row as isize * a.row + first as isize * a.col);
-                let to = out.at(row * n + column);
-                let onto = accumulate || first > 0;
-                let a = Strided { start: left, ..a };
-                let o = Operands { a, b: panel.as_ptr(), b_row: width, c: to, c_row: n, alpha, onto };
-                tile::avx512(&o, (rows, cols, inner));
+        scratch::with(INNER.min(k) * width, |panel: &mut [f32]| {
+            for first in (0..k).step_by(INNER) {
+                let inner = INNER.min(k - first);
+                // SAFETY: within the operands by the caller's promise; the panel has room; each task owns its rows
+                // and columns of c; the features were seen.
+                unsafe {
+                    let from = b.start.offset(first as isize * b.row + column as isize * b.col);
+                    order(Strided { start: from, ..b }, inner, cols, panel.as_mut_ptr());
+                    let left = a.start.offset(row as isize * a.row + first as isize * a.col);
+                    let to = out.at(row * n + column);
+                    let onto = accumulate || first > 0;
+                    let a = Strided { start: left, ..a };
+                    let o = Operands { a, b: panel.as_ptr(), b_row: width, c: to, c_row: n, alpha, onto };
+                    tile::avx512(&o, (rows, cols, inner));
+                }
             }
-        }
+        });
     });
 }
 

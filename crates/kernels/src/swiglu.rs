@@ -21,20 +21,16 @@ pub fn forward<T: Real>(gate: &[T], up: &[T], y: &mut [T]) {
         .each_task(|((y, a), u)| forward_chunk(a, u, y));
 }
 
-/// Gradients of [`forward`] towards both inputs, overwritten.
+/// Gradients of [`forward`] towards both inputs, in the place of the inputs.
 ///
 /// # Panics
 /// If the slices differ in length.
-pub fn backward<T: Real>(g: &[T], gate: &[T], up: &[T], g_gate: &mut [T], g_up: &mut [T]) {
-    let n = g.len();
-    assert!([gate.len(), up.len(), g_gate.len(), g_up.len()] == [n; 4], "slices must be equally long");
-    g_gate
-        .chunks_mut(CHUNK)
-        .zip(g_up.chunks_mut(CHUNK))
+pub fn backward<T: Real>(g: &[T], gate: &mut [T], up: &mut [T]) {
+    assert!([gate.len(), up.len()] == [g.len(); 2], "slices must be equally long");
+    gate.chunks_mut(CHUNK)
+        .zip(up.chunks_mut(CHUNK))
         .zip(g.chunks(CHUNK))
-        .zip(gate.chunks(CHUNK))
-        .zip(up.chunks(CHUNK))
-        .each_task(|((((ga, gu), g), a), u)| backward_chunk(g, a, u, ga, gu));
+        .each_task(|((a, u), g)| backward_chunk(g, a, u));
 }
 
 wide! {
@@ -44,11 +40,12 @@ wide! {
         }
     }
 
-    fn backward_chunk[T: Real](g: &[T], gate: &[T], up: &[T], g_gate: &mut [T], g_up: &mut [T]) {
-        for ((((ga, gu), g), a), u) in g_gate.iter_mut().zip(g_up).zip(g).zip(gate).zip(up) {
+    fn backward_chunk[T: Real](g: &[T], gate: &mut [T], up: &mut [T]) {
+        for ((a, u), g) in gate.iter_mut().zip(up).zip(g) {
             let s = a.sigmoid();
-            *gu = *g * *a * s;
-            *ga = *g * *u * s * (T::ONE + *a * (T::ONE - s));
+            let g_up = *g * *a * s;
+            *a = *g * *u * s * (T::ONE + *a * (T::ONE - s));
+            *u = g_up;
         }
     }
 }
@@ -86,8 +83,8 @@ mod tests {
     fn backward_is_the_gradient() {
         let n = 50;
         let (a, u, g) = (normal::<f64>(1, n), normal::<f64>(2, n), normal::<f64>(3, n));
-        let (mut ga, mut gu) = (vec![0.0; n], vec![0.0; n]);
-        backward(&g, &a, &u, &mut ga, &mut gu);
+        let (mut ga, mut gu) = (a.clone(), u.clone());
+        backward(&g, &mut ga, &mut gu);
         assert_gradient(&a, &ga, |a| weighted(&g, &reference::forward(a, &u)));
         assert_gradient(&u, &gu, |u| weighted(&g, &reference::forward(&a, u)));
     }
@@ -95,10 +92,10 @@ mod tests {
     #[test]
     fn saturates_without_nan() {
         let a = [-1e30f32, -200.0, 200.0, 1e30];
-        let (mut y, mut ga, mut gu) = ([f32::NAN; 4], [f32::NAN; 4], [f32::NAN; 4]);
+        let (mut y, mut ga) = ([f32::NAN; 4], a);
         forward(&a, &[1.0; 4], &mut y);
         assert_eq!(y, [0.0, 0.0, 200.0, 1e30]);
-        backward(&[1.0; 4], &a, &[1.0; 4], &mut ga, &mut gu);
+        backward(&[1.0; 4], &mut ga, &mut [1.0; 4]);
         assert_eq!(ga, [0.0, 0.0, 1.0, 1.0]);
     }
 
@@ -107,9 +104,9 @@ mod tests {
         let n = 70_000;
         let (a, u, g) = (normal::<f32>(1, n), normal::<f32>(2, n), normal::<f32>(3, n));
         assert_same_for_threads(|| {
-            let (mut y, mut ga, mut gu) = (vec![0.0; n], vec![0.0; n], vec![0.0; n]);
+            let (mut y, mut ga, mut gu) = (vec![0.0; n], a.clone(), u.clone());
             forward(&a, &u, &mut y);
-            backward(&g, &a, &u, &mut ga, &mut gu);
+            backward(&g, &mut ga, &mut gu);
             [y, ga, gu].concat()
         });
     }

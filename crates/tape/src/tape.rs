@@ -15,6 +15,11 @@ use crate::sink::GradSink;
 /// a parent has no use for it.
 pub type Backward = Box<dyn FnOnce(Array) -> Result<Vec<Option<Array>>>>;
 
+/// As [`Backward`], for operations that can add to a gradient which is there already: `so_far(i)` hands over what has
+/// come to parent i, and then the gradient returned for it is to hold that too.
+pub type BackwardOnto =
+    Box<dyn FnOnce(Array, &mut dyn FnMut(usize) -> Option<Array>) -> Result<Vec<Option<Array>>>>;
+
 /// What a saved tensor is to its operation, for hooks that treat kinds differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SavedKind {
@@ -127,7 +132,7 @@ impl Value {
 enum Kind {
     Param(Arc<Param>),
     Input,
-    Op { parents: Vec<Option<usize>>, backward: Backward },
+    Op { parents: Vec<Option<usize>>, backward: BackwardOnto },
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -277,6 +282,19 @@ impl Tape {
         output: Array,
         backward: impl FnOnce() -> Result<Backward>,
     ) -> Result<Value> {
+        self.record_onto(parents, output, || {
+            let backward = backward()?;
+            Ok(Box::new(move |g, _| backward(g)))
+        })
+    }
+
+    /// As [`Tape::record_nodes`] with a `backward` that may add to gradients.
+    pub(crate) fn record_onto(
+        &self,
+        parents: &[Option<usize>],
+        output: Array,
+        backward: impl FnOnce() -> Result<BackwardOnto>,
+    ) -> Result<Value> {
         if !self.is_recording() || parents.iter().all(Option::is_none) {
             return Ok(Value::constant(output));
         }
@@ -349,7 +367,7 @@ impl Tape {
                     }
                 }
                 Kind::Op { parents, backward } => {
-                    let flows = backward(grad)?;
+                    let flows = backward(grad, &mut |i| grads.remove(&parents[i]?))?;
                     ensure!(
                         flows.len() == parents.len(),
                         "{} gradients for {} parents",

@@ -3,8 +3,8 @@
 use std::mem::MaybeUninit;
 
 use super::{PANEL, STEP, TILE};
+use crate::scratch;
 use crate::split::{Shared, tasks};
-use crate::unwritten;
 use crate::wide::wide;
 
 /// Steps of an inner dimension.
@@ -40,12 +40,20 @@ pub fn widen_into(bits: &[u16], to: &mut Vec<f32>) {
     unsafe { to.set_len(bits.len()) };
 }
 
-/// The rows of `x` (`m×k`, `stride` apart) in tiles of 16×32: `[m/16][k/32][16][32]`, an even number of rows of
-/// tiles, filled up with zeros.
-pub fn tiles(x: &[f32], m: usize, k: usize, stride: usize) -> Vec<u16> {
+/// Calls `f` with the rows of `x` (`m×k`, `stride` apart) in tiles of 16×32: `[m/16][k/32][16][32]`, an even number of
+/// rows of tiles, filled up with zeros.
+pub fn with_tiles<R>(x: &[f32], m: usize, k: usize, stride: usize, f: impl FnOnce(&[u16]) -> R) -> R {
     let (down, across) = (m.div_ceil(2 * TILE) * 2, steps(k));
-    let mut out = unwritten(down * across * TILE * STEP);
-    let shared = Shared::new(&mut out);
+    scratch::with(down * across * TILE * STEP, |tiles| {
+        fill_tiles(x, m, k, stride, tiles);
+        f(tiles)
+    })
+}
+
+fn fill_tiles(x: &[f32], m: usize, k: usize, stride: usize, out: &mut [u16]) {
+    let across = steps(k);
+    let down = out.len() / (across * TILE * STEP).max(1);
+    let shared = Shared::new(out);
     tasks(down, |i| {
         // SAFETY: a row of tiles a task.
         let tiles = unsafe { shared.slice(i * across * TILE * STEP, across * TILE * STEP) };
@@ -66,7 +74,6 @@ pub fn tiles(x: &[f32], m: usize, k: usize, stride: usize) -> Vec<u16> {
             }
         }
     });
-    out
 }
 
 /// A panel of up to 32 outputs from `k` numbers each of `rows` rows of `w` (bits), `stride` apart: `[k/2][32][2]`.

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::pack::{self, steps};
 use super::{Bf16Rows, FEW_ROWS, PANEL, STEP, TILE, few};
 use crate::split::{Shared, tasks};
-use crate::{elementwise, unwritten};
+use crate::{elementwise, scratch, unwritten};
 
 /// The piece of the inner dimension that a panel of the forward spans: 128 KiB, a part of the second cache.
 const INNER: usize = 2048;
@@ -41,8 +41,12 @@ pub fn forward(x: &[f32], m: usize, w: &dyn Bf16Rows, bias: Option<&[f32]>, y: &
 }
 
 fn many(x: &[f32], m: usize, w: &dyn Bf16Rows, y: &mut [f32]) {
+    let k = w.in_features();
+    pack::with_tiles(x, m, k, k, |tiles| through_panels(tiles, m, w, y));
+}
+
+fn through_panels(tiles: &[u16], m: usize, w: &dyn Bf16Rows, y: &mut [f32]) {
     let (n, k) = (w.out_features(), w.in_features());
-    let tiles = pack::tiles(x, m, k, k);
     let out = Shared::new(y);
     let pieces: Vec<_> = (0..k).step_by(INNER).map(|from| from..k.min(from + INNER)).collect();
     // A piece at a time, so that the part of the tiles which all panels read stays in the last cache; where rows have
@@ -55,12 +59,13 @@ fn many(x: &[f32], m: usize, w: &dyn Bf16Rows, y: &mut [f32]) {
             let mut own = Vec::new();
             let weight = rows_of(w, first, rows, &mut own);
             for piece in pieces {
-                let mut panel = unwritten(steps(piece.len()) * STEP * PANEL);
-                pack::outputs(&weight[piece.start..], (rows, k), piece.len(), &mut panel);
-                let at = piece.start / STEP;
-                let steps = (steps(k), at..at + steps(piece.len()));
-                // SAFETY: each task owns its columns of every row of y.
-                unsafe { down(&tiles, m, steps, &panel, out, (first, rows), n, at > 0) };
+                scratch::with(steps(piece.len()) * STEP * PANEL, |panel| {
+                    pack::outputs(&weight[piece.start..], (rows, k), piece.len(), panel);
+                    let at = piece.start / STEP;
+                    let steps = (steps(k), at..at + steps(piece.len()));
+                    // SAFETY: each task owns its columns of every row of y.
+                    unsafe { down(tiles, m, steps, panel, out, (first, rows), n, at > 0) };
+                });
             }
         });
     }
@@ -215,15 +220,17 @@ pub fn backward_input(g: &[f32], m: usize, w: &dyn Bf16Rows, accumulate: bool, g
         let onto = accumulate || first > 0;
         for (r, rows_of_g) in (0..m).step_by(ROWS).zip(g.chunks(ROWS * n)) {
             let here = ROWS.min(m - r);
-            let tiles = pack::tiles(&rows_of_g[first..], here, outputs, n);
             let out = Shared::new(&mut gx[r * k..(r + here) * k]);
-            tasks(across, |t| {
-                let of = steps(outputs);
-                let mut panel = unwritten(of * STEP * PANEL);
-                let (column, cols) = (t * PANEL, PANEL.min(k - t * PANEL));
-                pack::inputs(rows, outputs, k, column, &mut panel);
-                // SAFETY: each task owns its columns of every row of gx.
-                unsafe { down(&tiles, here, (of, 0..of), &panel, out, (column, cols), k, onto) };
+            let of = steps(outputs);
+            pack::with_tiles(&rows_of_g[first..], here, outputs, n, |tiles| {
+                tasks(across, |t| {
+                    let (column, cols) = (t * PANEL, PANEL.min(k - t * PANEL));
+                    scratch::with(of * STEP * PANEL, |panel| {
+                        pack::inputs(rows, outputs, k, column, panel);
+                        // SAFETY: each task owns its columns of every row of gx.
+                        unsafe { down(tiles, here, (of, 0..of), panel, out, (column, cols), k, onto) };
+                    });
+                });
             });
         }
     }

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use half::slice::HalfFloatSliceExt as _;
-use ramekin_core::{Array, DType, Element, View, meter};
+use ramekin_core::{Array, Category, DType, Element, View, meter};
 use ramekin_kernels::bf16::Bf16Rows;
 use ramekin_kernels::linear::WeightRows;
 use ramekin_kernels::packed_rows::{Activations, Layout};
 use ramekin_kernels::{elementwise, matmul};
 
-use super::{output, rounding, written};
+use super::{output, own, rounding, written};
 use crate::dispatch;
 use crate::tape::{Tape, Value};
 
@@ -113,13 +113,6 @@ fn count(n: usize, o: usize, i: usize) {
     meter::current().work(2 * (n * o * i) as u64);
 }
 
-fn copy_of(x: &Array) -> Result<Array> {
-    if x.is_shape_only() {
-        return Array::shape_only(x.dims(), x.dtype(), ramekin_core::Category::Workspace);
-    }
-    Array::from_tensor(x.tensor().copy()?, ramekin_core::Category::Workspace)
-}
-
 fn column_sums(g: &Array, outputs: usize) -> Result<Array> {
     dispatch!(g, T => output::<T>(&[outputs], &[g], |out| {
         elementwise::column_sums(&g.view::<T>()?, outputs, out);
@@ -132,21 +125,56 @@ fn bias_flow(tracked: Option<bool>, g: &Array, outputs: usize) -> Result<Option<
     tracked.map(|t| t.then(|| column_sums(g, outputs)).transpose()).transpose()
 }
 
-fn input_flow(
-    g: &Array,
-    w: &Array,
-    (n, o, i): (usize, usize, usize),
-    dims: &[usize],
-    rounds: bool,
-) -> Result<Array> {
-    count(n, o, i);
-    dispatch!(g, T => written::<T>(dims, &[g, w], |out| {
-        if rounds && rounding::rounded_backward_input(&g.view::<T>()?, n, &w.view::<T>()?, (o, i), out) {
-            return Ok(());
+/// The flow to the input of a linear, added to what has come there so far.
+struct InputFlow {
+    /// Rows, outputs and inputs.
+    shape: (usize, usize, usize),
+    dims: Vec<usize>,
+    shape_only: bool,
+}
+
+impl InputFlow {
+    fn of(x: &Array, outputs: usize, shape_only: bool) -> Self {
+        let (n, i) = x.rows();
+        InputFlow { shape: (n, outputs, i), dims: x.dims().to_vec(), shape_only }
+    }
+
+    /// `fill` writes a gradient or, where it is told so, adds to one.
+    fn make<T: Element>(
+        &self,
+        so_far: Option<Array>,
+        fill: impl FnOnce(&mut [T], bool) -> Result<()>,
+    ) -> Result<Array> {
+        let (n, o, i) = self.shape;
+        count(n, o, i);
+        let Some(sum) = so_far else {
+            return Array::written(&self.dims, self.shape_only, Category::Workspace, |out| fill(out, false));
+        };
+        let sum = own(sum)?;
+        if !self.shape_only {
+            sum.update(|out: &mut [T]| fill(out, true))??;
         }
-        matmul::nn(n, o, i, 1.0 as T, &g.view::<T>()?, &w.view::<T>()?, false, out);
-        Ok(())
-    }))
+        Ok(sum)
+    }
+
+    fn dense(&self, g: &Array, w: &Array, rounds: bool, so_far: Option<Array>) -> Result<Array> {
+        let (n, o, i) = self.shape;
+        dispatch!(g, T => self.make::<T>(so_far, |out, onto| {
+            let (g, w) = (g.view::<T>()?, w.view::<T>()?);
+            if !(rounds && rounding::rounded_backward_input(&g, n, &w, (o, i), onto, out)) {
+                matmul::nn(n, o, i, 1.0 as T, &g, &w, onto, out);
+            }
+            Ok(())
+        }))
+    }
+
+    fn packed(&self, g: &Array, w: &dyn PackedWeight, so_far: Option<Array>) -> Result<Array> {
+        let n = self.shape.0;
+        dispatch!(g, T => self.make::<T>(so_far, |out, onto| {
+            rounding::backward_input(&g.view::<T>()?, n, w, onto, out);
+            Ok(())
+        }))
+    }
 }
 
 fn weight_flow(g: &Array, x: &Array, n: usize, o: usize, i: usize) -> Result<Array> {
@@ -192,14 +220,14 @@ fn dense(tape: &Tape, x: &Value, w: &Value, bias: Option<&Value>, rounds: bool) 
         }
         Ok(())
     }))?;
-    let parents: Vec<&Value> = [x, w].into_iter().chain(bias).collect();
-    tape.record(&parents, y, || {
+    let parents: Vec<_> = [x, w].into_iter().chain(bias).map(Value::node).collect();
+    tape.record_onto(&parents, y, || {
         let for_w = w.is_tracked().then(|| tape.keep(x)).transpose()?;
         let weight = x.is_tracked().then(|| wa.clone());
         let bias_tracked = bias.map(Value::is_tracked);
-        let x_dims = xa.dims().to_vec();
-        Ok(Box::new(move |g: Array| {
-            let gx = weight.map(|w| input_flow(&g, &w, (n, o, i), &x_dims, rounds)).transpose()?;
+        let flow = InputFlow::of(xa, o, xa.is_shape_only() || wa.is_shape_only());
+        Ok(Box::new(move |g, so_far| {
+            let gx = weight.map(|w| flow.dense(&g, &w, rounds, so_far(0))).transpose()?;
             let gw = for_w.map(|x| weight_flow(&g, &x.get()?, n, o, i)).transpose()?;
             let mut flows = vec![gx, gw];
             flows.extend(bias_flow(bias_tracked, &g, o)?);
@@ -218,19 +246,19 @@ pub fn linear_onto(tape: &Tape, y: Value, x: &Value, w: &Value) -> Result<Value>
     let (n, _) = xa.rows();
     count(n, o, i);
     let (sum, before) = y.split();
-    let sum = if sum.is_unique() { sum } else { copy_of(&sum)? };
+    let sum = own(sum)?;
     if !sum.is_shape_only() {
         dispatch!(sum, T => {
             let (x, w) = (xa.view::<T>()?, wa.view::<T>()?);
             sum.update(|out: &mut [T]| matmul::nt(n, o, i, 1.0 as T, &x, &w, true, out))
         })?;
     }
-    tape.record_nodes(&[before, x.node(), w.node()], sum, || {
+    tape.record_onto(&[before, x.node(), w.node()], sum, || {
         let for_w = w.is_tracked().then(|| tape.keep(x)).transpose()?;
         let weight = x.is_tracked().then(|| wa.clone());
-        let x_dims = xa.dims().to_vec();
-        Ok(Box::new(move |g: Array| {
-            let gx = weight.map(|w| input_flow(&g, &w, (n, o, i), &x_dims, false)).transpose()?;
+        let flow = InputFlow::of(&xa, o, xa.is_shape_only() || wa.is_shape_only());
+        Ok(Box::new(move |g, so_far| {
+            let gx = weight.map(|w| flow.dense(&g, &w, false, so_far(1))).transpose()?;
             let gw = for_w.map(|x| weight_flow(&g, &x.get()?, n, o, i)).transpose()?;
             Ok(vec![Some(g), gx, gw])
         }))
@@ -252,26 +280,18 @@ pub fn linear_packed(
     let (n, _) = xa.rows();
     count(n, o, i);
     let shape_only = w.is_shape_only() || xa.is_shape_only();
-    let y = dispatch!(xa, T => Array::written::<T>(&out_dims(xa, o), shape_only, ramekin_core::Category::Workspace, |out| {
+    let y = dispatch!(xa, T => Array::written::<T>(&out_dims(xa, o), shape_only, Category::Workspace, |out| {
         let bias: Option<View<'_, T>> = bias.map(|b| b.array().view::<T>()).transpose()?;
         rounding::forward(&xa.view::<T>()?, n, &**w, bias.as_deref(), out);
         Ok(())
     }))?;
-    let parents: Vec<&Value> = std::iter::once(x).chain(bias).collect();
-    tape.record(&parents, y, || {
+    let parents: Vec<_> = std::iter::once(x).chain(bias).map(Value::node).collect();
+    tape.record_onto(&parents, y, || {
         let weight = x.is_tracked().then(|| w.clone());
         let bias_tracked = bias.map(Value::is_tracked);
-        let x_dims = xa.dims().to_vec();
-        Ok(Box::new(move |g: Array| {
-            let gx = weight
-                .map(|w| {
-                    count(n, o, i);
-                    dispatch!(g, T => Array::written::<T>(&x_dims, shape_only, ramekin_core::Category::Workspace, |out| {
-                        rounding::backward_input(&g.view::<T>()?, n, &*w, out);
-                        Ok(())
-                    }))
-                })
-                .transpose()?;
+        let flow = InputFlow::of(xa, o, shape_only);
+        Ok(Box::new(move |g, so_far| {
+            let gx = weight.map(|w| flow.packed(&g, &*w, so_far(0))).transpose()?;
             let mut flows = vec![gx];
             flows.extend(bias_flow(bias_tracked, &g, o)?);
             Ok(flows)

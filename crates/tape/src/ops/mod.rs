@@ -79,10 +79,21 @@ pub fn accumulate(sum: &mut Array, flow: Array) -> Result<()> {
         return accumulate_into(sum, &other);
     }
     if !sum.is_unique() {
-        let copy = Array::from_tensor(sum.tensor().copy()?, Category::Workspace)?;
-        *sum = copy;
+        *sum = Array::from_tensor(sum.tensor().copy()?, Category::Workspace)?;
     }
     accumulate_into(sum, &flow)
+}
+
+/// The array to write into, or a copy where somebody else holds it too.
+fn own(x: Array) -> Result<Array> {
+    if x.is_unique() {
+        x.recategorise(Category::Workspace);
+        return Ok(x);
+    }
+    if x.is_shape_only() {
+        return Array::shape_only(x.dims(), x.dtype(), Category::Workspace);
+    }
+    Array::from_tensor(x.tensor().copy()?, Category::Workspace)
 }
 
 fn accumulate_into(sum: &Array, flow: &Array) -> Result<()> {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use ramekin_kernels::bf16::{self, Bf16Rows};
 use ramekin_kernels::linear::{self as kernel, WeightRows};
 use ramekin_kernels::packed_rows::{self, Activations, Layout};
-use ramekin_kernels::{Real, elementwise, int8, unwritten};
+use ramekin_kernels::{Real, elementwise, int8, scratch};
 
 use super::linear::Rows;
 use super::{Apart, PackedWeight};
@@ -94,9 +94,10 @@ impl Bf16Rows for Unpacked<'_> {
         self.0.shape().1
     }
     fn rows(&self, first: usize, out: &mut [u16]) {
-        let mut wide = unwritten(out.len());
-        self.0.rows_f32(first, &mut wide);
-        bf16::round_all(&wide, out);
+        scratch::with(out.len(), |wide| {
+            self.0.rows_f32(first, wide);
+            bf16::round_all(wide, out);
+        });
     }
 }
 
@@ -168,18 +169,18 @@ fn as_it_lies(x: &[f32], n: usize, w: &dyn PackedWeight, y: &mut [f32]) -> bool 
     }
 }
 
-/// `gx = g w`, `n` rows.
-pub(super) fn backward_input<T: Real>(g: &[T], n: usize, w: &dyn PackedWeight, gx: &mut [T])
+/// `gx (+)= g w`, `n` rows.
+pub(super) fn backward_input<T: Real>(g: &[T], n: usize, w: &dyn PackedWeight, accumulate: bool, gx: &mut [T])
 where
     for<'a> Rows<'a>: WeightRows<T>,
 {
     if bf16::unit().is_some()
         && let (Some(g), Some(to)) = (T::as_f32(g), T::as_f32_mut(gx))
-        && w.in_bf16(&mut |w| bf16::backward_input(g, n, w, false, to))
+        && w.in_bf16(&mut |w| bf16::backward_input(g, n, w, accumulate, to))
     {
         return;
     }
-    kernel::backward_input(g, n, &Rows(w), false, gx);
+    kernel::backward_input(g, n, &Rows(w), accumulate, gx);
 }
 
 /// A weight in f32 to be rounded where it is multiplied, on a machine that multiplies bf16.
@@ -203,17 +204,18 @@ pub(super) fn rounded_forward<T: Real>(
     true
 }
 
-/// `gx = g r(w)` for a weight in f32; whether there is such a way.
+/// `gx (+)= g r(w)` for a weight in f32; whether there is such a way.
 pub(super) fn rounded_backward_input<T: Real>(
     g: &[T],
     n: usize,
     w: &[T],
     shape: (usize, usize),
+    accumulate: bool,
     gx: &mut [T],
 ) -> bool {
     let (Some(g), Some(w), Some(gx)) = (T::as_f32(g), rounded(w, shape), T::as_f32_mut(gx)) else {
         return false;
     };
-    bf16::backward_input(g, n, &w, false, gx);
+    bf16::backward_input(g, n, &w, accumulate, gx);
     true
 }

@@ -1,10 +1,10 @@
 //! The gated activation of the llama family's MLP.
 
 use anyhow::{Result, ensure};
-use ramekin_core::{Array, Category};
-use ramekin_kernels::{swiglu as kernel, unwritten};
+use ramekin_core::Array;
+use ramekin_kernels::swiglu as kernel;
 
-use super::written;
+use super::{own, written};
 use crate::dispatch;
 use crate::tape::{SavedKind, Tape, Value};
 
@@ -23,19 +23,15 @@ pub fn swiglu(tape: &Tape, gate: &Value, up: &Value) -> Result<Value> {
         let gate = tape.save(a, SavedKind::Input)?;
         let up = tape.save(b, SavedKind::Input)?;
         Ok(Box::new(move |g: Array| {
-            let (a, b) = (gate.get()?, up.get()?);
-            if g.is_shape_only() {
-                let like = || Array::shape_only(a.dims(), a.dtype(), Category::Workspace).map(Some);
-                return Ok(vec![like()?, like()?]);
+            // The gradients take the place of the inputs, which are wanted no longer.
+            let (a, b) = (own(gate.get()?)?, own(up.get()?)?);
+            if !g.is_shape_only() {
+                dispatch!(g, T => {
+                    let g = g.view::<T>()?;
+                    a.update(|a: &mut [T]| b.update(|b: &mut [T]| kernel::backward(&g, a, b)))?
+                })?;
             }
-            dispatch!(g, T => {
-                let (mut ga, mut gb) = (unwritten::<T>(a.len()), unwritten::<T>(b.len()));
-                kernel::backward(&g.view::<T>()?, &a.view::<T>()?, &b.view::<T>()?, &mut ga, &mut gb);
-                Ok(vec![
-                    Some(Array::from_vec(ga, a.dims(), Category::Workspace)?),
-                    Some(Array::from_vec(gb, b.dims(), Category::Workspace)?),
-                ])
-            })
+            Ok(vec![Some(a), Some(b)])
         }))
     })?;
     let (a, b) = (a.clone(), b.clone());
