@@ -8,6 +8,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use crate::figure::Figures;
+use crate::limits;
 use crate::peers;
 use crate::rounds::{Side, alternate};
 use crate::shape::{Shape, YARDSTICK, quantizer};
@@ -54,21 +55,28 @@ pub fn run(figures: &mut Figures, rounds: usize, small: bool, llama: Option<&Pat
             });
             // llama.cpp rounds activations to 8 bits, ours to bf16 unless it is told to do the same.
             for (act_bits, of) in [("", ""), (", act_bits = 8", ", 8-bit activations")] {
-                let settings =
-                    format!("kind = \"rtn\", bits = {bits}, group_size = 32, lm_head_bits = 8{act_bits}");
-                // llama.cpp keeps keys and values in f16.
-                let mut ours =
-                    || generate(&shape, "bf16", &settings, "kv = { kind = \"full\", dtype = \"bf16\" }");
+                let settings = format!(
+                    "kind = \"rtn\", bits = {bits}, group_size = 32, scale_dtype = \"bf16\", lm_head_bits = 8{act_bits}"
+                );
+                let mut ours = || {
+                    // llama.cpp keeps keys and values in f16.
+                    let kv = "kv = { kind = \"full\", dtype = \"bf16\" }";
+                    let mut found = generate(&shape, "bf16", &settings, kv)?;
+                    // What memory gives just then: it changes from one minute to the next.
+                    found.push(limits::read(whole::threads()));
+                    Ok(found)
+                };
                 let found = alternate(rounds, &mut ours, peer.as_mut().map(|p| p as &mut Side<'_>))?;
                 let case = format!("{name} in {bits} bits{of}");
                 let name = if bits == 4 { "llama.cpp Q4_0" } else { "llama.cpp Q8_0" };
                 let quantities =
                     [(", new tokens", "tokens/s"), (", prompt of 512", "tokens/s"), (", resident", "MB")];
                 found.note(figures, "decode", &case, name, &quantities);
-                // Codes and a scale of 32 bits in each group of 32; the head in 8 bits, as on the other side.
-                let read = shape.bytes_read(f64::from(bits) + 1.0, 9.0) / 1e9;
+                // Codes and a scale of 16 bits in each group of 32; the head in 8 bits; as on the other side.
+                let read = shape.bytes_read(f64::from(bits) + 0.5, 8.5) / 1e9;
                 let read = found.ours[0].map(|rate| rate * read);
-                figures.beside("decode", format!("{case}, weights read"), "GB/s", read, None);
+                let memory = Some(("memory", found.ours[3].clone()));
+                figures.beside("decode", format!("{case}, weights read"), "GB/s", read, memory);
             }
         }
     }

@@ -94,6 +94,15 @@ impl ByteTensor {
         }
     }
 
+    pub(crate) fn bf16(name: String, shape: Vec<usize>, bits: &[u16]) -> Self {
+        ByteTensor {
+            name,
+            dtype: Dtype::BF16,
+            shape,
+            bytes: bits.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        }
+    }
+
     /// The bytes, if the tensor is `n` of type `u8`.
     pub(crate) fn into_u8(self, n: usize) -> Result<Vec<u8>, CodecError> {
         self.expect(Dtype::U8, n, 1)?;
@@ -107,6 +116,16 @@ impl ByteTensor {
         match values.iter().find(|v| !v.is_finite()) {
             Some(bad) => Err(CodecError::Content { name: self.name, why: format!("holds {bad}") }),
             None => Ok(values),
+        }
+    }
+
+    /// The numbers' bits, if the tensor is `n` finite ones of type `bf16`.
+    pub(crate) fn into_bf16(self, n: usize) -> Result<Vec<u16>, CodecError> {
+        self.expect(Dtype::BF16, n, 2)?;
+        let bits: Vec<u16> = self.bytes.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b)).collect();
+        match bits.iter().map(|b| ramekin_kernels::bf16::widen(*b)).find(|v| !v.is_finite()) {
+            Some(bad) => Err(CodecError::Content { name: self.name, why: format!("holds {bad}") }),
+            None => Ok(bits),
         }
     }
 

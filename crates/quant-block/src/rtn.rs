@@ -16,7 +16,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::packed::{Codes, Packed, check, refuse, takes};
-use crate::rtn_codec::{RtnData, RtnSpec, packed_bytes};
+use crate::rtn_codec::{RtnData, RtnSpec, ScaleDtype, packed_bytes};
 
 part! { quantizer / "rtn" => Rtn, "round to nearest in groups: 8, 4, 3 or 2 bits",
 source = "sheet quant-family", traits = [FreezesBase] }
@@ -31,6 +31,8 @@ pub struct RtnSettings {
     pub group_size: i64,
     /// A grid that is even around 0; else one from the smallest to the largest weight.
     pub sym: bool,
+    /// `f32`, or `bf16`, which takes half a bit less a weight in groups of 32.
+    pub scale_dtype: ScaleDtype,
     /// Bits of the head's weight; it stays as it is without.
     pub lm_head_bits: Option<u32>,
     /// Bits of activations in forwards, 8: 32 inputs share a scale, as in llama.cpp. Prompts take two thirds of the
@@ -46,6 +48,7 @@ impl Default for RtnSettings {
             bits: 4,
             group_size: 128,
             sym: true,
+            scale_dtype: ScaleDtype::F32,
             lm_head_bits: None,
             act_bits: None,
             modules_to_not_convert: Vec::new(),
@@ -65,7 +68,7 @@ impl Part for Rtn {
     type Settings = RtnSettings;
 
     fn new(s: RtnSettings) -> Result<Self> {
-        let spec = RtnSpec { bits: s.bits, group_size: s.group_size, sym: s.sym };
+        let spec = RtnSpec { bits: s.bits, group_size: s.group_size, sym: s.sym, scale_dtype: s.scale_dtype };
         // A width that every positive group size divides: only the settings themselves can be wrong.
         let width = usize::try_from(s.group_size).ok().filter(|g| *g > 0).unwrap_or(64);
         check(packed_bytes((1, width), spec))?;

@@ -7,16 +7,18 @@
 //! Layout: each row is a bit stream of its own, padded to a whole byte; code j takes the bits
 //! b·j … b·j + b − 1, bit 0 being the lowest of the row's first byte. So 4 bits are two codes a byte, the
 //! even one in the low half; 3 bits are eight codes in three bytes; 2 bits are four codes a byte. Scales
-//! and zeros are f32, row by row, one a group; a symmetric weight stores no zeros.
+//! and zeros are f32, row by row, one a group; a symmetric weight stores no zeros. Scales in bf16 are rounded up, so that
+//! a group's greatest weight still has a code, and then the grid is theirs: a step is at most 1/128 wider.
 //!
-//! Cost: b + 32/g bits a weight symmetric, b + 64/g asymmetric.
+//! Cost: b + 32/g bits a weight symmetric, b + 64/g asymmetric; 16/g less with scales in bf16.
 //! Source: the grid of Frantar et al. 2022, arXiv:2210.17323, with lo = −hi also for a group without
 //! negative weights, which the authors' code cuts at half its range.
 
 use ramekin_kernels::Real;
 use ramekin_kernels::packed::{affine, min_max, pack_bits, round_affine, stream_bytes, unpack_bits};
-use ramekin_kernels::packed_rows::Grid;
+use ramekin_kernels::packed_rows::{Grid, GroupScales};
 use rayon::prelude::*;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::codec::{ByteTensor, CodecError, check_weight, decode_as};
@@ -30,12 +32,82 @@ pub struct RtnSpec {
     pub group_size: i64,
     /// Whether the grid lies symmetrically about 0.
     pub sym: bool,
+    /// What scales are stored as.
+    #[serde(default)]
+    pub scale_dtype: ScaleDtype,
+}
+
+/// What scales are stored as.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ScaleDtype {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// 16 bits.
+    Bf16,
+}
+
+impl ScaleDtype {
+    fn bytes(self) -> usize {
+        match self {
+            ScaleDtype::F32 => 4,
+            ScaleDtype::Bf16 => 2,
+        }
+    }
+}
+
+/// Scales as they are stored.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RtnScales {
+    /// In f32.
+    F32(Vec<f32>),
+    /// The bits of bf16.
+    Bf16(Vec<u16>),
+}
+
+impl RtnScales {
+    fn of(scales: Vec<f32>, dtype: ScaleDtype) -> Self {
+        match dtype {
+            ScaleDtype::F32 => RtnScales::F32(scales),
+            // What `grid` gave are numbers of bf16.
+            ScaleDtype::Bf16 => RtnScales::Bf16(scales.iter().map(|s| (s.to_bits() >> 16) as u16).collect()),
+        }
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.as_stored().len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Scale i.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    pub fn at(&self, i: usize) -> f32 {
+        match self {
+            RtnScales::F32(scales) => scales[i],
+            RtnScales::Bf16(bits) => ramekin_kernels::bf16::widen(bits[i]),
+        }
+    }
+
+    fn as_stored(&self) -> GroupScales<'_> {
+        match self {
+            RtnScales::F32(scales) => GroupScales::F32(scales),
+            RtnScales::Bf16(bits) => GroupScales::Bf16(bits),
+        }
+    }
 }
 
 impl Default for RtnSpec {
-    /// Four bits, groups of 128, symmetric.
+    /// Four bits, groups of 128, symmetric, scales in f32.
     fn default() -> Self {
-        RtnSpec { bits: 4, group_size: 128, sym: true }
+        RtnSpec { bits: 4, group_size: 128, sym: true, scale_dtype: ScaleDtype::F32 }
     }
 }
 
@@ -81,6 +153,9 @@ impl RtnSpec {
             // All zero, or too small for a scale: then everything rounds to the code of 0.
             (lo, scale) = (-1.0, (2.0 / steps) as f32);
         }
+        if self.scale_dtype == ScaleDtype::Bf16 {
+            scale = f32::from_bits((scale.to_bits() + 0xffff) & !0xffff);
+        }
         let zero = if self.sym { self.middle() } else { (-lo / scale).round_ties_even().min(self.top()) };
         (scale, zero)
     }
@@ -92,7 +167,7 @@ pub struct RtnData {
     /// Codes, each row a bit stream padded to a whole byte.
     pub packed: Vec<u8>,
     /// One scale a group, row by row.
-    pub scales: Vec<f32>,
+    pub scales: RtnScales,
     /// One zero a group, row by row; empty for a symmetric weight.
     pub zeros: Vec<f32>,
     /// How it was packed.
@@ -108,8 +183,8 @@ pub struct RtnData {
 pub fn packed_bytes((rows, columns): (usize, usize), spec: RtnSpec) -> Result<u64, CodecError> {
     let groups = columns / spec.group(columns)?;
     rows.checked_mul(columns).ok_or(CodecError::Length { got: 0, rows, columns })?;
-    let floats = if spec.sym { groups } else { 2 * groups };
-    Ok((rows * (stream_bytes(columns, spec.bits) + 4 * floats)) as u64)
+    let of_group = spec.scale_dtype.bytes() + if spec.sym { 0 } else { 4 };
+    Ok((rows * (stream_bytes(columns, spec.bits) + groups * of_group)) as u64)
 }
 
 impl RtnData {
@@ -150,7 +225,7 @@ impl RtnData {
                 rows.zip(zeros.par_chunks_mut(groups)).for_each(|(r, zeros)| zeros.copy_from_slice(&row(r)));
             }
         }
-        Ok(RtnData { packed, scales, zeros, spec, shape })
+        Ok(RtnData { packed, scales: RtnScales::of(scales, spec.scale_dtype), zeros, spec, shape })
     }
 
     /// Fills `out` with the `out.len() / in` rows that start at `first_row`. In f64 the same numbers.
@@ -176,7 +251,7 @@ impl RtnData {
                     let g = row * groups + at / group;
                     let (now, rest) = out.split_at_mut((group - at % group).min(out.len()));
                     let zero = self.zeros.get(g).copied().unwrap_or(self.spec.middle());
-                    affine(&codes[at..at + now.len()], self.scales[g], zero, now);
+                    affine(&codes[at..at + now.len()], self.scales.at(g), zero, now);
                     at += now.len();
                     out = rest;
                 }
@@ -188,12 +263,13 @@ impl RtnData {
     pub fn layout(&self) -> Grid<'_> {
         let RtnData { packed, scales, zeros, spec, shape } = self;
         let group = if spec.group_size == -1 { shape.1.max(1) } else { spec.group_size as usize };
+        let scales = scales.as_stored();
         Grid { packed, bits: spec.bits, group, scales, zeros, middle: spec.middle(), shape: *shape }
     }
 
     /// Bytes held.
     pub fn bytes(&self) -> u64 {
-        (self.packed.len() + 4 * (self.scales.len() + self.zeros.len())) as u64
+        (self.packed.len() + self.spec.scale_dtype.bytes() * self.scales.len() + 4 * self.zeros.len()) as u64
     }
 
     /// Tensors for a file: `NAME.codes`, `NAME.scales`, `NAME.zeros` (asymmetric only) and `NAME.rtn`, which is
@@ -207,7 +283,10 @@ impl RtnData {
         let row_bytes = stream_bytes(columns, self.spec.bits);
         let mut tensors = vec![
             ByteTensor::u8(named("codes"), vec![rows, row_bytes], self.packed.clone()),
-            ByteTensor::f32(named("scales"), vec![rows, groups], &self.scales),
+            match &self.scales {
+                RtnScales::F32(scales) => ByteTensor::f32(named("scales"), vec![rows, groups], scales),
+                RtnScales::Bf16(bits) => ByteTensor::bf16(named("scales"), vec![rows, groups], bits),
+            },
         ];
         if !self.spec.sym {
             tensors.push(ByteTensor::f32(named("zeros"), vec![rows, groups], &self.zeros));
@@ -236,7 +315,10 @@ impl RtnData {
             return Err(bad(format!("`shape` is {rows}×{columns}, more than any file holds")));
         }
         let packed = find("codes")?.into_u8(rows * stream_bytes(columns, spec.bits))?;
-        let scales = find("scales")?.into_f32(rows * groups)?;
+        let scales = match spec.scale_dtype {
+            ScaleDtype::F32 => RtnScales::F32(find("scales")?.into_f32(rows * groups)?),
+            ScaleDtype::Bf16 => RtnScales::Bf16(find("scales")?.into_bf16(rows * groups)?),
+        };
         let zeros = if spec.sym { Vec::new() } else { find("zeros")?.into_f32(rows * groups)? };
         if let Some(z) = zeros.iter().find(|z| z.fract() != 0.0 || !(0.0..=spec.top()).contains(*z)) {
             let why = format!("holds {z}; zeros are whole numbers from 0 to {}", spec.top());

@@ -11,7 +11,7 @@ use ramekin_kernels::{int8, matmul};
 use ramekin_quant_block::codec::ByteTensor;
 use ramekin_quant_block::dynamic_code::{nearest, signed};
 use ramekin_quant_block::nf4_codec::{Absmax, NF4, Nf4Data, Nf4Spec};
-use ramekin_quant_block::rtn_codec::{RtnData, RtnSpec};
+use ramekin_quant_block::rtn_codec::{RtnData, RtnScales, RtnSpec};
 use ramekin_tape::ops::{self, Rounding, Rounds};
 use ramekin_tape::{GradStore, Tape};
 use ramekin_tests::lab::part;
@@ -195,8 +195,8 @@ proptest! {
         for (codes, packed) in codes.chunks(columns).zip(packed.chunks_mut(row_bytes)) {
             ramekin_kernels::packed::pack_bits(codes, bits, packed);
         }
-        let spec = RtnSpec { bits, group_size: group as i64, sym: false };
-        let data = RtnData { packed, scales: vec![1.0; rows * groups], zeros: vec![1.0; rows * groups], spec, shape: (rows, columns) };
+        let spec = RtnSpec { bits, group_size: group as i64, sym: false, ..RtnSpec::default() };
+        let data = RtnData { packed, scales: RtnScales::F32(vec![1.0; rows * groups]), zeros: vec![1.0; rows * groups], spec, shape: (rows, columns) };
         let mut out = vec![f32::NAN; rows * columns];
         data.rows_into(0, &mut out);
         prop_assert!(out.iter().zip(&codes).all(|(o, c)| *o == f32::from(*c) - 1.0));
@@ -211,12 +211,12 @@ proptest! {
         // A shift of 6 makes groups without negative (or without positive) weights.
         let w: Vec<f32> = normal(seed, 4 * 96).iter().map(|x| (x + shift) * scale).collect();
         let group_size = if whole_row { -1 } else { 32 };
-        let data = RtnData::encode(&w, (4, 96), RtnSpec { bits, group_size, sym }).expect("packs");
+        let data = RtnData::encode(&w, (4, 96), RtnSpec { bits, group_size, sym, ..RtnSpec::default() }).expect("packs");
         let mut out = vec![f32::NAN; w.len()];
         data.rows_into(0, &mut out);
         let group = if whole_row { 96 } else { 32 };
         for (i, (w, o)) in w.iter().zip(&out).enumerate() {
-            let step = f64::from(data.scales[i / group]);
+            let step = f64::from(data.scales.at(i / group));
             let off = (f64::from(*w) - f64::from(*o)).abs();
             prop_assert!(off <= 0.5 * step * (1.0 + 1e-4), "{w} became {o} with steps of {step}");
         }
@@ -243,10 +243,12 @@ proptest! {
 fn check_2_a_symmetric_group_without_negative_weights_keeps_its_top() {
     // The rule that takes lo from the weights would lose everything above about half of 1.0.
     let w: Vec<f32> = (0..32).map(|i| i as f32 / 31.0).collect();
-    let data = RtnData::encode(&w, (1, 32), RtnSpec { bits: 4, group_size: 32, sym: true }).expect("packs");
+    let data =
+        RtnData::encode(&w, (1, 32), RtnSpec { bits: 4, group_size: 32, sym: true, ..RtnSpec::default() })
+            .expect("packs");
     let mut out = vec![0f32; 32];
     data.rows_into(0, &mut out);
-    assert!((out[31] - 1.0).abs() <= 0.5 * data.scales[0] * 1.0001, "{}", out[31]);
+    assert!((out[31] - 1.0).abs() <= 0.5 * data.scales.at(0) * 1.0001, "{}", out[31]);
 }
 
 // Every format: tensors of a file → the same codes and scales.
@@ -260,7 +262,9 @@ fn check_1_files_round_trip() {
         assert_eq!(Nf4Data::from_tensors("a.weight", find(tensors)).expect("reads"), data);
     }
     for sym in [false, true] {
-        let data = RtnData::encode(&w, (33, 70), RtnSpec { bits: 3, group_size: 14, sym }).expect("packs");
+        let data =
+            RtnData::encode(&w, (33, 70), RtnSpec { bits: 3, group_size: 14, sym, ..RtnSpec::default() })
+                .expect("packs");
         assert_eq!(
             RtnData::from_tensors("a.weight", find(data.to_tensors("a.weight"))).expect("reads"),
             data
@@ -280,7 +284,8 @@ fn check_1_parts_hold_what_the_codecs_pack() {
     for (bits, group_size, sym) in
         [(2, 16, true), (3, 48, false), (4, 96, true), (8, -1, true), (8, 32, false)]
     {
-        let data = RtnData::encode(&w, shape, RtnSpec { bits, group_size, sym }).expect("packs");
+        let data = RtnData::encode(&w, shape, RtnSpec { bits, group_size, sym, ..RtnSpec::default() })
+            .expect("packs");
         let mut out = vec![f32::NAN; w.len()];
         data.rows_into(0, &mut out);
         let settings = json!({ "bits": bits, "group_size": group_size, "sym": sym });

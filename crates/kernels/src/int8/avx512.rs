@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::{GROUP, quantise_row};
 use crate::packed::{stream_bytes, unpack_bits};
-use crate::packed_rows::Grid;
+use crate::packed_rows::{Grid, GroupScales};
 use crate::split::{Shared, tasks};
 use crate::tile::square;
 
@@ -90,19 +90,26 @@ impl Panel {
             }
         }
         let groups = k / w.group;
-        let spread = |of: &[f32], to: &mut [f32]| {
+        // Of the groups of x the group of each output: its place among all, counted without the outputs before.
+        let each = |to: &mut [f32], of: &dyn Fn(usize, &mut [f32])| {
             for (h, to) in to[..len / GROUP * PANEL].chunks_exact_mut(PANEL).enumerate() {
-                let group = (from + h * GROUP) / w.group;
-                to.iter_mut().enumerate().for_each(|(j, to)| {
-                    *to = if j < rows { of[(first + j) * groups + group] } else { 0.0 };
-                });
+                to[rows..].fill(0.0);
+                of(first * groups + (from + h * GROUP) / w.group, &mut to[..rows]);
             }
         };
-        spread(w.scales, &mut self.scales);
+        each(&mut self.scales, &|at, to| match w.scales {
+            GroupScales::F32(scales) => gather(&scales[at..], groups, to, |s| s),
+            GroupScales::Bf16(bits) => gather(&bits[at..], groups, to, crate::bf16::widen),
+        });
         if !w.zeros.is_empty() {
-            spread(w.zeros, &mut self.zeros);
+            each(&mut self.zeros, &|at, to| gather(&w.zeros[at..], groups, to, |z| z));
         }
     }
+}
+
+/// `to[j] = number(from[j · step])`
+fn gather<S: Copy>(from: &[S], step: usize, to: &mut [f32], number: impl Fn(S) -> f32) {
+    to.iter_mut().zip(from.iter().step_by(step)).for_each(|(to, from)| *to = number(*from));
 }
 
 /// `y = x̂ wᵀ`; VNNI was seen, and groups are whole.

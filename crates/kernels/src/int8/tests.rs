@@ -23,6 +23,7 @@ proptest! {
         let x = normal::<f32>(4, m * k);
         if let Some(y) = product(&x, m, &made.layout(bits, (n, k), group), n) {
             assert_close(&y, &reference::forward(m, n, k, &x, &made.dense), 3e-6);
+            prop_assert_eq!(product(&x, m, &made.narrow(bits, (n, k), group), n), Some(y));
         }
     }
 

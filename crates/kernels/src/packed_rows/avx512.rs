@@ -11,12 +11,12 @@ pub const CHUNK: usize = 64;
 pub const HALF: usize = 32;
 
 /// A weight of whole numbers.
-pub struct Weight<'a> {
+pub struct Weight<'a, S> {
     pub codes: &'a [u8],
     /// Bytes of a row's codes.
     pub row_bytes: usize,
     /// One a group.
-    pub scales: &'a [f32],
+    pub scales: &'a [S],
     /// One a group, if they differ from the middle, which x knows.
     pub zeros: Option<&'a [f32]>,
     /// Groups of a row.
@@ -27,13 +27,59 @@ pub struct Weight<'a> {
     pub group_of: Vec<usize>,
 }
 
-impl<'a> Weight<'a> {
-    pub fn of(w: &super::Grid<'a>, row_bytes: usize) -> Self {
+/// A scale as it is stored.
+pub trait Scale: Copy + Sync {
+    /// Its number.
+    fn number(self) -> f32;
+
+    /// Two scales, each at the sums of its half of a chunk: those of the second half are in `second`.
+    ///
+    /// # Safety
+    /// AVX-512 was seen; `at` points at two.
+    unsafe fn two(at: *const Self, lanes: (__m512i, u16)) -> __m512;
+}
+
+impl Scale for f32 {
+    #[inline(always)]
+    fn number(self) -> f32 {
+        self
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+    unsafe fn two(at: *const f32, (lanes, _): (__m512i, u16)) -> __m512 {
+        // SAFETY: the caller's promise.
+        let two = unsafe { at.cast::<f64>().read_unaligned() };
+        _mm512_permutexvar_ps(lanes, _mm512_castpd_ps(_mm512_set1_pd(two)))
+    }
+}
+
+/// The bits of a bf16.
+impl Scale for u16 {
+    #[inline(always)]
+    fn number(self) -> f32 {
+        crate::bf16::widen(self)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+    unsafe fn two(at: *const u16, (_, second): (__m512i, u16)) -> __m512 {
+        // SAFETY: the caller's promise.
+        let two = _mm512_set1_epi32(unsafe { at.cast::<i32>().read_unaligned() });
+        // The first is a word's low half.
+        let first = _mm512_slli_epi32::<16>(two);
+        let high = _mm512_and_si512(two, _mm512_set1_epi32(!0xffff));
+        _mm512_castsi512_ps(_mm512_mask_blend_epi32(second, first, high))
+    }
+}
+
+impl<'a, S: Scale> Weight<'a, S> {
+    pub fn of(w: &super::Grid<'a>, scales: &'a [S], row_bytes: usize) -> Self {
         let (k, r) = (w.shape.1, w.group / HALF);
         Weight {
             codes: w.packed,
             row_bytes,
-            scales: w.scales,
+            scales,
             zeros: Some(w.zeros).filter(|z| !z.is_empty()),
             groups: k / w.group,
             halves_of_group: r,
@@ -47,26 +93,25 @@ impl<'a> Weight<'a> {
     /// AVX-512 was seen; `of` points at the row's groups, `lanes` at which half each sum is of.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-    unsafe fn spread(
+    unsafe fn spread<N: Scale>(
         &self,
-        of: *const f32,
+        of: *const N,
         chunk: usize,
         whole: bool,
-        (lanes, second): (__m512i, u16),
+        lanes: (__m512i, u16),
     ) -> __m512 {
         // SAFETY: groups of this row; of the last chunk the second half may not be there.
         unsafe {
             let first = self.group_of[chunk];
             if self.halves_of_group == 1 && whole {
-                let two = of.add(first).cast::<f64>().read_unaligned();
-                return _mm512_permutexvar_ps(lanes, _mm512_castpd_ps(_mm512_set1_pd(two)));
+                return N::two(of.add(first), lanes);
             }
-            let one = _mm512_set1_ps(*of.add(first));
+            let one = _mm512_set1_ps((*of.add(first)).number());
             if self.halves_of_group.is_multiple_of(2) {
                 return one;
             }
             let next = ((2 * chunk + 1) / self.halves_of_group).min(self.groups - 1);
-            _mm512_mask_blend_ps(second, one, _mm512_set1_ps(*of.add(next)))
+            _mm512_mask_blend_ps(lanes.1, one, _mm512_set1_ps((*of.add(next)).number()))
         }
     }
 }
@@ -76,8 +121,8 @@ impl<'a> Weight<'a> {
 /// # Safety
 /// AVX-512 with VNNI was seen; the rows are there; x is as long as they.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
-pub unsafe fn dots<const BITS: u32, const P: usize, const R: usize>(
-    w: &Weight<'_>,
+pub unsafe fn dots<const BITS: u32, const P: usize, const R: usize, S: Scale>(
+    w: &Weight<'_, S>,
     first: usize,
     x: &Planes<P>,
 ) -> [f32; R] {
@@ -131,8 +176,8 @@ pub unsafe fn dots<const BITS: u32, const P: usize, const R: usize>(
 /// # Safety
 /// As there, with VBMI.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx2,fma")]
-pub unsafe fn dots_3<const P: usize, const R: usize>(
-    w: &Weight<'_>,
+pub unsafe fn dots_3<const P: usize, const R: usize, S: Scale>(
+    w: &Weight<'_, S>,
     first: usize,
     x: &Planes<P>,
 ) -> [f32; R] {
@@ -157,8 +202,8 @@ pub unsafe fn dots_3<const P: usize, const R: usize>(
 /// of which so many bytes are there.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
-unsafe fn sums<const P: usize, const R: usize>(
-    w: &Weight<'_>,
+unsafe fn sums<const P: usize, const R: usize, S: Scale>(
+    w: &Weight<'_, S>,
     first: usize,
     x: &Planes<P>,
     bytes: usize,
@@ -169,15 +214,14 @@ unsafe fn sums<const P: usize, const R: usize>(
     unsafe {
         let rows: [*const u8; R] =
             std::array::from_fn(|r| w.codes[(first + r) * w.row_bytes..][..w.row_bytes].as_ptr());
-        let groups = |of: &[f32], r: usize| of[(first + r) * w.groups..][..w.groups].as_ptr();
-        let scales: [*const f32; R] = std::array::from_fn(|r| groups(w.scales, r));
-        let zeros: Option<[*const f32; R]> = w.zeros.map(|z| std::array::from_fn(|r| groups(z, r)));
+        let groups = |r: usize| (first + r) * w.groups..(first + r + 1) * w.groups;
+        let scales: [*const S; R] = std::array::from_fn(|r| w.scales[groups(r)].as_ptr());
+        let zeros: Option<[*const f32; R]> = w.zeros.map(|z| std::array::from_fn(|r| z[groups(r)].as_ptr()));
         let lanes = _mm512_loadu_si512(x.halves.as_ptr().cast());
         let lanes = (lanes, _mm512_test_epi32_mask(lanes, _mm512_set1_epi32(1)));
         // What the next rows hold at the same place, or further on where rows are short.
         let mut ahead = rows[0].wrapping_add((R * w.row_bytes).max(AHEAD));
-        let mut ahead_scales =
-            scales[0].wrapping_byte_add((R * w.groups * size_of::<f32>()).max(AHEAD_SCALES));
+        let mut ahead_scales = scales[0].wrapping_byte_add((R * w.groups * size_of::<S>()).max(AHEAD_SCALES));
         for chunk in 0..x.scales.len() {
             let whole = (chunk + 1) * bytes <= w.row_bytes;
             let planes = x.bytes.as_ptr().add(chunk * P * CHUNK);
@@ -188,7 +232,7 @@ unsafe fn sums<const P: usize, const R: usize>(
             let of_x = _mm512_loadu_ps(x.scales[chunk].as_ptr());
             let left = if whole { bytes } else { w.row_bytes - chunk * bytes };
             _mm_prefetch::<_MM_HINT_T0>(ahead_scales.cast());
-            ahead_scales = ahead_scales.wrapping_byte_add(8 * R);
+            ahead_scales = ahead_scales.wrapping_add(2 * R);
             for r in 0..R {
                 let from = rows[r].add(chunk * bytes);
                 _mm_prefetch::<_MM_HINT_T0>(ahead.cast());

@@ -1,7 +1,7 @@
 //! Whole numbers: x in planes of seven bits, dot products of bytes.
 
-use super::Grid;
-use super::avx512::{self, CHUNK, ChunkOfX, HALF, Weight};
+use super::avx512::{self, CHUNK, ChunkOfX, HALF, Scale, Weight};
+use super::{Grid, GroupScales};
 use crate::cpu;
 use crate::packed::stream_bytes;
 use crate::split::{Shared, tasks};
@@ -78,12 +78,19 @@ fn lanes(bits: u32) -> [i32; 16] {
 
 /// `y[m×n] = x[m×k] · wᵀ` with P planes.
 pub fn forward<const P: usize>(x: &[f32], w: &Grid<'_>, y: &mut [f32]) {
+    match w.scales {
+        GroupScales::F32(scales) => by_scales::<P, f32>(x, w, scales, y),
+        GroupScales::Bf16(scales) => by_scales::<P, u16>(x, w, scales, y),
+    }
+}
+
+fn by_scales<const P: usize, S: Scale>(x: &[f32], w: &Grid<'_>, scales: &[S], y: &mut [f32]) {
     let (n, k) = w.shape;
     let (groups, row_bytes) = (k / w.group, stream_bytes(k, w.bits));
     assert_eq!(w.packed.len(), n * row_bytes, "the codes of {n}×{k}");
-    assert!(w.scales.len() == n * groups && (w.zeros.is_empty() || w.zeros.len() == n * groups));
+    assert!(scales.len() == n * groups && (w.zeros.is_empty() || w.zeros.len() == n * groups));
     let planes: Vec<Planes<P>> = x.chunks_exact(k).map(|x| Planes::of(x, w)).collect();
-    let weight = Weight::of(w, row_bytes);
+    let weight = Weight::of(w, scales, row_bytes);
     let out = Shared::new(y);
     let rows = (TASK / k).max(1).next_multiple_of(ROWS);
     tasks(n.div_ceil(rows), |t| {
@@ -94,7 +101,7 @@ pub fn forward<const P: usize>(x: &[f32], w: &Grid<'_>, y: &mut [f32]) {
                 // SAFETY: `suits` saw the features; each task owns its columns of y.
                 let to = unsafe { out.slice(i * n + first, here) };
                 if here == ROWS {
-                    to.copy_from_slice(&dots::<P, ROWS>(w.bits, &weight, first, x));
+                    to.copy_from_slice(&dots::<P, ROWS, S>(w.bits, &weight, first, x));
                 } else {
                     for (r, y) in to.iter_mut().enumerate() {
                         [*y] = dots(w.bits, &weight, first + r, x);
@@ -108,14 +115,19 @@ pub fn forward<const P: usize>(x: &[f32], w: &Grid<'_>, y: &mut [f32]) {
 /// Rows that share what is loaded of x.
 const ROWS: usize = 4;
 
-fn dots<const P: usize, const R: usize>(bits: u32, w: &Weight<'_>, first: usize, x: &Planes<P>) -> [f32; R] {
+fn dots<const P: usize, const R: usize, S: Scale>(
+    bits: u32,
+    w: &Weight<'_, S>,
+    first: usize,
+    x: &Planes<P>,
+) -> [f32; R] {
     // SAFETY: `suits` saw the features; slices of rows are checked.
     unsafe {
         match bits {
-            2 => avx512::dots::<2, P, R>(w, first, x),
+            2 => avx512::dots::<2, P, R, S>(w, first, x),
             3 => avx512::dots_3(w, first, x),
-            4 => avx512::dots::<4, P, R>(w, first, x),
-            _ => avx512::dots::<8, P, R>(w, first, x),
+            4 => avx512::dots::<4, P, R, S>(w, first, x),
+            _ => avx512::dots::<8, P, R, S>(w, first, x),
         }
     }
 }

@@ -36,13 +36,37 @@ pub struct Grid<'a> {
     /// Inputs that share a scale; divides the inputs.
     pub group: usize,
     /// `[rows, inputs / group]`.
-    pub scales: &'a [f32],
+    pub scales: GroupScales<'a>,
     /// As `scales`; empty where every zero is `middle`.
     pub zeros: &'a [f32],
     /// The zero of a weight without `zeros`.
     pub middle: f32,
     /// Outputs and inputs.
     pub shape: (usize, usize),
+}
+
+/// Scales of groups.
+#[derive(Clone, Copy)]
+pub enum GroupScales<'a> {
+    /// As they are.
+    F32(&'a [f32]),
+    /// The bits of bf16: half as much to read.
+    Bf16(&'a [u16]),
+}
+
+impl GroupScales<'_> {
+    /// How many.
+    pub fn len(&self) -> usize {
+        match self {
+            GroupScales::F32(scales) => scales.len(),
+            GroupScales::Bf16(bits) => bits.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 /// Codes of four bits, the even entry in a byte's high half, blocks counted over the flattened weight.

@@ -8,6 +8,8 @@ use crate::testing::{assert_same_for_threads, normal};
 pub(crate) struct Made {
     packed: Vec<u8>,
     scales: Vec<f32>,
+    /// The same numbers: all of them are those of some bf16.
+    bits_of_scales: Vec<u16>,
     zeros: Vec<f32>,
     pub dense: Vec<f64>,
 }
@@ -16,7 +18,9 @@ pub(crate) fn grid(bits: u32, (n, k): (usize, usize), group: usize, sym: bool) -
     let top = (1u32 << bits) - 1;
     let codes: Vec<u8> =
         normal::<f32>(1, n * k).iter().map(|x| ((x.abs() * 1e4) as u32 & top) as u8).collect();
-    let scales: Vec<f32> = normal::<f32>(2, n * k / group).iter().map(|x| 0.01 + x.abs()).collect();
+    let bits_of_scales: Vec<u16> =
+        normal::<f32>(2, n * k / group).iter().map(|x| crate::bf16::round(0.01 + x.abs())).collect();
+    let scales: Vec<f32> = bits_of_scales.iter().map(|s| crate::bf16::widen(*s)).collect();
     let middle = (1u32 << (bits - 1)) as f32;
     let zeros: Vec<f32> =
         normal::<f32>(3, n * k / group).iter().map(|x| (middle + 2.0 * x).round()).collect();
@@ -28,14 +32,22 @@ pub(crate) fn grid(bits: u32, (n, k): (usize, usize), group: usize, sym: bool) -
     let zero = |e: usize| if sym { middle } else { zeros[e / group] };
     let value = |(e, c): (usize, &u8)| f64::from(scales[e / group]) * f64::from(f32::from(*c) - zero(e));
     let dense = codes.iter().enumerate().map(value).collect();
-    Made { packed, scales, zeros: if sym { Vec::new() } else { zeros }, dense }
+    Made { packed, scales, bits_of_scales, zeros: if sym { Vec::new() } else { zeros }, dense }
 }
 
 impl Made {
     pub fn layout(&self, bits: u32, shape: (usize, usize), group: usize) -> Layout<'_> {
         let middle = (1u32 << (bits - 1)) as f32;
-        let (packed, scales, zeros) = (&self.packed, &self.scales, &self.zeros);
+        let (packed, scales, zeros) = (&self.packed, GroupScales::F32(&self.scales), &self.zeros);
         Layout::Grid(Grid { packed, bits, group, scales, zeros, middle, shape })
+    }
+
+    /// The same with scales in bf16.
+    pub fn narrow(&self, bits: u32, shape: (usize, usize), group: usize) -> Layout<'_> {
+        match self.layout(bits, shape, group) {
+            Layout::Grid(w) => Layout::Grid(Grid { scales: GroupScales::Bf16(&self.bits_of_scales), ..w }),
+            table => table,
+        }
     }
 }
 
@@ -67,6 +79,9 @@ proptest! {
             let mut y = vec![f32::NAN; m * n];
             if forward(&x, m, &made.layout(bits, (n, k), group), narrow, &mut y) {
                 close(&y, &x, &made.dense, k, bound)?;
+                let mut same = vec![f32::NAN; m * n];
+                prop_assert!(forward(&x, m, &made.narrow(bits, (n, k), group), narrow, &mut same));
+                prop_assert_eq!(same, y);
             }
         }
     }
