@@ -63,6 +63,8 @@ wide! {
 mod avx512 {
     use std::arch::x86_64::*;
 
+    use crate::registers::first_lanes;
+
     /// # Safety
     /// `x` holds `out.len()` rows as long as `w`.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
@@ -113,7 +115,7 @@ mod avx512 {
                 c += 32;
             }
             while c < k {
-                let mask = if k - c >= 16 { !0 } else { (1u16 << (k - c)) - 1 };
+                let mask = first_lanes(k - c);
                 let w0 = _mm512_maskz_loadu_ps(mask, w.add(c));
                 for (r, even) in even.iter_mut().enumerate() {
                     *even = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, x.add(r * k + c)), w0, *even);

@@ -10,6 +10,7 @@ use std::arch::x86_64::*;
 
 use crate::cpu::{self, Cpu};
 use crate::matmul::Strided;
+use crate::registers::first_lanes;
 use crate::scratch;
 use crate::split::{Shared, tasks};
 use crate::tile::{self, Operands};
@@ -86,7 +87,7 @@ pub unsafe fn product(
 unsafe fn order(b: Strided<*const f32>, inner: usize, cols: usize, panel: *mut f32) {
     let width = cols.next_multiple_of(16);
     for v in (0..cols).step_by(16) {
-        let mask: u16 = if cols - v >= 16 { !0 } else { (1 << (cols - v)) - 1 };
+        let mask = first_lanes(cols - v);
         // SAFETY: masked to the columns that are there; the gather's lanes are counted in numbers.
         unsafe {
             let from = b.start.offset(v as isize * b.col);

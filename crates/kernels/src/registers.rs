@@ -1,5 +1,11 @@
 //! Registers of f32 as small products see them: one trait, and what stands for it in each instruction set.
 
+/// The mask of the first `n` of sixteen lanes, of all for more.
+#[inline(always)]
+pub(crate) const fn first_lanes(n: usize) -> u16 {
+    if n >= 16 { !0 } else { (1 << n) - 1 }
+}
+
 /// A register of f32.
 pub(crate) trait Lanes: Copy {
     /// Which lanes are there.
@@ -97,7 +103,7 @@ impl Lanes for Plain {
 pub(crate) mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{Lanes, Step};
+    use super::{Lanes, Step, first_lanes};
 
     impl Lanes for __m256 {
         type Mask = __m256i;
@@ -155,7 +161,7 @@ pub(crate) mod x86 {
         }
         #[inline(always)]
         unsafe fn mask(n: usize) -> u16 {
-            if n >= 16 { !0 } else { (1 << n) - 1 }
+            first_lanes(n)
         }
         #[inline(always)]
         unsafe fn splat(x: f32) -> Self {

@@ -64,3 +64,13 @@ pub fn assert_same_for_threads<T: Real>(f: impl Fn() -> Vec<T> + Sync) {
         assert!(bits(&on(threads)) == bits(&one), "{threads} threads give other bits than one");
     }
 }
+
+/// Says once in this process that a case was left out, and why.
+pub fn skipped(why: &'static str) {
+    static SAID: std::sync::Mutex<Vec<&str>> = std::sync::Mutex::new(Vec::new());
+    let mut said = SAID.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if !said.contains(&why) {
+        eprintln!("skipped: {why}");
+        said.push(why);
+    }
+}

@@ -2,6 +2,8 @@
 
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::{self, Cpu};
+#[cfg(target_arch = "x86_64")]
+use crate::registers::first_lanes;
 use crate::{Real, dot};
 
 /// `to[g·row + j]` = scale · q_g·k_j for `q` `[group, d]` and `keys` `[n, d]`. A score's bits depend on its own query
@@ -48,7 +50,7 @@ unsafe fn avx512(q: &[f32], keys: &[f32], scale: f32, to: &mut [f32]) {
             let rows: [*const f32; 16] =
                 std::array::from_fn(|j| keys.as_ptr().add((first + j.min(here - 1)) * d));
             for c in (0..d).step_by(16) {
-                let mask = if d - c >= 16 { !0 } else { (1u16 << (d - c)) - 1 };
+                let mask = first_lanes(d - c);
                 let q = _mm512_maskz_loadu_ps(mask, q.as_ptr().add(c));
                 for j in 0..16 {
                     sums[j] = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, rows[j].add(c)), q, sums[j]);
@@ -70,7 +72,7 @@ unsafe fn avx512(q: &[f32], keys: &[f32], scale: f32, to: &mut [f32]) {
             };
             let all = meet(meet(four[0], four[1]), meet(four[2], four[3]));
             let all = _mm512_mul_ps(all, _mm512_set1_ps(scale));
-            let mask = if here == 16 { !0 } else { (1u16 << here) - 1 };
+            let mask = first_lanes(here);
             _mm512_mask_storeu_ps(to.as_mut_ptr().add(first), mask, all);
         }
     }

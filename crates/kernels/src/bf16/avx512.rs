@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{PANEL, STEP, TILE};
+use crate::registers::first_lanes;
 use crate::tile::square;
 
 /// Rows that share a panel's loads: 8×2 vectors of sums.
@@ -71,7 +72,7 @@ pub unsafe fn round(from: &[f32], to: &mut [u16]) {
     // SAFETY: loads and stores lie within both slices, or are masked to them.
     unsafe {
         while i < n {
-            let mask = if n - i >= 16 { !0 } else { (1u16 << (n - i)) - 1 };
+            let mask = first_lanes(n - i);
             let x = _mm512_maskz_loadu_ps(mask, from.as_ptr().add(i));
             let narrow: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(x));
             _mm256_mask_storeu_epi16(to.as_mut_ptr().add(i).cast(), mask, narrow);
@@ -88,12 +89,11 @@ pub unsafe fn round(from: &[f32], to: &mut [u16]) {
 pub unsafe fn round_into_tiles(row: &[f32], to: *mut u16) {
     for (s, at) in (0..row.len()).step_by(STEP).enumerate() {
         let left = row.len() - at;
-        let mask = |n: usize| if n >= 16 { !0 } else { (1u16 << n) - 1 };
         // SAFETY: masked to the row; the caller's promise.
         unsafe {
             let from = row.as_ptr().add(at);
-            let low = _mm512_maskz_loadu_ps(mask(left), from);
-            let high = _mm512_maskz_loadu_ps(mask(left.saturating_sub(16)), from.wrapping_add(16));
+            let low = _mm512_maskz_loadu_ps(first_lanes(left), from);
+            let high = _mm512_maskz_loadu_ps(first_lanes(left.saturating_sub(16)), from.wrapping_add(16));
             let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
             _mm512_storeu_si512(to.add(s * TILE * STEP).cast(), both);
         }

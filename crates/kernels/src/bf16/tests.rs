@@ -128,7 +128,7 @@ fn threads_do_not_change_a_bit() {
 #[test]
 fn units_agree() {
     if unit() != Some(Unit::Tiles) {
-        eprintln!("skipped: bf16 tiles are not here");
+        crate::testing::skipped("bf16 tiles are not here");
         return;
     }
     let steps = 5;

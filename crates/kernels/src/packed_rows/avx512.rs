@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::grid::Planes;
+use crate::registers::first_lanes;
 
 /// Codes that one step takes.
 pub const CHUNK: usize = 64;
@@ -153,7 +154,7 @@ pub unsafe fn dots<const BITS: u32, const P: usize, const R: usize, S: Scale>(
                 _mm512_and_si512(_mm512_srlv_epi16(twice, shifts), _mm512_set1_epi8(15))
             }
             _ => {
-                let mask = if left == 16 { !0 } else { (1u16 << left) - 1 };
+                let mask = first_lanes(left);
                 let all = _mm512_broadcast_i32x4(_mm_maskz_loadu_epi8(mask, from.cast()));
                 let shifts = _mm512_set_epi64(
                     0x0006_0006_0006_0006,

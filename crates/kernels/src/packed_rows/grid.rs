@@ -6,8 +6,11 @@ use crate::cpu;
 use crate::packed::stream_bytes;
 use crate::split::{Shared, tasks};
 
-/// Codes of one task: enough to pay for the hand-over.
-const TASK: usize = 1 << 14;
+/// Codes of one task, where there are enough of them for [`TASKS`]: the least pays for the hand-over.
+const TASK: std::ops::RangeInclusive<usize> = 1 << 14..=1 << 17;
+
+/// Tasks that a weight is cut into: so many that threads end together.
+const TASKS: usize = 64;
 
 /// Whether there is such a way for this weight.
 pub fn suits(w: &Grid<'_>) -> bool {
@@ -92,7 +95,8 @@ fn by_scales<const P: usize, S: Scale>(x: &[f32], w: &Grid<'_>, scales: &[S], y:
     let planes: Vec<Planes<P>> = x.chunks_exact(k).map(|x| Planes::of(x, w)).collect();
     let weight = Weight::of(w, scales, row_bytes);
     let out = Shared::new(y);
-    let rows = (TASK / k).max(1).next_multiple_of(ROWS);
+    let task = (n * k / TASKS).clamp(*TASK.start(), *TASK.end());
+    let rows = (task / k).max(1).next_multiple_of(ROWS);
     tasks(n.div_ceil(rows), |t| {
         let end = n.min((t + 1) * rows);
         for first in (t * rows..end).step_by(ROWS) {

@@ -6,6 +6,7 @@ use super::avx512::AHEAD;
 use super::{Scales, Table};
 use crate::bf16;
 use crate::cpu::{self, Cpu};
+use crate::registers::first_lanes;
 use crate::split::{Shared, tasks};
 
 /// Codes of one step.
@@ -100,7 +101,7 @@ impl Scales<'_> {
                 while at < out.len() {
                     let place = first + at;
                     let n = (out.len() - at).min(256 - place % 256).min(16);
-                    let mask = if n == 16 { !0 } else { (1u16 << n) - 1 };
+                    let mask = first_lanes(n);
                     // SAFETY: masked to the blocks that are there; a byte is a place of the map.
                     unsafe {
                         let bytes = _mm_maskz_loadu_epi8(mask, codes.as_ptr().add(at).cast());
