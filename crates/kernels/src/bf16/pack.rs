@@ -58,7 +58,7 @@ fn fill_tiles(x: &[f32], m: usize, k: usize, stride: usize, out: &mut [u16]) {
         // SAFETY: a row of tiles a task.
         let tiles = unsafe { shared.slice(i * across * TILE * STEP, across * TILE * STEP) };
         let rows = TILE.min(m.saturating_sub(i * TILE));
-        if rows < TILE || k % STEP > 0 {
+        if rows < TILE || !k.is_multiple_of(STEP) {
             tiles.fill(0);
         }
         for r in 0..rows {
