@@ -115,12 +115,13 @@ unsafe fn down(
                     block(operands, panel.as_ptr(), steps, to, 4 * stride, accumulate);
                     continue;
                 }
-                block(operands, panel.as_ptr(), steps, edge.as_mut_ptr(), 4 * PANEL, false);
+                // Added to in the same order as a whole block, so that a row's bits do not depend on its company.
+                for r in 0..if accumulate { rows } else { 0 } {
+                    edge[r * PANEL..][..cols].copy_from_slice(c.slice((i + r) * stride + first, cols));
+                }
+                block(operands, panel.as_ptr(), steps, edge.as_mut_ptr(), 4 * PANEL, accumulate);
                 for r in 0..rows {
-                    let to = c.slice((i + r) * stride + first, cols);
-                    for (to, x) in to.iter_mut().zip(&edge[r * PANEL..]) {
-                        *to = if accumulate { *to + x } else { *x };
-                    }
+                    c.slice((i + r) * stride + first, cols).copy_from_slice(&edge[r * PANEL..][..cols]);
                 }
             }
         }

@@ -148,3 +148,17 @@ fn units_agree() {
         assert_close(&found[0], &want, 1e-5);
     }
 }
+
+#[test]
+fn what_is_added_to_does_not_depend_on_the_rows_beside() {
+    let (m, n, k) = (70, 96, 48);
+    let w = Weight(normal::<f32>(2, n * k).into_iter().map(round).collect(), n, k, true);
+    let (g, start) = (normal::<f32>(3, m * n), normal::<f32>(4, m * k));
+    let mut all = start.clone();
+    backward_input(&g, m, &w, true, &mut all);
+    for (from, to) in [(0, 17), (17, 70)] {
+        let mut some = start[from * k..to * k].to_vec();
+        backward_input(&g[from * n..to * n], to - from, &w, true, &mut some);
+        assert_eq!(some, all[from * k..to * k], "rows {from} to {to}");
+    }
+}
