@@ -142,12 +142,7 @@ impl Array {
         category: Category,
         fill: impl FnOnce(&mut [T]) -> Result<()>,
     ) -> Result<Self> {
-        if shape_only {
-            return Self::shape_only(dims, T::DTYPE, category);
-        }
-        let mut data = vec![T::zero(); dims.iter().product()];
-        fill(&mut data)?;
-        Self::from_vec(data, dims, category)
+        Self::filled(dims, shape_only, category, |n| vec![T::zero(); n], fill)
     }
 
     /// As [`Array::build`] with a `fill` that writes every number: what it finds may be anything.
@@ -157,12 +152,33 @@ impl Array {
         category: Category,
         fill: impl FnOnce(&mut [T]) -> Result<()>,
     ) -> Result<Self> {
+        Self::filled(dims, shape_only, category, ramekin_kernels::unwritten, fill)
+    }
+
+    fn filled<T: Element>(
+        dims: &[usize],
+        shape_only: bool,
+        category: Category,
+        room: impl FnOnce(usize) -> Vec<T>,
+        fill: impl FnOnce(&mut [T]) -> Result<()>,
+    ) -> Result<Self> {
         if shape_only {
             return Self::shape_only(dims, T::DTYPE, category);
         }
-        let mut data = ramekin_kernels::unwritten(dims.iter().product());
+        let mut data = room(dims.iter().product());
         fill(&mut data)?;
         Self::from_vec(data, dims, category)
+    }
+
+    /// The same numbers in bytes of their own; of a shape-only array another one.
+    ///
+    /// # Errors
+    /// If the numbers cannot be copied.
+    pub fn copied(&self, category: Category) -> Result<Self> {
+        match self.is_shape_only() {
+            true => Self::shape_only(self.dims(), self.dtype(), category),
+            false => Self::from_tensor(self.tensor.copy()?, category),
+        }
     }
 
     /// Dimensions, outermost first.

@@ -273,13 +273,7 @@ impl Assembly {
         if !param.value().is_absent() {
             return Ok(param.value());
         }
-        self.sites.while_held(param.name(), || {
-            let value = param.value();
-            if value.is_shape_only() {
-                return Array::shape_only(value.dims(), value.dtype(), Category::Workspace);
-            }
-            Array::from_tensor(value.tensor().copy()?, Category::Workspace)
-        })
+        self.sites.while_held(param.name(), || param.value().copied(Category::Workspace))
     }
 
     /// Puts saved numbers into parameters, wherever they are, and notes that they have trained.

@@ -102,11 +102,7 @@ impl Direction {
 
     /// A copy of `x` moved by `s·z`.
     pub fn moved(&self, param: &Param, x: &Array, s: f64) -> Result<Array> {
-        let copy = if x.is_shape_only() {
-            Array::shape_only(x.dims(), x.dtype(), Category::Workspace)?
-        } else {
-            Array::from_tensor(x.tensor().copy()?, Category::Workspace)?
-        };
+        let copy = x.copied(Category::Workspace)?;
         self.add(param, &copy, s)?;
         Ok(copy)
     }

@@ -63,10 +63,7 @@ struct Elsewhere;
 
 impl SavedHook for Elsewhere {
     fn pack(&self, array: Array, _: SavedKind) -> anyhow::Result<Box<dyn FnOnce() -> anyhow::Result<Array>>> {
-        let copy = match array.is_shape_only() {
-            true => Array::shape_only(array.dims(), array.dtype(), Category::Workspace)?,
-            false => Array::from_tensor(array.tensor().copy()?, Category::Workspace)?,
-        };
+        let copy = array.copied(Category::Workspace)?;
         Ok(Box::new(move || Ok(copy)))
     }
 }

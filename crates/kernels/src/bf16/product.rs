@@ -32,7 +32,8 @@ pub fn forward(x: &[f32], m: usize, w: &dyn Bf16Rows, bias: Option<&[f32]>, y: &
         few::forward(&narrow, m, w, y);
     } else {
         for (x, y) in x.chunks(ROWS * k).zip(y.chunks_mut(ROWS * n)) {
-            many(x, x.len() / k, w, y);
+            let m = x.len() / k;
+            pack::with_tiles(x, m, k, k, |tiles| many(tiles, m, w, y));
         }
     }
     if let Some(bias) = bias {
@@ -40,12 +41,7 @@ pub fn forward(x: &[f32], m: usize, w: &dyn Bf16Rows, bias: Option<&[f32]>, y: &
     }
 }
 
-fn many(x: &[f32], m: usize, w: &dyn Bf16Rows, y: &mut [f32]) {
-    let k = w.in_features();
-    pack::with_tiles(x, m, k, k, |tiles| through_panels(tiles, m, w, y));
-}
-
-fn through_panels(tiles: &[u16], m: usize, w: &dyn Bf16Rows, y: &mut [f32]) {
+fn many(tiles: &[u16], m: usize, w: &dyn Bf16Rows, y: &mut [f32]) {
     let (n, k) = (w.out_features(), w.in_features());
     let out = Shared::new(y);
     let pieces: Vec<_> = (0..k).step_by(INNER).map(|from| from..k.min(from + INNER)).collect();
@@ -116,8 +112,10 @@ unsafe fn down(
                     continue;
                 }
                 // Added to in the same order as a whole block, so that a row's bits do not depend on its company.
-                for r in 0..if accumulate { rows } else { 0 } {
-                    edge[r * PANEL..][..cols].copy_from_slice(c.slice((i + r) * stride + first, cols));
+                if accumulate {
+                    for r in 0..rows {
+                        edge[r * PANEL..][..cols].copy_from_slice(c.slice((i + r) * stride + first, cols));
+                    }
                 }
                 block(operands, panel.as_ptr(), steps, edge.as_mut_ptr(), 4 * PANEL, accumulate);
                 for r in 0..rows {

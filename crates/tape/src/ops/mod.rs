@@ -69,7 +69,7 @@ pub fn accumulate(sum: &mut Array, flow: Array) -> Result<()> {
         if !sum.is_unique() {
             *sum = match flow.is_unique() {
                 true => flow,
-                false => Array::shape_only(sum.dims(), sum.dtype(), Category::Workspace)?,
+                false => sum.copied(Category::Workspace)?,
             };
         }
         return Ok(());
@@ -79,7 +79,7 @@ pub fn accumulate(sum: &mut Array, flow: Array) -> Result<()> {
         return accumulate_into(sum, &other);
     }
     if !sum.is_unique() {
-        *sum = Array::from_tensor(sum.tensor().copy()?, Category::Workspace)?;
+        *sum = sum.copied(Category::Workspace)?;
     }
     accumulate_into(sum, &flow)
 }
@@ -90,10 +90,7 @@ fn own(x: Array) -> Result<Array> {
         x.recategorise(Category::Workspace);
         return Ok(x);
     }
-    if x.is_shape_only() {
-        return Array::shape_only(x.dims(), x.dtype(), Category::Workspace);
-    }
-    Array::from_tensor(x.tensor().copy()?, Category::Workspace)
+    x.copied(Category::Workspace)
 }
 
 fn accumulate_into(sum: &Array, flow: &Array) -> Result<()> {
