@@ -29,13 +29,14 @@ thread_local! {
 
 /// Calls `f` with room for `n` numbers, which may be anything before they are written.
 pub fn with<T: Pod, R>(n: usize, f: impl FnOnce(&mut [T]) -> R) -> R {
-    let lines = (n * size_of::<T>()).div_ceil(size_of::<Line>());
+    let bytes = n * size_of::<T>();
+    let lines = bytes.div_ceil(size_of::<Line>());
     let mut room = KEPT.with_borrow_mut(Vec::pop).unwrap_or_default();
     if room.len() < lines {
         drop(room); // before there is another
         room = unwritten(lines);
     }
-    let result = f(&mut bytemuck::cast_slice_mut(&mut room)[..n]);
+    let result = f(bytemuck::cast_slice_mut(&mut bytemuck::cast_slice_mut::<_, u8>(&mut room)[..bytes]));
     if room.len() <= MOST {
         KEPT.with_borrow_mut(|kept| kept.push(room));
     }

@@ -2,7 +2,8 @@
 
 use std::arch::x86_64::*;
 
-use super::grid::Planes;
+use bytemuck::{Pod, Zeroable};
+
 use crate::registers::first_lanes;
 
 /// Codes that one step takes.
@@ -26,6 +27,7 @@ pub struct Weight<'a, S> {
     pub halves_of_group: usize,
     /// For each chunk the group of its first half.
     pub group_of: Vec<usize>,
+    pub order: &'a Order,
 }
 
 /// A scale as it is stored.
@@ -75,7 +77,7 @@ impl Scale for u16 {
 }
 
 impl<'a, S: Scale> Weight<'a, S> {
-    pub fn of(w: &super::Grid<'a>, scales: &'a [S], row_bytes: usize) -> Self {
+    pub fn of(w: &super::Grid<'a>, scales: &'a [S], row_bytes: usize, order: &'a Order) -> Self {
         let (k, r) = (w.shape.1, w.group / HALF);
         Weight {
             codes: w.packed,
@@ -85,6 +87,7 @@ impl<'a, S: Scale> Weight<'a, S> {
             groups: k / w.group,
             halves_of_group: r,
             group_of: (0..k.div_ceil(CHUNK)).map(|chunk| 2 * chunk / r).collect(),
+            order,
         }
     }
 
@@ -125,7 +128,7 @@ impl<'a, S: Scale> Weight<'a, S> {
 pub unsafe fn dots<const BITS: u32, const P: usize, const R: usize, S: Scale>(
     w: &Weight<'_, S>,
     first: usize,
-    x: &Planes<P>,
+    x: &[Chunk<P>],
 ) -> [f32; R] {
     // SAFETY: masked to the codes that are there.
     unsafe {
@@ -180,7 +183,7 @@ pub unsafe fn dots<const BITS: u32, const P: usize, const R: usize, S: Scale>(
 pub unsafe fn dots_3<const P: usize, const R: usize, S: Scale>(
     w: &Weight<'_, S>,
     first: usize,
-    x: &Planes<P>,
+    x: &[Chunk<P>],
 ) -> [f32; R] {
     // Three bytes to each of eight lanes, then eight shifts of each lane.
     let spread: [u8; 64] = std::array::from_fn(|i| if i % 8 < 3 { (i / 8 * 3 + i % 8) as u8 } else { 63 });
@@ -206,7 +209,7 @@ pub unsafe fn dots_3<const P: usize, const R: usize, S: Scale>(
 unsafe fn sums<const P: usize, const R: usize, S: Scale>(
     w: &Weight<'_, S>,
     first: usize,
-    x: &Planes<P>,
+    x: &[Chunk<P>],
     bytes: usize,
     codes: impl Fn(*const u8, usize) -> __m512i,
 ) -> [f32; R] {
@@ -218,19 +221,15 @@ unsafe fn sums<const P: usize, const R: usize, S: Scale>(
         let groups = |r: usize| (first + r) * w.groups..(first + r + 1) * w.groups;
         let scales: [*const S; R] = std::array::from_fn(|r| w.scales[groups(r)].as_ptr());
         let zeros: Option<[*const f32; R]> = w.zeros.map(|z| std::array::from_fn(|r| z[groups(r)].as_ptr()));
-        let lanes = _mm512_loadu_si512(x.halves.as_ptr().cast());
-        let lanes = (lanes, _mm512_test_epi32_mask(lanes, _mm512_set1_epi32(1)));
+        let lanes = (_mm512_loadu_si512(w.order.halves.as_ptr().cast()), w.order.second);
         // What the next rows hold at the same place, or further on where rows are short.
         let mut ahead = rows[0].wrapping_add((R * w.row_bytes).max(AHEAD));
         let mut ahead_scales = scales[0].wrapping_byte_add((R * w.groups * size_of::<S>()).max(AHEAD_SCALES));
-        for chunk in 0..x.scales.len() {
+        for (chunk, of_x) in x.iter().enumerate() {
             let whole = (chunk + 1) * bytes <= w.row_bytes;
-            let planes = x.bytes.as_ptr().add(chunk * P * CHUNK);
-            let plane: [__m512i; P] =
-                std::array::from_fn(|p| _mm512_loadu_si512(planes.add(p * CHUNK).cast()));
-            let less: [__m512i; 2] =
-                std::array::from_fn(|i| _mm512_loadu_si512(x.less[2 * chunk + i].as_ptr().cast()));
-            let of_x = _mm512_loadu_ps(x.scales[chunk].as_ptr());
+            let plane = of_x.bytes.each_ref().map(|plane| _mm512_loadu_si512(plane.as_ptr().cast()));
+            let less = of_x.less.each_ref().map(|less| _mm512_loadu_si512(less.as_ptr().cast()));
+            let scale_of_x = _mm512_loadu_ps(of_x.scale.as_ptr());
             let left = if whole { bytes } else { w.row_bytes - chunk * bytes };
             _mm_prefetch::<_MM_HINT_T0>(ahead_scales.cast());
             ahead_scales = ahead_scales.wrapping_add(2 * R);
@@ -251,10 +250,10 @@ unsafe fn sums<const P: usize, const R: usize, S: Scale>(
                 }
                 if let Some(zeros) = zeros {
                     let zero = w.spread(zeros[r], chunk, whole, lanes);
-                    value = _mm512_fnmadd_ps(zero, _mm512_loadu_ps(x.sums[chunk].as_ptr()), value);
+                    value = _mm512_fnmadd_ps(zero, _mm512_loadu_ps(of_x.sum.as_ptr()), value);
                 }
                 let scale = w.spread(scales[r], chunk, whole, lanes);
-                totals[r] = _mm512_fmadd_ps(_mm512_mul_ps(value, of_x), scale, totals[r]);
+                totals[r] = _mm512_fmadd_ps(_mm512_mul_ps(value, scale_of_x), scale, totals[r]);
             }
         }
     }
@@ -267,31 +266,61 @@ pub const AHEAD: usize = 4096;
 /// The same of scales.
 const AHEAD_SCALES: usize = 1024;
 
-/// Where a chunk of x goes.
-pub struct ChunkOfX<'a> {
-    /// `[plane][64]`
-    pub bytes: &'a mut [i8],
-    pub scale: &'a mut [f32; 16],
-    /// Of the two lowest planes, and of the third.
-    pub less: &'a mut [[i32; 16]],
-    pub sum: &'a mut [f32; 16],
+/// Numbers of x as whole ones, each piece as the sixteen sums of a step have it, of four codes each.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Chunk<const P: usize> {
+    /// Planes of seven bits, the lowest first, in the order of the codes' bytes; the highest has a sign.
+    bytes: [[i8; CHUNK]; P],
+    /// What one stands for.
+    scale: [f32; 16],
+    /// What the middle takes off a sum: of the two lowest planes, and of the third.
+    less: [[i32; 16]; 2],
+    /// The four numbers' sum.
+    sum: [f32; 16],
 }
 
-/// Up to 64 numbers, a multiple of 32, as whole ones: digit i of each at `order[i]`. `halves` says which half of the
-/// chunk each of the sixteen sums is of.
+// SAFETY: lines of 64 bytes of plain numbers, without padding.
+unsafe impl<const P: usize> Zeroable for Chunk<P> {}
+// SAFETY: as above.
+unsafe impl<const P: usize> Pod for Chunk<P> {}
+
+/// How the dot products have a chunk's codes: those that are `stride` apart lie side by side.
+pub struct Order {
+    /// Of a half, what the first and the second sixteen of it are there.
+    from: [[i32; 16]; 2],
+    /// Where eights of the first half go; those of the second lie `half` bytes behind.
+    to: [usize; 4],
+    half: usize,
+    /// Which half each of the sixteen sums is of, and a mask of those of the second.
+    halves: [i32; 16],
+    second: u16,
+}
+
+impl Order {
+    pub fn of(stride: usize) -> Self {
+        let eights = 4 / stride; // that are `stride` apart
+        let from = |place: usize| stride * (place / 8 % eights * 8 + place % 8) + place / 8 / eights;
+        let half = HALF / stride;
+        let halves: [i32; 16] = std::array::from_fn(|lane| (4 * lane / half % 2) as i32);
+        Order {
+            from: std::array::from_fn(|v| std::array::from_fn(|lane| from(16 * v + lane) as i32)),
+            to: std::array::from_fn(|e| e / eights * 2 * half + e % eights * 8),
+            half,
+            halves,
+            second: halves.iter().rev().fold(0, |mask, half| mask << 1 | *half as u16),
+        }
+    }
+}
+
+/// Up to 64 numbers, a multiple of 32, as whole ones; their sums are [`add_up`]'s.
 ///
 /// # Safety
 /// AVX-512 with VNNI was seen.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
-pub unsafe fn whole<const P: usize>(
-    x: &[f32],
-    order: &[usize; CHUNK],
-    halves: &[i32; 16],
-    middle: i32,
-    to: ChunkOfX<'_>,
-) {
-    let mut digits = [[0i8; CHUNK]; P];
-    let mut two = [0f32; 16];
+pub unsafe fn whole<const P: usize>(x: &[f32], order: &Order, to: &mut Chunk<P>) {
+    let mut two = [0f32; 2];
+    to.bytes = [[0; CHUNK]; P];
     // SAFETY: halves of 32 numbers, planes of 64 bytes, sixteen of everything else.
     unsafe {
         for (h, x) in x.chunks_exact(HALF).enumerate() {
@@ -309,39 +338,51 @@ pub unsafe fn whole<const P: usize>(
             if inverse == 0.0 {
                 continue;
             }
-            for (part, x) in x.into_iter().enumerate() {
+            for (from, to_eights) in order.from.iter().zip(order.to.as_chunks::<2>().0) {
+                let from = _mm512_loadu_si512(from.as_ptr().cast());
+                let x = _mm512_permutex2var_ps(x[0], from, x[1]);
                 let q = _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(inverse)));
-                for (p, digits) in digits.iter_mut().enumerate() {
+                for (p, plane) in to.bytes.iter_mut().enumerate() {
                     let digit = _mm512_srav_epi32(q, _mm512_set1_epi32(7 * p as i32));
                     let digit = match p + 1 == P {
                         true => digit,
                         false => _mm512_and_si512(digit, _mm512_set1_epi32(127)),
                     };
-                    let at = digits.as_mut_ptr().add(HALF * h + 16 * part);
-                    _mm_storeu_si128(at.cast(), _mm512_cvtepi32_epi8(digit));
+                    let digits = _mm512_cvtepi32_epi8(digit);
+                    for (at, eight) in to_eights.iter().zip([digits, _mm_unpackhi_epi64(digits, digits)]) {
+                        let at = &mut plane[h * order.half + at..][..8];
+                        _mm_storel_epi64(at.as_mut_ptr().cast(), eight);
+                    }
                 }
             }
         }
-        for (digits, to) in digits.iter().zip(to.bytes.chunks_exact_mut(CHUNK)) {
-            for (digit, at) in digits.iter().zip(order) {
-                to[*at] = *digit;
-            }
-        }
-        let ones = _mm512_set1_epi8(1);
-        let plane = |p: usize| _mm512_loadu_si512(to.bytes[p * CHUNK..][..CHUNK].as_ptr().cast());
-        let of = |p: usize| _mm512_dpbusd_epi32(_mm512_setzero_si512(), ones, plane(p));
+        let [first, second] = two.map(|scale| _mm512_set1_ps(scale));
+        let scale = _mm512_mask_blend_ps(order.second, first, second);
+        _mm512_storeu_ps(to.scale.as_mut_ptr(), scale);
+    }
+}
+
+/// The sums of whole numbers. Right after they were written in eights it would wait for them to reach the cache.
+///
+/// # Safety
+/// AVX-512 with VNNI was seen.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
+pub unsafe fn add_up<const P: usize>(middle: i32, chunk: &mut Chunk<P>) {
+    // SAFETY: planes of 64 bytes, sixteen of everything else.
+    unsafe {
+        let of = |p: usize| {
+            let plane = _mm512_loadu_si512(chunk.bytes[p].as_ptr().cast());
+            _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), plane)
+        };
         let second = if P > 1 { of(1) } else { _mm512_setzero_si512() };
         let low = _mm512_add_epi32(of(0), _mm512_slli_epi32::<7>(second));
         let high = if P == 3 { of(P - 1) } else { _mm512_setzero_si512() };
         let middle = _mm512_set1_epi32(-middle);
-        let [less_low, less_high] = to.less else { return };
-        _mm512_storeu_si512(less_low.as_mut_ptr().cast(), _mm512_mullo_epi32(low, middle));
-        _mm512_storeu_si512(less_high.as_mut_ptr().cast(), _mm512_mullo_epi32(high, middle));
+        for (less, of) in chunk.less.iter_mut().zip([low, high]) {
+            _mm512_storeu_si512(less.as_mut_ptr().cast(), _mm512_mullo_epi32(of, middle));
+        }
         let sum = _mm512_cvtepi32_ps(low);
         let sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(high), _mm512_set1_ps(16384.0), sum);
-        _mm512_storeu_ps(to.sum.as_mut_ptr(), sum);
-        let lanes = _mm512_loadu_si512(halves.as_ptr().cast());
-        let scale = _mm512_permutexvar_ps(lanes, _mm512_loadu_ps(two.as_ptr()));
-        _mm512_storeu_ps(to.scale.as_mut_ptr(), scale);
+        _mm512_storeu_ps(chunk.sum.as_mut_ptr(), sum);
     }
 }
