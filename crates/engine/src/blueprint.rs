@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use ramekin_core::{DType, Meter, Rng, UserError, meter};
+use ramekin_core::{BadRecipe, DType, Meter, Rng, UserError, meter};
 use ramekin_data::Tokenizer;
 use ramekin_recipe::{Adapter as AdapterChoice, Dtype, Model as ModelChoice, Part};
 use ramekin_registry::{AnyPart, Slot};
@@ -49,8 +49,10 @@ pub struct Blueprint {
     pub seed: u64,
     /// Number of the stage in its recipe.
     pub stage: usize,
-    /// Everything trains: dense parameters are held in f32.
+    /// Everything trains.
     pub full_training: bool,
+    /// How matrices of the base are held that train.
+    pub trainable: DType,
     /// The model's tokenizer, once it has been read or learnt.
     pub tokenizer: OnceCell<Option<Arc<Tokenizer>>>,
 }
@@ -90,6 +92,7 @@ impl Blueprint {
             seed: 0,
             stage: 0,
             full_training: false,
+            trainable: DType::F32,
             tokenizer: OnceCell::new(),
         }
     }
@@ -154,9 +157,16 @@ impl Blueprint {
         };
         let quantizer = self.quantizer.as_ref().map(parts::quantizer).transpose()?;
         let asked = self.dtype(source);
-        // What trains is held in f32, so that small steps count.
+        // What trains is held in f32, so that small steps count, or rounded by chance.
         let dense = self.full_training || self.selection.is_some() && self.quantizer.is_none();
-        let dtype = if dense { DType::F32 } else { asked };
+        if self.trainable == DType::BF16 && asked != DType::BF16 {
+            let why = "needs a model in bf16: set `dtype = \"bf16\"` of `[model]`";
+            let key = format!("stage.{}.trainable_dtype", self.stage);
+            return Err(BadRecipe::new("weights that train cannot be narrower than the model")
+                .at(key, why)
+                .into());
+        }
+        let dtype = if dense { self.trainable } else { asked };
         let placement = self.placement.as_ref().map(parts::placement).transpose()?;
         let placement: Option<Rc<dyn Placement>> = placement.filter(|p| !p.is_resident()).map(Rc::from);
         if let (Some(placement), Some(part)) = (&placement, &self.placement) {

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use ramekin_core::{BadRecipe, BadSetting};
-use ramekin_recipe::{Adapter, Part, Recipe, Stage, TrainStage};
+use ramekin_recipe::{Adapter, Part, Recipe, Stage, TrainStage, TrainableDtype};
 use ramekin_registry::Slot;
 use ramekin_slots::{Event, Objective, Rows};
 
@@ -107,6 +107,43 @@ pub fn method(s: &TrainStage, plan: &Blueprint) -> Result<()> {
             .at(&method.path, "decides that itself")
             .help("leave `activation` out")
             .into());
+    }
+    Ok(())
+}
+
+/// Refuses weights that train in bf16 beside what handles them as f32.
+///
+/// # Errors
+/// [`BadRecipe`] with both places.
+pub fn trainable_dtype(index: usize, s: &TrainStage, plan: &Blueprint) -> Result<()> {
+    if s.trainable_dtype != Some(TrainableDtype::Bf16) {
+        return Ok(());
+    }
+    let key = format!("stage.{index}.trainable_dtype");
+    let refuse = |what: &str, at: &str, why: &str| {
+        let error = BadRecipe::new(format!("`trainable_dtype = \"bf16\"` cannot go with {what}"));
+        let error = error.at(&key, "holds matrices of the base that train in bf16").at(at, why);
+        Err(error.help("leave `trainable_dtype` out").into())
+    };
+    let estimator = &s.estimator;
+    if let Some(why) = parts::estimator(estimator)?.wants_f32() {
+        return refuse(&format!("`estimator/{}`", estimator.kind), &estimator.path, why);
+    }
+    if let Some(part) = s.selection.as_ref().or(s.method.as_ref()) {
+        return refuse(&format!("`{}`", part.kind), &part.path, "changes weights in f32");
+    }
+    if !plan.trains_base() {
+        let adapter = match s.adapter.first() {
+            Some(Adapter::New(part)) => part.path.clone(),
+            _ => format!("stage.{index}.adapter.0"),
+        };
+        return refuse("an adapter", &adapter, "trains in the base's stead, in f32");
+    }
+    for part in &s.hook {
+        let hook = parts::hook(part)?;
+        if Event::ALL.iter().any(|event| hook.handles_weights(*event)) {
+            return refuse(&format!("`hook/{}`", part.kind), &part.path, "handles weights in f32");
+        }
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use ramekin_core::{Array, Category, Mask, Param, ParamId};
 use ramekin_slots::Optimizer;
-use ramekin_tape::GradSink;
+use ramekin_tape::{Entries, GradSink, whole};
 
 /// Cuts each gradient down to what its parameter trains.
 pub struct Masking<'a>(pub &'a mut dyn GradSink);
@@ -18,6 +18,13 @@ impl GradSink for Masking<'_> {
         let part = mask.gather::<f32>(&grad, Category::Gradients)?;
         drop(grad);
         self.0.ready(&masked(param)?, part)
+    }
+
+    fn ready_by_entries(&mut self, param: &Arc<Param>, entries: &Entries<'_>) -> Result<()> {
+        match param.mask() {
+            Some(_) => self.ready(param, whole(param, entries)?),
+            None => self.0.ready_by_entries(param, entries),
+        }
     }
 }
 

@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use ramekin_core::{Interrupted, UserError, units};
+use ramekin_core::{DType, Interrupted, UserError, units};
 use ramekin_plan::Bill;
-use ramekin_recipe::{Adapter, MergeStage, Model, Part, Recipe, Stage};
+use ramekin_recipe::{Adapter, MergeStage, Model, Part, Recipe, Stage, TrainStage, TrainableDtype};
 use ramekin_report::Outcome;
 use ramekin_store::write_atomic;
 use serde::{Deserialize, Serialize};
@@ -187,6 +187,10 @@ fn blueprint(
     };
     let something = !adapters.is_empty() || selection.is_some() || method.is_some();
     let full_training = matches!(stage, Stage::Train(_)) && !something;
+    let trainable = match stage {
+        Stage::Train(TrainStage { trainable_dtype: Some(TrainableDtype::Bf16), .. }) => DType::BF16,
+        _ => DType::F32,
+    };
     let base_dir = base_dir.to_owned();
     Ok(Blueprint {
         quantizer,
@@ -199,6 +203,7 @@ fn blueprint(
         base_dir,
         seed: recipe.seed,
         full_training,
+        trainable,
         ..Blueprint::new(model)
     })
 }

@@ -340,7 +340,8 @@ impl Trainer {
             let (groups, params) = (&self.groups[..], &params[..]);
             let category =
                 if self.estimator.needs_backward() { Category::Gradients } else { Category::Workspace };
-            let sink = InBackward { optimizer, transforms, groups, info, params, category, squares: 0.0 };
+            let (rng, squares) = (self.rng, 0.0);
+            let sink = InBackward { optimizer, transforms, groups, info, params, category, rng, squares };
             let estimate = |sink: &mut dyn GradSink| self.estimator.estimate(&mut problem, sink);
             let (loss, added, norm) = one_by_one(sink, &assembly.selection, estimate)?;
             (loss + added, norm)
@@ -365,7 +366,7 @@ impl Trainer {
             }
             for (param, grad) in grads {
                 let group = update::group(&self.groups, param.id());
-                update::apply(&mut *self.optimizer, &mut self.gradient, &param, grad, info, group)?;
+                update::apply(&mut *self.optimizer, &mut self.gradient, &param, grad, info, group, self.rng)?;
                 put_back(&params, &param)?;
             }
             (loss, norm)
@@ -439,7 +440,8 @@ impl Trainer {
         };
         let (optimizer, transforms) = (&mut *self.optimizer, &mut self.gradient[..]);
         let (groups, category) = (&self.groups[..], Category::Workspace);
-        let sink = InBackward { optimizer, transforms, groups, info, params, category, squares: 0.0 };
+        let (rng, squares) = (self.rng, 0.0);
+        let sink = InBackward { optimizer, transforms, groups, info, params, category, rng, squares };
         let run = |sink: &mut dyn GradSink| f(&mut *self.estimator, &mut problem, sink);
         let ((), added, norm) = one_by_one(sink, &assembly.selection, run)?;
         Ok((added, norm))

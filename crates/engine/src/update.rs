@@ -4,12 +4,14 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
-use ramekin_core::{Array, BadRecipe, Category, Param, ParamId};
-use ramekin_kernels::elementwise;
+use half::slice::HalfFloatSliceExt as _;
+use ramekin_core::{Array, BadRecipe, Category, DType, Param, ParamId, Rng};
+use ramekin_kernels::philox::Stream;
+use ramekin_kernels::{bf16, elementwise, in_pieces, scratch};
 use ramekin_recipe::TrainStage;
 use ramekin_registry::{Slot, Trait, find};
 use ramekin_slots::{GradientTransform, Optimizer, ParamGroup, Selection, StepInfo, Update};
-use ramekin_tape::GradSink;
+use ramekin_tape::{Entries, GradSink, whole};
 
 use crate::masks::{Masking, put_back};
 use crate::parts;
@@ -18,7 +20,8 @@ use crate::parts;
 ///
 /// The gradient goes through the transforms in order. Where none of them projects it, the optimizer
 /// steps in place. Else it computes a small update, which goes back through the transforms in reverse
-/// and is applied with the decay after it.
+/// and is applied with the decay after it; so it does for a parameter in bf16, which is rounded by chance.
+#[allow(clippy::too_many_arguments)] // what an update hangs on
 pub fn apply(
     optimizer: &mut dyn Optimizer,
     transforms: &mut [Box<dyn GradientTransform>],
@@ -26,6 +29,7 @@ pub fn apply(
     grad: Array,
     info: StepInfo,
     group: ParamGroup,
+    rng: Rng,
 ) -> Result<()> {
     let mut grad = grad;
     let mut projected_by = Vec::new(); // the transform with the gradient that it was given
@@ -34,7 +38,8 @@ pub fn apply(
             projected_by.push((i, std::mem::replace(&mut grad, small)));
         }
     }
-    if projected_by.is_empty() {
+    let value = param.value();
+    if projected_by.is_empty() && value.dtype() == DType::F32 {
         return optimizer.step(param, &grad, info, group);
     }
     let Update { mut direction, rate, decay } = optimizer.update(param, &grad, info, group)?;
@@ -43,16 +48,44 @@ pub fn apply(
         grad = given;
     }
     drop(grad);
-    let value = param.value();
     if value.is_shape_only() {
         return Ok(());
     }
     let d = direction.view::<f32>()?;
-    value.update(|p: &mut [f32]| {
-        elementwise::add_scaled(p, -rate as f32, &d);
+    each_piece(param, &by_chance(rng, info, param), |first, p| {
+        elementwise::add_scaled(p, -rate as f32, &d[first..first + p.len()]);
         if decay != 0.0 {
             elementwise::scale_assign(p, (1.0 - decay) as f32);
         }
+    })?;
+    Ok(())
+}
+
+/// What an update's rounding of a parameter in bf16 is drawn from.
+fn by_chance(rng: Rng, info: StepInfo, param: &Param) -> Stream {
+    rng.named(&format!("rounding/{}", info.step), param.name())
+}
+
+/// Lets `f` change a parameter's numbers piece by piece as f32; those in bf16 are rounded by chance. Returns what `f`
+/// returns, in order.
+fn each_piece<R: Send>(
+    param: &Param,
+    chance: &Stream,
+    f: impl Fn(usize, &mut [f32]) -> R + Send + Sync,
+) -> Result<Vec<R>> {
+    let value = param.value();
+    if value.dtype() != DType::BF16 {
+        return value.update(|p: &mut [f32]| in_pieces(p, f));
+    }
+    value.update(|bits: &mut [half::bf16]| {
+        in_pieces(bits.reinterpret_cast_mut(), |first, bits: &mut [u16]| {
+            scratch::with(bits.len(), |p: &mut [f32]| {
+                bf16::widen_all(bits, p);
+                let result = f(first, p);
+                bf16::round_by_chance(p, first as u64, chance, bits);
+                result
+            })
+        })
     })
 }
 
@@ -78,8 +111,21 @@ pub struct InBackward<'a> {
     pub params: &'a [Arc<Param>],
     /// What a gradient on its way counts as: one of forwards alone is a direction in a tensor's room.
     pub category: Category,
+    /// The run's randomness.
+    pub rng: Rng,
     /// ‖g‖² of the gradients so far.
     pub squares: f64,
+}
+
+impl InBackward<'_> {
+    fn count(&mut self, param: &Param, squares: f64) -> Result<()> {
+        if !squares.is_finite() {
+            let (step, name) = (self.info.step, param.name());
+            bail!("the gradient of `{name}` at step {step} is not finite: training has diverged");
+        }
+        self.squares += squares;
+        Ok(())
+    }
 }
 
 impl GradSink for InBackward<'_> {
@@ -87,15 +133,28 @@ impl GradSink for InBackward<'_> {
         grad.recategorise(self.category);
         if !grad.is_shape_only() {
             let squares = elementwise::sum_of_squares(&grad.view::<f32>()?);
-            if !squares.is_finite() {
-                let (step, name) = (self.info.step, param.name());
-                bail!("the gradient of `{name}` at step {step} is not finite: training has diverged");
-            }
-            self.squares += squares;
+            self.count(param, squares)?;
         }
         let group = group(self.groups, param.id());
-        apply(self.optimizer, self.transforms, param, grad, self.info, group)?;
+        apply(self.optimizer, self.transforms, param, grad, self.info, group, self.rng)?;
         put_back(self.params, param)
+    }
+
+    fn ready_by_entries(&mut self, param: &Arc<Param>, entries: &Entries<'_>) -> Result<()> {
+        let group = group(self.groups, param.id());
+        let step = self.optimizer.by_entries(self.info, group).filter(|_| self.transforms.is_empty());
+        let Some(step) = step else { return self.ready(param, whole(param, entries)?) };
+        if param.value().is_shape_only() {
+            return Ok(());
+        }
+        let squares = each_piece(param, &by_chance(self.rng, self.info, param), |first, p| {
+            scratch::with(p.len(), |grad: &mut [f32]| {
+                entries(first, p, grad);
+                step(p, grad);
+                elementwise::sum_of_squares(grad)
+            })
+        })?;
+        self.count(param, squares.iter().sum())
     }
 }
 
@@ -112,6 +171,13 @@ impl GradSink for Selecting<'_> {
             self.loss += selection.gradient(param, &grad)?;
         }
         self.sink.ready(param, grad)
+    }
+
+    fn ready_by_entries(&mut self, param: &Arc<Param>, entries: &Entries<'_>) -> Result<()> {
+        if self.selection.borrow().is_none() {
+            return self.sink.ready_by_entries(param, entries);
+        }
+        self.ready(param, whole(param, entries)?)
     }
 }
 

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use anyhow::Result;
-use ramekin_core::{Array, Category, Param, Rng};
+use half::slice::HalfFloatSliceExt as _;
+use ramekin_core::{Array, Category, DType, Param, Rng, View};
 use ramekin_kernels::perturb::{self, Draw};
 use ramekin_kernels::philox::Stream;
 use ramekin_tape::dispatch;
@@ -64,7 +65,7 @@ impl Direction {
         }
         let (stream, s) = (self.stream(param), s * self.length);
         dispatch!(x, T => match param.mask() {
-            None => x.update(|x: &mut [T]| perturb::add(x, &stream, self.draw, s)),
+            None => x.update(|x: &mut [T]| perturb::add(x, 0, &stream, self.draw, s)),
             Some(mask) => {
                 let part = mask.gather::<T>(x, Category::Workspace)?;
                 part.update(|part: &mut [T]| perturb::add_at(part, mask.places(), &stream, self.draw, s))?;
@@ -73,24 +74,29 @@ impl Direction {
         })
     }
 
-    /// Moves a parameter by `s·z`, as [`Direction::add`] does, and returns `c·z` with zeros where nothing trains.
-    pub fn add_and_give(&self, param: &Param, s: f64, c: f64) -> Result<Array> {
-        let value = param.value();
-        if param.mask().is_some() || value.is_shape_only() {
-            self.add(param, &value, s)?;
-            let given = zeros(param)?;
-            self.add(param, &given, c)?;
-            return Ok(given);
-        }
-        let (stream, factors) = (self.stream(param), (s * self.length, c * self.length));
-        dispatch!(&value, T => Array::written(value.dims(), false, Category::Workspace, |given: &mut [T]| {
-            value.update(|x: &mut [T]| perturb::add_and_give(x, given, &stream, self.draw, factors))
-        }))
+    /// For entries of a parameter all of which trains, from a place on: moves them by `s·z` and gives `c·z`.
+    pub fn move_and_give(
+        &self,
+        param: &Param,
+        s: f64,
+        c: f64,
+    ) -> impl Fn(usize, &mut [f32], &mut [f32]) + Sync {
+        let (stream, draw, factors) = (self.stream(param), self.draw, (s * self.length, c * self.length));
+        move |first, x, given| perturb::add_and_give(x, given, first as u64, &stream, draw, factors)
+    }
+
+    /// The same entries of `x + s·z` alone.
+    pub fn add_there(&self, param: &Param, s: f64) -> impl Fn(usize, &mut [f32]) + Sync + use<> {
+        let (stream, draw, s) = (self.stream(param), self.draw, s * self.length);
+        move |first, x| perturb::add(x, first as u64, &stream, draw, s)
     }
 
     /// How many trainable entries of `param` a step of `s·z` leaves as they are.
     pub fn unmoved(&self, param: &Param, s: f64) -> Result<usize> {
         let (value, stream, s) = (param.value(), self.stream(param), s * self.length);
+        if let Some(bits) = bits(&value)? {
+            return Ok(perturb::unmoved_bf16(bits.reinterpret_cast(), &stream, self.draw, s));
+        }
         dispatch!(&value, T => Ok(match param.mask() {
             None => perturb::unmoved(&value.view::<T>()?, &stream, self.draw, s),
             Some(mask) => {
@@ -100,8 +106,22 @@ impl Direction {
         }))
     }
 
-    /// A copy of `x` moved by `s·z`.
+    /// A copy of `x` moved by `s·z`, of its own type.
     pub fn moved(&self, param: &Param, x: &Array, s: f64) -> Result<Array> {
+        if x.dtype() == DType::BF16 {
+            let (stream, s) = (self.stream(param), s * self.length);
+            return Array::written(
+                x.dims(),
+                x.is_shape_only(),
+                Category::Workspace,
+                |to: &mut [half::bf16]| {
+                    let from = x.view::<half::bf16>()?;
+                    let (from, to) = (from.reinterpret_cast(), to.reinterpret_cast_mut());
+                    perturb::moved_bf16(from, to, 0, &stream, self.draw, s);
+                    Ok(())
+                },
+            );
+        }
         let copy = x.copied(Category::Workspace)?;
         self.add(param, &copy, s)?;
         Ok(copy)
@@ -115,11 +135,17 @@ fn sum_of_squares(x: &Array) -> Result<f64> {
     dispatch!(x, T => Ok(ramekin_kernels::elementwise::sum_of_squares::<T>(&x.view::<T>()?)))
 }
 
-/// Zeros like a parameter, the room of one z.
+/// Zeros like a parameter, the room of one z; f32 for a parameter in bf16.
 pub(crate) fn zeros(param: &Param) -> Result<Array> {
     let value = param.value();
+    let dtype = if value.dtype() == DType::BF16 { DType::F32 } else { value.dtype() };
     if value.is_shape_only() {
-        return Array::shape_only(value.dims(), value.dtype(), Category::Workspace);
+        return Array::shape_only(value.dims(), dtype, Category::Workspace);
     }
-    Array::zeros(value.dims(), value.dtype(), Category::Workspace)
+    Array::zeros(value.dims(), dtype, Category::Workspace)
+}
+
+/// The numbers of an array in bf16; `None` of others.
+fn bits(x: &Array) -> Result<Option<View<'_, half::bf16>>> {
+    (x.dtype() == DType::BF16).then(|| x.view()).transpose()
 }

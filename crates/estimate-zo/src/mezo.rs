@@ -199,6 +199,10 @@ impl Estimator for Mezo {
         false
     }
 
+    fn wants_f32(&self) -> Option<&'static str> {
+        self.settings.perturb_mode.wants_f32()
+    }
+
     fn log_only(&self) -> bool {
         self.settings.log_only
     }

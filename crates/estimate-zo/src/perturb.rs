@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Result;
-use ramekin_core::{BadSetting, Param};
+use ramekin_core::{BadSetting, DType, Param};
 use ramekin_tape::GradSink;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -21,6 +21,14 @@ pub enum PerturbMode {
     Scratch,
 }
 
+impl PerturbMode {
+    /// What stands against weights in bf16.
+    pub(crate) fn wants_f32(self) -> Option<&'static str> {
+        let moved = "moves them in place, and bf16 would not bring them back; `perturb_mode = \"scratch\"` leaves them";
+        (self == PerturbMode::InPlace).then_some(moved)
+    }
+}
+
 /// `θ ← θ + s·z`, every parameter.
 pub(crate) fn shift(params: &[Arc<Param>], z: Direction, s: f64) -> Result<()> {
     params.iter().try_for_each(|p| z.add(p, &p.value(), s))
@@ -35,14 +43,26 @@ pub(crate) fn emit(
     if directions.is_empty() {
         return Ok(()); // a step that was skipped
     }
+    let n = directions.len() as f64;
     for param in params {
-        let grad = zeros(param)?;
-        for (z, c) in directions {
-            z.add(param, &grad, c / directions.len() as f64)?;
+        if known_by_entries(param) {
+            let each: Vec<_> = directions.iter().map(|(z, c)| z.add_there(param, c / n)).collect();
+            sink.ready_by_entries(param, &|first, _, grad| {
+                grad.fill(0.0);
+                each.iter().for_each(|add| add(first, grad));
+            })?;
+            continue;
         }
+        let grad = zeros(param)?;
+        directions.iter().try_for_each(|(z, c)| z.add(param, &grad, c / n))?;
         sink.ready(param, grad)?;
     }
     Ok(())
+}
+
+/// Whether a parameter's gradient along directions need not exist as a whole.
+fn known_by_entries(param: &Param) -> bool {
+    param.mask().is_none() && matches!(param.value().dtype(), DType::F32 | DType::BF16)
 }
 
 /// [`shift`] by `s·z` and [`emit`] of one direction in one pass over the weights, which draws once. The bits are those of
@@ -54,7 +74,10 @@ pub(crate) fn shift_and_emit(
     sink: &mut dyn GradSink,
 ) -> Result<()> {
     for (i, param) in params.iter().enumerate() {
-        let given = z.add_and_give(param, s, c).and_then(|grad| sink.ready(param, grad));
+        let given = match known_by_entries(param) {
+            true => sink.ready_by_entries(param, &z.move_and_give(param, s, c)),
+            false => z.add(param, &param.value(), s).and_then(|()| emit(&params[i..=i], &[(z, c)], sink)),
+        };
         if given.is_err() {
             // Whatever went wrong, the other weights come back too.
             shift(&params[i + 1..], z, s)?;

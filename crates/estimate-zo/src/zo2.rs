@@ -161,6 +161,10 @@ impl Estimator for Zo2 {
         true
     }
 
+    fn wants_f32(&self) -> Option<&'static str> {
+        self.settings.perturb_mode.wants_f32()
+    }
+
     fn pending(&self) -> Option<StepInfo> {
         self.pending.as_ref().map(|p| p.info)
     }

@@ -241,7 +241,7 @@ fn perturbing_is_the_cpus() {
             philox_perturb::add(device, &mut x, 0, &direction).unwrap();
             let got = device.download(&x).unwrap();
             let mut want = before.clone();
-            perturb::add(&mut want, &stream, cpu(draw), f64::from(direction.s));
+            perturb::add(&mut want, 0, &stream, cpu(draw), f64::from(direction.s));
             assert_eq!(got, want, "{draw:?} on {n} entries");
 
             // The same entries in pieces, and one at a time by their places.

@@ -68,4 +68,5 @@ mod unwritten;
 mod wide;
 
 pub use real::Real;
+pub use split::{in_pieces, in_pieces_beside};
 pub use unwritten::unwritten;

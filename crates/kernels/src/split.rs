@@ -38,6 +38,32 @@ pub(crate) fn partials<R: Send>(n: usize, task: impl Fn(usize) -> R + Send + Syn
     }
 }
 
+/// Runs `work(first, piece)` on pieces of `x` that stay in the first caches, on all threads, and returns what it returns
+/// in order. Kernels within are each one thread's.
+pub fn in_pieces<T: Send, R: Send>(x: &mut [T], work: impl Fn(usize, &mut [T]) -> R + Send + Sync) -> Vec<R> {
+    let (n, x) = (x.len(), Shared::new(x));
+    partials(n.div_ceil(CHUNK), |c| {
+        let first = c * CHUNK;
+        // SAFETY: pieces of their own.
+        work(first, unsafe { x.slice(first, CHUNK.min(n - first)) })
+    })
+}
+
+/// As [`in_pieces`], with the same places of `y`.
+///
+/// # Panics
+/// If `y` is not as long as `x`.
+pub fn in_pieces_beside<T: Send, U: Send, R: Send>(
+    x: &mut [T],
+    y: &mut [U],
+    work: impl Fn(usize, &mut [T], &mut [U]) -> R + Send + Sync,
+) -> Vec<R> {
+    assert_eq!(x.len(), y.len(), "slices must be equally long");
+    let y = Shared::new(y);
+    // SAFETY: pieces of their own.
+    in_pieces(x, |first, x| work(first, x, unsafe { y.slice(first, x.len()) }))
+}
+
 /// Iterators over what tasks are about: chunks of slices, mostly.
 pub(crate) trait Tasks: Iterator<Item: Send> + Sized {
     /// Runs a task for each item.

@@ -13,7 +13,9 @@ use anyhow::Result;
 use ramekin_core::{Array, BadSetting, Category, Param};
 use ramekin_kernels::sgd as kernel;
 use ramekin_registry::{Part, part};
-use ramekin_slots::{Optimizer, ParamGroup, ParamState, StateSpec, StateTable, StepInfo, Update};
+use ramekin_slots::{
+    Optimizer, ParamGroup, ParamState, StateSpec, StateTable, StepEntries, StepInfo, Update,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -72,6 +74,10 @@ impl Part for Sgd {
 }
 
 impl Sgd {
+    fn decay(&self, group: ParamGroup) -> f64 {
+        if group.decay { self.settings.weight_decay } else { 0.0 }
+    }
+
     fn advance(&mut self, param: &Arc<Param>, like: &Array) -> Result<&mut ParamState> {
         let spec = StateSpec::f32("momentum_buffer", like.dims());
         let specs = if self.settings.momentum > 0.0 { vec![spec] } else { Vec::new() };
@@ -102,14 +108,21 @@ impl Optimizer for Sgd {
 
     fn step(&mut self, param: &Arc<Param>, grad: &Array, info: StepInfo, group: ParamGroup) -> Result<()> {
         let value = param.value();
-        let settings = self.settings.clone();
+        let (settings, decay) = (self.settings.clone(), self.decay(group));
         let state = self.advance(param, &value)?;
         if value.is_shape_only() {
             return Ok(());
         }
-        let decay = if group.decay { settings.weight_decay } else { 0.0 };
         let rule = rule(&settings, state.steps(), info.lr * group.lr_scale, decay);
         value.update(|p: &mut [f32]| run(&rule, p, grad, state))?
+    }
+
+    fn by_entries(&self, info: StepInfo, group: ParamGroup) -> Option<StepEntries> {
+        if self.settings.momentum > 0.0 {
+            return None;
+        }
+        let rule = rule(&self.settings, 1, info.lr * group.lr_scale, self.decay(group));
+        Some(Box::new(move |p, g| kernel::step(&rule, p, g, &mut [])))
     }
 
     fn update(

@@ -45,6 +45,6 @@ pub use search::{Goal, Range, SearchStage, Values};
 pub use source::{Source, Span};
 pub use stage::{
     Batch, Checkpoint, CompressStage, EvalStage, GenerateStage, LogitsStage, MergeFormat, MergeInput,
-    MergeStage, Metric, Samples, Stage, TrainEval, TrainStage,
+    MergeStage, Metric, Samples, Stage, TrainEval, TrainStage, TrainableDtype,
 };
 pub use wording::suggest;

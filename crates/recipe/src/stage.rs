@@ -10,7 +10,7 @@ use crate::bytes::Bytes;
 use crate::part::{Adapter, Part, by_default, list, many, one, one_or_many, slot};
 use crate::recipe::{Dtype, Model};
 use crate::search::SearchStage;
-pub use crate::train::{Batch, Checkpoint, Samples, TrainEval, TrainStage};
+pub use crate::train::{Batch, Checkpoint, Samples, TrainEval, TrainStage, TrainableDtype};
 
 /// One `[[stage]]`.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -7,6 +7,16 @@ use crate::part::{Adapter, Part, by_default, many, one, one_or_many, slot};
 use crate::recipe::Model;
 use crate::stage::{Metric, answer_length, data_or_path, data_or_path_schema, loss, yes};
 
+/// How matrices are held that train.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum TrainableDtype {
+    /// 32-bit floats.
+    F32,
+    /// 16-bit floats with f32's exponent; what is below their spacing is added by chance.
+    Bf16,
+}
+
 /// `kind = "train"`: without an adapter everything trains.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -41,6 +51,10 @@ pub struct TrainStage {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "one::<{ slot::SELECTION }>")]
     pub selection: Option<Part>,
+    /// How matrices of the base are held that train: `f32`, or `bf16` in half the memory, where updates are rounded by
+    /// chance; the latter for estimators that walk nothing back. Default: `f32`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trainable_dtype: Option<TrainableDtype>,
     /// A method that brings parts of several slots, such as an adapter with an activation policy. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "one::<{ slot::METHOD }>")]

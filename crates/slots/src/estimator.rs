@@ -78,6 +78,11 @@ pub trait Estimator: Stateful {
         let _ = (problem, sink);
         Ok(())
     }
+    /// Why the weights that train have to be in f32, or `None` if they may be in bf16: where they stay as they are
+    /// between two updates and nothing is walked back to them.
+    fn wants_f32(&self) -> Option<&'static str> {
+        Some("walks gradients back to them")
+    }
     /// Whether its state replays a run from the first weights ([`Estimator::replay`]): a checkpoint then holds
     /// that state in the place of weights.
     fn log_only(&self) -> bool {

@@ -87,7 +87,8 @@ pub use objective::{
     Rows, Runner, States, labelled_tokens,
 };
 pub use optimizer::{
-    Optimizer, ParamGroup, ParamState, StateSpec, StateTable, StateTensor, StepInfo, Update, carried, last_of,
+    Optimizer, ParamGroup, ParamState, StateSpec, StateTable, StateTensor, StepEntries, StepInfo, Update,
+    carried, last_of,
 };
 pub use part::{AnyPart, Part, PartEntry, Slot, Trait};
 pub use placement::{Placement, Visit, block_of};

@@ -30,6 +30,9 @@ pub struct StepInfo {
     pub lr: f64,
 }
 
+/// Updates entries of a weight in place from their gradients.
+pub type StepEntries = Box<dyn Fn(&mut [f32], &[f32]) + Send + Sync>;
+
 /// A change of a tensor: `p ← (p − rate · direction) · (1 − decay)`.
 pub struct Update {
     /// In the shape of the gradient that it was made from.
@@ -52,6 +55,13 @@ pub trait Optimizer {
 
     /// Updates a parameter in place; a shape-only one gets its state alone.
     fn step(&mut self, param: &Arc<Param>, grad: &Array, info: StepInfo, group: ParamGroup) -> Result<()>;
+
+    /// The same step as a function of some entries of a weight and their gradients; `None` where it needs more than
+    /// they: state, or other entries.
+    fn by_entries(&self, info: StepInfo, group: ParamGroup) -> Option<StepEntries> {
+        let _ = (info, group);
+        None
+    }
 
     /// The change for a gradient of any shape, without decay. State is keyed by `param` and has the
     /// gradient's shape; `param` itself is not changed.

@@ -26,7 +26,7 @@ mod tape;
 
 pub use chunked::{ChunkLoss, ChunkRows};
 pub use reversible::{Coupling, Reversal, Streams, couple};
-pub use sink::{GradSink, GradStore};
+pub use sink::{Entries, GradSink, GradStore, whole};
 pub use tape::{Backward, ParamView, Saved, SavedHook, SavedKind, Tape, Value};
 
 /// Runs a block with `T` bound to the number type of an array (f32 or f64).

@@ -149,6 +149,8 @@ struct Inner {
     order: RefCell<Vec<Arc<Param>>>,
     hooks: RefCell<Vec<Rc<dyn SavedHook>>>,
     view: RefCell<Option<ParamView>>,
+    /// What the view made last: a head that takes its rows in chunks asks for one table again and again.
+    shown: RefCell<Option<(ParamId, Array)>>,
     mode: Cell<Mode>,
 }
 
@@ -173,6 +175,7 @@ impl Tape {
             order: RefCell::default(),
             hooks: RefCell::default(),
             view: RefCell::default(),
+            shown: RefCell::default(),
             mode: Cell::new(mode),
         }))
     }
@@ -188,7 +191,7 @@ impl Tape {
     }
 
     /// A tape that records nothing and on which every trainable parameter shows what `view` makes of it:
-    /// a perturbed copy, say, that lives no longer than its use.
+    /// a perturbed copy, say, that lives until another parameter is used.
     pub fn viewing(view: ParamView) -> Self {
         let tape = Self::off();
         *tape.0.view.borrow_mut() = Some(view);
@@ -235,7 +238,15 @@ impl Tape {
     /// Those of the view of a [`Tape::viewing`].
     pub fn param(&self, param: &Arc<Param>) -> Result<Value> {
         if let Some(view) = self.0.view.borrow().as_ref().filter(|_| param.is_trainable()) {
-            return view(param).map(Value::constant);
+            let mut shown = self.0.shown.borrow_mut();
+            if let Some((_, array)) = shown.take_if(|(id, _)| *id != param.id()) {
+                drop(array); // before there is another
+            }
+            let (_, array) = match &mut *shown {
+                Some(same) => same,
+                none => none.insert((param.id(), view(param)?)),
+            };
+            return Ok(Value::constant(array.clone()));
         }
         let array = param.value();
         if !param.is_trainable() || self.0.mode.get() == Mode::Off {

@@ -171,7 +171,13 @@ pub fn model(
 fn produce(assembly: &Assembly, from: &From<'_>) -> Result<Array> {
     let sites = &assembly.sites;
     match from {
-        From::Linear(site) => site.merged(sites),
+        From::Linear(site) => match site.base() {
+            // As it lies: a copy of a head can be a good part of a small model.
+            LinearBase::Dense(name) if site.adapter_count() == 0 => {
+                assembly.read_param(&sites.param(&name)?.active(true))
+            }
+            _ => site.merged(sites),
+        },
         From::Bias(site) => match sites.while_held(&site.path, || sites.folded_bias(site))? {
             Some(bias) => Ok(bias),
             None => Array::zeros(&[site.shape.0], DType::F32, Category::Workspace),

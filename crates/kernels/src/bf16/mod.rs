@@ -13,13 +13,15 @@
 mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod chance;
 mod few;
 mod pack;
 mod product;
 #[cfg(test)]
 mod tests;
 
-pub use pack::{round_all, widen_into};
+pub use chance::round_by_chance;
+pub use pack::{round_all, widen_all, widen_into};
 pub use product::{backward_input, forward};
 
 use crate::cpu::{self, Cpu};

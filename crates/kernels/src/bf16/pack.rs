@@ -24,6 +24,13 @@ pub fn round_all(from: &[f32], to: &mut [u16]) {
 }
 
 wide! {
+    /// The f32 of bf16's bits, as many as both hold.
+    pub fn widen_all[](bits: &[u16], to: &mut [f32]) {
+        for (to, bits) in to.iter_mut().zip(bits) {
+            *to = super::widen(*bits);
+        }
+    }
+
     fn widen_chunk[](bits: &[u16], to: &mut [MaybeUninit<f32>]) {
         for (to, bits) in to.iter_mut().zip(bits) {
             to.write(super::widen(*bits));

@@ -58,6 +58,7 @@ impl<'a> Prepared<'a> {
         check_hooks(index, stage)?;
         compat::method(stage, plan)?;
         compat::one_reducer(stage)?;
+        compat::trainable_dtype(index, stage, plan)?;
         let _scope = meter::scope(Meter::new());
         let mut assembly = plan.assemble(true)?;
         let mut objective = parts::objective(&stage.objective)?;
