@@ -81,12 +81,62 @@ impl Pool {
         let fitting = |e: &(usize, &Extent)| e.1.kept && e.1.size >= size;
         // The smallest kept one, so that the large ones stay whole.
         let kept = self.extents().filter(fitting).min_by_key(|(_, e)| e.size).map(|(i, _)| i);
-        let (at, fresh) = match kept {
-            Some(i) => (self.cut(i, size), false),
-            None => (self.fresh(size)?, true),
+        let (at, fresh) = if let Some(i) = kept {
+            (self.cut(i, size), false)
+        } else if let Some(at) = self.around_kept(size) {
+            self.cut_across(at, at + size);
+            (at, false)
+        } else {
+            (self.fresh(size)?, true)
         };
         self.grown(size);
+        let mark = self.mark();
+        self.shrink_to(mark);
         Some(Block { at: at as *mut u8, fresh })
+    }
+
+    /// Where `size` bytes are free that touch, most of them in memory that is kept: from an extent's first byte on, or up
+    /// to its last one.
+    fn around_kept(&self, size: usize) -> Option<usize> {
+        let kept = self.extents().filter(|(_, e)| e.kept);
+        let places = kept.flat_map(|(_, e)| [Some(e.start), e.end().checked_sub(size)]).flatten();
+        let found = places.filter_map(|at| Some((self.kept_within(at, size)?, at)));
+        found.max_by_key(|(kept, at)| (*kept, usize::MAX - at)).map(|(_, at)| at)
+    }
+
+    /// How much of these addresses is kept, if all of them are free.
+    fn kept_within(&self, start: usize, size: usize) -> Option<usize> {
+        let free = &self.free[..self.count];
+        let (mut at, mut kept) = (start, 0);
+        for e in &free[free.partition_point(|e| e.end() <= start)..] {
+            if e.start > at {
+                return None;
+            }
+            let to = e.end().min(start + size);
+            kept += if e.kept { to - at } else { 0 };
+            at = to;
+            if at == start + size {
+                return Some(kept);
+            }
+        }
+        None
+    }
+
+    /// Takes these addresses, all of them free.
+    fn cut_across(&mut self, start: usize, end: usize) {
+        let within = |e: &Extent| e.start < end && e.end() > start;
+        while let Some(i) = self.free[..self.count].iter().position(within) {
+            let e = self.free[i];
+            self.remove(i);
+            if e.kept {
+                self.kept -= e.end().min(end) - e.start.max(start);
+            }
+            for (from, to) in [(e.start, start.max(e.start)), (end.min(e.end()), e.end())] {
+                if from < to {
+                    self.insert(Extent { start: from, size: to - from, ..e });
+                }
+            }
+        }
     }
 
     /// Addresses without memory, for which memory that is kept goes back where there would be more than the mark.
@@ -291,6 +341,27 @@ mod tests {
         assert!(large.iter().all(|b| !b.fresh), "twelve small blocks side by side are three large ones");
         large.iter().for_each(|b| pool.put(b.at, 4 * MIB));
         assert!(!pool.take(12 * MIB).unwrap().fresh);
+    }
+
+    #[test]
+    fn a_hole_too_small_grows_into_what_is_free_beside_it() {
+        let mut pool = Box::new(Pool::new());
+        let first = pool.take(2 * MIB).unwrap();
+        let hole = pool.take(3 * MIB).unwrap();
+        pool.put(hole.at, 3 * MIB);
+        // Behind the hole there is address space alone.
+        let grown = pool.take(4 * MIB).unwrap();
+        assert_eq!((grown.at, grown.fresh, pool.kept), (hole.at, false, 0));
+        check(&pool);
+        // The hole at the end of what is in use, and what lies before it.
+        let last = pool.take(MIB).unwrap();
+        pool.put(first.at, 2 * MIB);
+        pool.put(grown.at, 4 * MIB);
+        pool.shrink_to(5 * MIB);
+        check(&pool);
+        let again = pool.take(5 * MIB).unwrap();
+        assert!(again.at < last.at && pool.used + pool.kept <= 7 * MIB + 7 * MIB / SLACK);
+        check(&pool);
     }
 
     #[test]
