@@ -22,7 +22,7 @@ use crate::masks::{Masking, Masks, masked, put_back};
 use crate::objective::{self, Figures};
 use crate::pass::{Batches, Draw, Look, Pass};
 use crate::team::Team;
-use crate::update::{self, InBackward, one_by_one};
+use crate::update::{self, How, InBackward, one_by_one};
 
 /// Tokens with their targets.
 #[derive(Clone)]
@@ -365,8 +365,8 @@ impl Trainer {
                 transform.whole(&mut grads, norm)?;
             }
             for (param, grad) in grads {
-                let group = update::group(&self.groups, param.id());
-                update::apply(&mut *self.optimizer, &mut self.gradient, &param, grad, info, group, self.rng)?;
+                let how = How { info, group: update::group(&self.groups, param.id()), rng: self.rng };
+                update::apply(&mut *self.optimizer, &mut self.gradient, &param, grad, how)?;
                 put_back(&params, &param)?;
             }
             (loss, norm)

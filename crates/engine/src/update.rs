@@ -6,7 +6,6 @@ use std::sync::Arc;
 use anyhow::{Result, bail};
 use half::slice::HalfFloatSliceExt as _;
 use ramekin_core::{Array, BadRecipe, Category, DType, Param, ParamId, Rng};
-use ramekin_kernels::philox::Stream;
 use ramekin_kernels::{bf16, elementwise, in_pieces, scratch};
 use ramekin_recipe::TrainStage;
 use ramekin_registry::{Slot, Trait, find};
@@ -16,20 +15,28 @@ use ramekin_tape::{Entries, GradSink, whole};
 use crate::masks::{Masking, put_back};
 use crate::parts;
 
+/// How a parameter is updated.
+#[derive(Clone, Copy)]
+pub struct How {
+    /// Where the optimizer stands.
+    pub info: StepInfo,
+    /// How the parameter differs from the optimizer's settings.
+    pub group: ParamGroup,
+    /// The run's randomness, of which roundings by chance are drawn.
+    pub rng: Rng,
+}
+
 /// Updates one parameter and frees its gradient.
 ///
 /// The gradient goes through the transforms in order. Where none of them projects it, the optimizer
 /// steps in place. Else it computes a small update, which goes back through the transforms in reverse
 /// and is applied with the decay after it; so it does for a parameter in bf16, which is rounded by chance.
-#[allow(clippy::too_many_arguments)] // what an update hangs on
 pub fn apply(
     optimizer: &mut dyn Optimizer,
     transforms: &mut [Box<dyn GradientTransform>],
     param: &Arc<Param>,
     grad: Array,
-    info: StepInfo,
-    group: ParamGroup,
-    rng: Rng,
+    how: How,
 ) -> Result<()> {
     let mut grad = grad;
     let mut projected_by = Vec::new(); // the transform with the gradient that it was given
@@ -40,9 +47,9 @@ pub fn apply(
     }
     let value = param.value();
     if projected_by.is_empty() && value.dtype() == DType::F32 {
-        return optimizer.step(param, &grad, info, group);
+        return optimizer.step(param, &grad, how.info, how.group);
     }
-    let Update { mut direction, rate, decay } = optimizer.update(param, &grad, info, group)?;
+    let Update { mut direction, rate, decay } = optimizer.update(param, &grad, how.info, how.group)?;
     for (i, given) in projected_by.into_iter().rev() {
         direction = transforms[i].back(param, &given, &grad, direction)?;
         grad = given;
@@ -52,7 +59,7 @@ pub fn apply(
         return Ok(());
     }
     let d = direction.view::<f32>()?;
-    each_piece(param, &by_chance(rng, info, param), |first, p| {
+    each_piece(param, how, |first, p| {
         elementwise::add_scaled(p, -rate as f32, &d[first..first + p.len()]);
         if decay != 0.0 {
             elementwise::scale_assign(p, (1.0 - decay) as f32);
@@ -61,28 +68,24 @@ pub fn apply(
     Ok(())
 }
 
-/// What an update's rounding of a parameter in bf16 is drawn from.
-fn by_chance(rng: Rng, info: StepInfo, param: &Param) -> Stream {
-    rng.named(&format!("rounding/{}", info.step), param.name())
-}
-
 /// Lets `f` change a parameter's numbers piece by piece as f32; those in bf16 are rounded by chance. Returns what `f`
 /// returns, in order.
 fn each_piece<R: Send>(
     param: &Param,
-    chance: &Stream,
+    how: How,
     f: impl Fn(usize, &mut [f32]) -> R + Send + Sync,
 ) -> Result<Vec<R>> {
     let value = param.value();
     if value.dtype() != DType::BF16 {
         return value.update(|p: &mut [f32]| in_pieces(p, f));
     }
+    let chance = how.rng.named(&format!("rounding/{}", how.info.step), param.name());
     value.update(|bits: &mut [half::bf16]| {
         in_pieces(bits.reinterpret_cast_mut(), |first, bits: &mut [u16]| {
             scratch::with(bits.len(), |p: &mut [f32]| {
                 bf16::widen_all(bits, p);
                 let result = f(first, p);
-                bf16::round_by_chance(p, first as u64, chance, bits);
+                bf16::round_by_chance(p, first as u64, &chance, bits);
                 result
             })
         })
@@ -118,6 +121,10 @@ pub struct InBackward<'a> {
 }
 
 impl InBackward<'_> {
+    fn how(&self, param: &Param) -> How {
+        How { info: self.info, group: group(self.groups, param.id()), rng: self.rng }
+    }
+
     fn count(&mut self, param: &Param, squares: f64) -> Result<()> {
         if !squares.is_finite() {
             let (step, name) = (self.info.step, param.name());
@@ -135,19 +142,19 @@ impl GradSink for InBackward<'_> {
             let squares = elementwise::sum_of_squares(&grad.view::<f32>()?);
             self.count(param, squares)?;
         }
-        let group = group(self.groups, param.id());
-        apply(self.optimizer, self.transforms, param, grad, self.info, group, self.rng)?;
+        let how = self.how(param);
+        apply(self.optimizer, self.transforms, param, grad, how)?;
         put_back(self.params, param)
     }
 
     fn ready_by_entries(&mut self, param: &Arc<Param>, entries: &Entries<'_>) -> Result<()> {
-        let group = group(self.groups, param.id());
-        let step = self.optimizer.by_entries(self.info, group).filter(|_| self.transforms.is_empty());
+        let how = self.how(param);
+        let step = self.optimizer.by_entries(how.info, how.group).filter(|_| self.transforms.is_empty());
         let Some(step) = step else { return self.ready(param, whole(param, entries)?) };
         if param.value().is_shape_only() {
             return Ok(());
         }
-        let squares = each_piece(param, &by_chance(self.rng, self.info, param), |first, p| {
+        let squares = each_piece(param, how, |first, p| {
             scratch::with(p.len(), |grad: &mut [f32]| {
                 entries(first, p, grad);
                 step(p, grad);

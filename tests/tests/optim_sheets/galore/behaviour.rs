@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use ramekin_core::{Array, Category, Draws, Param, Rng};
-use ramekin_engine::{parts, update};
+use ramekin_engine::parts;
+use ramekin_engine::update::{self, How};
 use ramekin_kernels::matmul;
 use ramekin_slots::{GradientTransform, ParamGroup, StepInfo};
 use ramekin_tape::GradStore;
@@ -110,7 +111,14 @@ fn run(seed: u64, arm: Arm, lr: f64) -> (f64, f64) {
         let info = StepInfo { step: step + 1, lr: lr * schedule.factor(step, STEPS) };
         for (param, grad) in store.take() {
             let group = ParamGroup::default();
-            update::apply(&mut *optimizer, &mut transforms, &param, grad, info, group).unwrap();
+            update::apply(
+                &mut *optimizer,
+                &mut transforms,
+                &param,
+                grad,
+                How { info, group, rng: Rng::new(0) },
+            )
+            .unwrap();
         }
     }
     (before, model.loss(&held, None).unwrap())

@@ -12,7 +12,8 @@ mod whole_model;
 use std::sync::Arc;
 
 use ramekin_core::{Array, Category, Param, Rng};
-use ramekin_engine::{parts, update};
+use ramekin_engine::parts;
+use ramekin_engine::update::{self, How};
 use ramekin_slots::{GradientTransform, Optimizer, ParamGroup, StepInfo};
 use ramekin_tests::lab::part;
 use serde_json::{Value as Json, json};
@@ -51,7 +52,8 @@ impl Bench {
         self.done += 1;
         let info = StepInfo { step: self.done, lr };
         let (optimizer, transforms) = (&mut *self.optimizer, &mut self.transforms[..]);
-        update::apply(optimizer, transforms, &self.param, grad, info, ParamGroup::default()).unwrap();
+        let how = How { info, group: ParamGroup::default(), rng: Rng::new(0) };
+        update::apply(optimizer, transforms, &self.param, grad, how).unwrap();
     }
 
     fn weight(&self) -> Vec<f32> {
