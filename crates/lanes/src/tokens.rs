@@ -110,7 +110,8 @@ impl<R: Rule, S: Storage> Cache<R, S> {
                 }
             }
         }
-        kernel::lanes(&queries, spec.head_dim, spec.scale)
+        let weights = self.rule.trigger() == Trigger::After;
+        kernel::lanes(&queries, spec.head_dim, spec.scale, weights)
     }
 
     fn push(&mut self, layer: usize, sequence: usize, range: Range<usize>, rows: &Rows<'_>, lanes: usize) {

@@ -127,9 +127,7 @@ impl LlamaModel {
             causal: true,
             bf16: self.bf16,
         };
-        let q = fx.linear(&names.q, &n)?;
-        let k = fx.linear(&names.k, &n)?;
-        let v = fx.linear(&names.v, &n)?;
+        let [q, k, v] = fx.linears([&names.q, &names.k, &names.v], &n)?;
         drop(n);
         let q = self.head_norm(fx, q, &names.q_norm)?;
         let k = self.head_norm(fx, k, &names.k_norm)?;
@@ -139,8 +137,7 @@ impl LlamaModel {
 
     fn mlp(&self, index: usize, fx: &Forward, n: Value) -> Result<Value> {
         let names = &self.layers[index];
-        let gate = fx.linear(&names.gate, &n)?;
-        let up = fx.linear(&names.up, &n)?;
+        let [gate, up] = fx.linears([&names.gate, &names.up], &n)?;
         drop(n);
         let mixed = ops::swiglu(&fx.tape, &gate, &up)?;
         drop((gate, up));

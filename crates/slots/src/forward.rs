@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use ramekin_core::Rng;
 use ramekin_kernels::philox::Stream;
 use ramekin_tape::ops::{self, Segment};
@@ -159,6 +159,19 @@ impl Forward {
     /// The linear of this module path, with its adapters.
     pub fn linear(&self, path: &str, x: &Value) -> Result<Value> {
         self.sites.linear(path)?.forward(self, x)
+    }
+
+    /// Several linears of one input, each with its adapters. Packed ones without any read a few rows together.
+    pub fn linears<const N: usize>(&self, paths: [&str; N], x: &Value) -> Result<[Value; N]> {
+        let mut alone = Vec::new();
+        for path in paths {
+            alone.extend(self.sites.linear(path)?.packed_alone(self)?);
+        }
+        let ys = match alone.len() == N {
+            true => ops::linears_packed(&self.tape, x, &alone)?,
+            false => paths.iter().map(|path| self.linear(path, x)).collect::<Result<Vec<_>>>()?,
+        };
+        ys.try_into().map_err(|_| anyhow!("{N} linears gave other than {N} outputs"))
     }
 
     /// The output of the module of this path, which `f` computes, with what is attached to the module.

@@ -156,6 +156,20 @@ impl LinearSite {
         self.through(fx, if on { &adapters } else { &[] }, x)
     }
 
+    /// The packed weight with its bias where that is all there is to the linear in this forward.
+    pub(crate) fn packed_alone(
+        &self,
+        fx: &Forward,
+    ) -> Result<Option<(Arc<dyn PackedWeight>, Option<Value>)>> {
+        let adapted = fx.mode.adapters && self.strength.get() != 0.0 && self.adapter_count() > 0;
+        match &*self.base.borrow() {
+            LinearBase::Packed(w) if !adapted => {
+                Ok(Some((w.clone(), self.bias.as_ref().map(|b| fx.param(b)).transpose()?)))
+            }
+            _ => Ok(None),
+        }
+    }
+
     fn through(&self, fx: &Forward, adapters: &[Box<dyn LinearAdapter>], x: &Value) -> Result<Value> {
         let Some((last, below)) = adapters.split_last() else { return self.base_product(fx, x) };
         let whole = last.forward(fx, self, x, &|x| self.through(fx, below, x))?;

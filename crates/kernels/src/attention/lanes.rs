@@ -38,7 +38,7 @@ pub struct Query<'a, T: Real> {
 pub struct Found<T> {
     /// `[group, head_dim]`; zeros where it sees nothing.
     pub out: Vec<T>,
-    /// Each head's weight on each entry, `[group, entries]`.
+    /// Each head's weight on each entry, `[group, entries]`; empty where nobody wants them.
     pub weights: Vec<T>,
 }
 
@@ -63,11 +63,11 @@ struct Piece<T> {
     out: Vec<T>,
 }
 
-/// Answers each query for itself. What it sees is cut into blocks, which threads share; the pieces meet in order.
+/// Answers each query for itself, with its weights on the entries where they are `wanted`. What it sees is cut into blocks, which threads share; the pieces meet in order.
 ///
 /// # Panics
 /// If a lane gives less than it is asked for.
-pub fn lanes<T: Real>(queries: &[Query<'_, T>], head_dim: usize, scale: f64) -> Vec<Found<T>> {
+pub fn lanes<T: Real>(queries: &[Query<'_, T>], head_dim: usize, scale: f64, wanted: bool) -> Vec<Found<T>> {
     let mut parts = Vec::new();
     for (query, of) in queries.iter().enumerate() {
         let mut at = 0;
@@ -87,7 +87,7 @@ pub fn lanes<T: Real>(queries: &[Query<'_, T>], head_dim: usize, scale: f64) -> 
         while let Some(piece) = found.next_if(|(part, _)| part.query == nth) {
             own.push(piece);
         }
-        meet(query, &own, head_dim)
+        meet(query, &own, head_dim, wanted)
     };
     queries.iter().enumerate().map(of).collect()
 }
@@ -115,9 +115,14 @@ fn piece<T: Real>(q: &[T], part: &Part<'_, T>, d: usize, scale: T) -> Piece<T> {
 }
 
 /// Pieces under their common top.
-fn meet<T: Real>(query: &Query<'_, T>, pieces: &[(&Part<'_, T>, Piece<T>)], d: usize) -> Found<T> {
+fn meet<T: Real>(
+    query: &Query<'_, T>,
+    pieces: &[(&Part<'_, T>, Piece<T>)],
+    d: usize,
+    wanted: bool,
+) -> Found<T> {
     let group = query.q.len() / d;
-    let entries: usize = query.sees.iter().map(|(_, r)| r.len()).sum();
+    let entries: usize = if wanted { query.sees.iter().map(|(_, r)| r.len()).sum() } else { 0 };
     let mut found = Found { out: vec![T::ZERO; group * d], weights: vec![T::ZERO; group * entries] };
     for head in 0..group {
         let top = pieces.iter().fold(T::NEG_INFINITY, |top, (_, p)| top.max(p.tops[head]));
@@ -131,6 +136,9 @@ fn meet<T: Real>(query: &Query<'_, T>, pieces: &[(&Part<'_, T>, Piece<T>)], d: u
         for (part, piece) in pieces {
             let factor = factor(piece) / sum;
             add_scaled_chunk(factor, &piece.out[head * d..][..d], &mut found.out[head * d..][..d]);
+            if !wanted {
+                continue;
+            }
             let n = part.entries.len();
             let to = &mut found.weights[head * entries + part.at..][..n];
             scale_chunk(factor, &piece.weights[head * n..][..n], to);

@@ -197,7 +197,7 @@ fn lanes_equal_the_reference_and_their_weights_sum_to_one() {
             Query { q, sees: vec![(r as &dyn Stored<f32>, 0..n / 3), (r, n / 3..n)] }
         })
         .collect();
-    for (i, found) in lanes(&queries, d, o.scale).iter().enumerate() {
+    for (i, found) in lanes(&queries, d, o.scale, true).iter().enumerate() {
         let (r, n) = (&rows[i], keys[i]);
         let s = Segment { q_start: 0, q_len: 1, k_start: 0, k_len: n };
         let (want, lse) = reference::forward(&wide(queries[i].q), &wide(&r.k), &wide(&r.v), None, &[s], &o);
@@ -209,7 +209,7 @@ fn lanes_equal_the_reference_and_their_weights_sum_to_one() {
             assert!((f64::from(weights[0]) - (dot * o.scale - lse).exp()).abs() < 1e-6);
         }
     }
-    let nothing = lanes(&[Query { q: &q[..d], sees: Vec::new() }], d, 1.0);
+    let nothing = lanes(&[Query { q: &q[..d], sees: Vec::new() }], d, 1.0, false);
     assert_eq!(nothing[0].out, vec![0.0; d]);
 }
 

@@ -4,6 +4,7 @@ use std::arch::x86_64::*;
 
 use bytemuck::{Pod, Zeroable};
 
+use super::GroupScales;
 use crate::registers::first_lanes;
 
 /// Codes that one step takes.
@@ -32,6 +33,9 @@ pub struct Weight<'a, S> {
 
 /// A scale as it is stored.
 pub trait Scale: Copy + Sync {
+    /// Those of a weight.
+    fn of(scales: GroupScales<'_>) -> &[Self];
+
     /// Its number.
     fn number(self) -> f32;
 
@@ -43,6 +47,10 @@ pub trait Scale: Copy + Sync {
 }
 
 impl Scale for f32 {
+    fn of(scales: GroupScales<'_>) -> &[f32] {
+        if let GroupScales::F32(scales) = scales { scales } else { &[] }
+    }
+
     #[inline(always)]
     fn number(self) -> f32 {
         self
@@ -59,6 +67,10 @@ impl Scale for f32 {
 
 /// The bits of a bf16.
 impl Scale for u16 {
+    fn of(scales: GroupScales<'_>) -> &[u16] {
+        if let GroupScales::Bf16(scales) = scales { scales } else { &[] }
+    }
+
     #[inline(always)]
     fn number(self) -> f32 {
         crate::bf16::widen(self)

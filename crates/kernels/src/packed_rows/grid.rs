@@ -54,41 +54,83 @@ fn fill<const P: usize>(x: &[f32], w: &Grid<'_>, order: &Order, chunks: &mut [Ch
     }
 }
 
-/// `y[m×n] = x[m×k] · wᵀ` with P planes.
-pub fn forward<const P: usize>(x: &[f32], w: &Grid<'_>, y: &mut [f32]) {
-    match w.scales {
-        GroupScales::F32(scales) => by_scales::<P, f32>(x, w, scales, y),
-        GroupScales::Bf16(scales) => by_scales::<P, u16>(x, w, scales, y),
+/// Whether these weights take the same numbers of x.
+pub fn alike(ws: &[&Grid<'_>]) -> bool {
+    let of = |w: &Grid<'_>| {
+        let narrow = matches!(w.scales, GroupScales::Bf16(_));
+        (w.bits, w.shape.1, w.zeros.is_empty(), w.middle.to_bits(), narrow)
+    };
+    ws.windows(2).all(|w| of(w[0]) == of(w[1]))
+}
+
+/// `y[m×n] = x[m×k] · wᵀ` with P planes, for each of some weights that are [`alike`].
+pub fn forward<const P: usize>(x: &[f32], ws: &[&Grid<'_>], ys: &mut [&mut [f32]]) {
+    let plain = |w: &Grid<'_>| matches!(w.scales, GroupScales::F32(_));
+    match ws.iter().all(|w| plain(w)) {
+        true => by_scales::<P, f32>(x, ws, ys),
+        false => by_scales::<P, u16>(x, ws, ys),
     }
 }
 
-fn by_scales<const P: usize, S: Scale>(x: &[f32], w: &Grid<'_>, scales: &[S], y: &mut [f32]) {
-    let (n, k) = w.shape;
-    let (groups, row_bytes) = (k / w.group, stream_bytes(k, w.bits));
-    assert_eq!(w.packed.len(), n * row_bytes, "the codes of {n}×{k}");
-    assert!(scales.len() == n * groups && (w.zeros.is_empty() || w.zeros.len() == n * groups));
-    let order = order(w.bits);
-    let weight = Weight::of(w, scales, row_bytes, order);
-    let task = (n * k / TASKS).clamp(*TASK.start(), *TASK.end());
-    let rows = (task / k).max(1).next_multiple_of(ROWS);
+/// A weight and its share of the tasks.
+struct Share<'a, S> {
+    weight: Weight<'a, S>,
+    bits: u32,
+    n: usize,
+    /// Rows of a task.
+    rows: usize,
+    out: Shared<f32>,
+}
+
+impl<'a, S: Scale> Share<'a, S> {
+    fn of(w: &Grid<'a>, y: &mut [f32]) -> Self {
+        let (n, k) = w.shape;
+        let (groups, row_bytes) = (k / w.group, stream_bytes(k, w.bits));
+        let scales = S::of(w.scales);
+        assert_eq!(w.packed.len(), n * row_bytes, "the codes of {n}×{k}");
+        assert!(scales.len() == n * groups && (w.zeros.is_empty() || w.zeros.len() == n * groups));
+        let task = (n * k / TASKS).clamp(*TASK.start(), *TASK.end());
+        let rows = (task / k).max(1).next_multiple_of(ROWS);
+        let weight = Weight::of(w, scales, row_bytes, order(w.bits));
+        Share { weight, bits: w.bits, n, rows, out: Shared::new(y) }
+    }
+
+    fn tasks(&self) -> usize {
+        self.n.div_ceil(self.rows)
+    }
+
+    /// Task `t`, of rows of x with so many chunks each.
+    fn run<const P: usize>(&self, t: usize, x: &[Chunk<P>], chunks: usize) {
+        let end = self.n.min((t + 1) * self.rows);
+        for first in (t * self.rows..end).step_by(ROWS) {
+            for (i, x) in x.chunks_exact(chunks).enumerate() {
+                let here = (end - first).min(ROWS);
+                // SAFETY: `suits` saw the features; each task owns its columns of y.
+                let to = unsafe { self.out.slice(i * self.n + first, here) };
+                if here == ROWS {
+                    to.copy_from_slice(&dots::<P, ROWS, S>(self.bits, &self.weight, first, x));
+                } else {
+                    for (r, y) in to.iter_mut().enumerate() {
+                        [*y] = dots(self.bits, &self.weight, first + r, x);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn by_scales<const P: usize, S: Scale>(x: &[f32], ws: &[&Grid<'_>], ys: &mut [&mut [f32]]) {
+    let k = ws[0].shape.1;
+    let shares: Vec<Share<'_, S>> = ws.iter().zip(ys).map(|(w, y)| Share::of(w, y)).collect();
     let chunks = k.div_ceil(CHUNK);
     scratch::with(x.len() / k * chunks, |all: &mut [Chunk<P>]| {
-        fill(x, w, order, all);
-        let (all, out) = (&*all, Shared::new(y));
-        tasks(n.div_ceil(rows), |t| {
-            let end = n.min((t + 1) * rows);
-            for first in (t * rows..end).step_by(ROWS) {
-                for (i, x) in all.chunks_exact(chunks).enumerate() {
-                    let here = (end - first).min(ROWS);
-                    // SAFETY: `suits` saw the features; each task owns its columns of y.
-                    let to = unsafe { out.slice(i * n + first, here) };
-                    if here == ROWS {
-                        to.copy_from_slice(&dots::<P, ROWS, S>(w.bits, &weight, first, x));
-                    } else {
-                        for (r, y) in to.iter_mut().enumerate() {
-                            [*y] = dots(w.bits, &weight, first + r, x);
-                        }
-                    }
+        fill(x, ws[0], order(ws[0].bits), all);
+        let all = &*all;
+        tasks(shares.iter().map(Share::tasks).sum(), |mut t| {
+            for share in &shares {
+                match t.checked_sub(share.tasks()) {
+                    None => return share.run(t, all, chunks),
+                    Some(rest) => t = rest,
                 }
             }
         });

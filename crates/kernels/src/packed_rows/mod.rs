@@ -27,6 +27,16 @@ pub enum Layout<'a> {
     Table(Table<'a>),
 }
 
+impl Layout<'_> {
+    /// Outputs and inputs.
+    pub fn shape(&self) -> (usize, usize) {
+        match self {
+            Layout::Grid(w) => w.shape,
+            Layout::Table(w) => w.shape,
+        }
+    }
+}
+
 /// Codes of 2, 3, 4 or 8 bits, each row a bit stream as of [`pack_bits`](crate::packed::pack_bits).
 pub struct Grid<'a> {
     /// The streams, row after row, each a whole number of bytes.
@@ -119,10 +129,7 @@ pub enum Activations {
 /// # Panics
 /// If a slice's length is not its shape.
 pub fn forward(x: &[f32], m: usize, w: &Layout<'_>, activations: Activations, y: &mut [f32]) -> bool {
-    let (n, k) = match w {
-        Layout::Grid(w) => w.shape,
-        Layout::Table(w) => w.shape,
-    };
+    let (n, k) = w.shape();
     assert_eq!(x.len(), m * k, "`x` must hold {m}×{k} values");
     assert_eq!(y.len(), m * n, "`y` must hold {m}×{n} values");
     if m > FEW_ROWS || k == 0 {
@@ -131,11 +138,7 @@ pub fn forward(x: &[f32], m: usize, w: &Layout<'_>, activations: Activations, y:
     #[cfg(target_arch = "x86_64")]
     match w {
         Layout::Grid(w) if grid::suits(w) => {
-            match activations {
-                Activations::Int8 => grid::forward::<1>(x, w, y),
-                Activations::Bf16 => grid::forward::<2>(x, w, y),
-                Activations::F32 => grid::forward::<3>(x, w, y),
-            }
+            grids(x, &[w], activations, &mut [y]);
             return true;
         }
         Layout::Table(w) if table::suits(w) && activations != Activations::Int8 => {
@@ -149,4 +152,45 @@ pub fn forward(x: &[f32], m: usize, w: &Layout<'_>, activations: Activations, y:
     }
     let _ = activations;
     false
+}
+
+/// As [`forward`] for several weights of one x, to the same bits: x is rounded once, and threads meet once. False, and
+/// nothing is done, where these weights cannot share.
+///
+/// # Panics
+/// As there.
+pub fn forward_each(
+    x: &[f32],
+    m: usize,
+    ws: &[Layout<'_>],
+    activations: Activations,
+    ys: &mut [&mut [f32]],
+) -> bool {
+    for (w, y) in ws.iter().zip(&*ys) {
+        let (n, k) = w.shape();
+        assert_eq!((x.len(), y.len()), (m * k, m * n), "`x` of {m}×{k} and `y` of {m}×{n} values");
+    }
+    #[cfg(target_arch = "x86_64")]
+    if (1..=FEW_ROWS).contains(&m) {
+        let grids_of = ws.iter().filter_map(|w| match w {
+            Layout::Grid(grid) if grid::suits(grid) && grid.shape.1 > 0 => Some(grid),
+            _ => None,
+        });
+        let all: Vec<&Grid<'_>> = grids_of.collect();
+        if !all.is_empty() && all.len() == ws.len() && grid::alike(&all) {
+            grids(x, &all, activations, ys);
+            return true;
+        }
+    }
+    let _ = activations;
+    false
+}
+
+#[cfg(target_arch = "x86_64")]
+fn grids(x: &[f32], ws: &[&Grid<'_>], activations: Activations, ys: &mut [&mut [f32]]) {
+    match activations {
+        Activations::Int8 => grid::forward::<1>(x, ws, ys),
+        Activations::Bf16 => grid::forward::<2>(x, ws, ys),
+        Activations::F32 => grid::forward::<3>(x, ws, ys),
+    }
 }

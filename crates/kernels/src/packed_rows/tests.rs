@@ -169,3 +169,31 @@ fn bad_values_stay_in_their_row() {
         }
     }
 }
+
+/// Weights that share x give what each gives alone; those that differ in what they take of x do not share.
+#[test]
+fn together_is_each_alone() {
+    let (k, m) = (160, 3);
+    let x = normal::<f32>(9, m * k);
+    for bits in [2, 3, 4, 8] {
+        for sym in [true, false] {
+            let made =
+                [(70, 32), (5, 160), (33, 32)].map(|(n, group)| (grid(bits, (n, k), group, sym), n, group));
+            let layouts: Vec<_> =
+                made.iter().map(|(made, n, group)| made.narrow(bits, (*n, k), *group)).collect();
+            let mut ys: Vec<Vec<f32>> = made.iter().map(|(_, n, _)| vec![f32::NAN; m * n]).collect();
+            let mut to: Vec<&mut [f32]> = ys.iter_mut().map(Vec::as_mut_slice).collect();
+            if !forward_each(&x, m, &layouts, Activations::Bf16, &mut to) {
+                return skipped(NO_VNNI);
+            }
+            for (w, y) in layouts.iter().zip(&ys) {
+                let mut alone = vec![0.0; y.len()];
+                assert!(forward(&x, m, w, Activations::Bf16, &mut alone));
+                assert_eq!(y, &alone, "{bits} bits");
+            }
+            let (other, mut a, mut b) = (grid(bits, (5, k), 32, !sym), vec![0.0; m * 70], vec![0.0; m * 5]);
+            let unlike = [made[0].0.narrow(bits, (70, k), 32), other.narrow(bits, (5, k), 32)];
+            assert!(!forward_each(&x, m, &unlike, Activations::Bf16, &mut [&mut a, &mut b]));
+        }
+    }
+}

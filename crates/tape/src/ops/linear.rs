@@ -299,6 +299,33 @@ pub fn linear_packed(
     })
 }
 
+/// [`linear_packed`] with each of some weights: together, to the same bits, where a few rows that nothing is walked back
+/// to meet weights that can share them.
+pub fn linears_packed(
+    tape: &Tape,
+    x: &Value,
+    ws: &[(Arc<dyn PackedWeight>, Option<Value>)],
+) -> Result<Vec<Value>> {
+    let xa = x.array();
+    let tracked = x.is_tracked() || ws.iter().any(|(_, b)| b.as_ref().is_some_and(Value::is_tracked));
+    let real = |w: &dyn PackedWeight| !(w.is_shape_only() || w.is_absent());
+    let simple =
+        !tracked && !xa.is_shape_only() && xa.dtype() == DType::F32 && ws.iter().all(|(w, _)| real(&**w));
+    if simple && let Some(ys) = rounding::forward_each(&xa.view::<f32>()?, xa.rows().0, ws)? {
+        return ys
+            .into_iter()
+            .zip(ws)
+            .map(|(y, (w, bias))| {
+                let (o, i) = w.shape();
+                check(xa, i, o, bias.as_ref())?;
+                count(xa.rows().0, o, i);
+                Ok(Value::constant(Array::from_vec(y, &out_dims(xa, o), Category::Workspace)?))
+            })
+            .collect();
+    }
+    ws.iter().map(|(w, bias)| linear_packed(tape, x, w, bias.as_ref())).collect()
+}
+
 /// A dense bf16 or f16 weight, widened on the way.
 pub(super) struct HalfWeight(Array);
 

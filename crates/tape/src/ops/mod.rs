@@ -40,7 +40,9 @@ pub use divergence::{Divergence, divergence};
 pub use elementwise::{add, add_row, dropout, mul, scale};
 pub use embedding::{embedding, select_rows};
 pub use layer_norm::layer_norm;
-pub use linear::{Apart, PackedWeight, Rebuild, linear, linear_onto, linear_packed, linear_rounded};
+pub use linear::{
+    Apart, PackedWeight, Rebuild, linear, linear_onto, linear_packed, linear_rounded, linears_packed,
+};
 pub use log_probs::{log_probs, segment_sums, weighted_sums};
 pub use loss::{CrossEntropy, cross_entropy};
 pub use low_rank::{HeldWeight, column_products, row_norms, row_products};

@@ -10,13 +10,15 @@
 
 use std::sync::Arc;
 
+use anyhow::Result;
 use ramekin_kernels::bf16::{self, Bf16Rows};
 use ramekin_kernels::linear::{self as kernel, WeightRows};
 use ramekin_kernels::packed_rows::{self, Activations, Layout};
-use ramekin_kernels::{Real, elementwise, int8, scratch};
+use ramekin_kernels::{Real, elementwise, int8, scratch, unwritten};
 
 use super::linear::Rows;
 use super::{Apart, PackedWeight};
+use crate::tape::Value;
 
 /// What the products of a packed weight round.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -167,6 +169,33 @@ fn as_it_lies(x: &[f32], n: usize, w: &dyn PackedWeight, y: &mut [f32]) -> bool 
             n <= packed_rows::FEW_ROWS && packed_rows::forward(x, n, layout, activations, y)
         }
     }
+}
+
+/// `y = x wᵀ + b` for each of some weights of one `x` of a few rows, as they lie; `None` where they cannot share it.
+pub(super) fn forward_each(
+    x: &[f32],
+    n: usize,
+    ws: &[(Arc<dyn PackedWeight>, Option<Value>)],
+) -> Result<Option<Vec<Vec<f32>>>> {
+    let Some((first, _)) = ws.first() else { return Ok(None) };
+    let (activations, inputs) = (first.activations(), first.shape().1);
+    let alike = ws.iter().all(|(w, _)| w.activations() == activations && w.shape().1 == inputs);
+    if !alike || n > packed_rows::FEW_ROWS || x.len() != n * inputs {
+        return Ok(None);
+    }
+    let layouts: Option<Vec<Layout<'_>>> = ws.iter().map(|(w, _)| w.layout()).collect();
+    let Some(layouts) = layouts else { return Ok(None) };
+    let mut ys: Vec<Vec<f32>> = ws.iter().map(|(w, _)| unwritten(n * w.shape().0)).collect();
+    let mut to: Vec<&mut [f32]> = ys.iter_mut().map(Vec::as_mut_slice).collect();
+    if !packed_rows::forward_each(x, n, &layouts, activations, &mut to) {
+        return Ok(None);
+    }
+    for (y, (_, bias)) in ys.iter_mut().zip(ws) {
+        if let Some(bias) = bias {
+            elementwise::add_bias(y, &bias.array().view::<f32>()?);
+        }
+    }
+    Ok(Some(ys))
 }
 
 /// `gx (+)= g w`, `n` rows.
