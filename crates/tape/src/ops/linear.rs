@@ -299,13 +299,12 @@ pub fn linear_packed(
     })
 }
 
+/// A packed weight with, perhaps, its bias.
+pub type PackedLinear = (Arc<dyn PackedWeight>, Option<Value>);
+
 /// [`linear_packed`] with each of some weights: together, to the same bits, where a few rows that nothing is walked back
 /// to meet weights that can share them.
-pub fn linears_packed(
-    tape: &Tape,
-    x: &Value,
-    ws: &[(Arc<dyn PackedWeight>, Option<Value>)],
-) -> Result<Vec<Value>> {
+pub fn linears_packed(tape: &Tape, x: &Value, ws: &[PackedLinear]) -> Result<Vec<Value>> {
     let xa = x.array();
     let tracked = x.is_tracked() || ws.iter().any(|(_, b)| b.as_ref().is_some_and(Value::is_tracked));
     let real = |w: &dyn PackedWeight| !(w.is_shape_only() || w.is_absent());

@@ -16,9 +16,8 @@ use ramekin_kernels::linear::{self as kernel, WeightRows};
 use ramekin_kernels::packed_rows::{self, Activations, Layout};
 use ramekin_kernels::{Real, elementwise, int8, scratch, unwritten};
 
-use super::linear::Rows;
+use super::linear::{PackedLinear, Rows};
 use super::{Apart, PackedWeight};
-use crate::tape::Value;
 
 /// What the products of a packed weight round.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -172,11 +171,7 @@ fn as_it_lies(x: &[f32], n: usize, w: &dyn PackedWeight, y: &mut [f32]) -> bool 
 }
 
 /// `y = x wᵀ + b` for each of some weights of one `x` of a few rows, as they lie; `None` where they cannot share it.
-pub(super) fn forward_each(
-    x: &[f32],
-    n: usize,
-    ws: &[(Arc<dyn PackedWeight>, Option<Value>)],
-) -> Result<Option<Vec<Vec<f32>>>> {
+pub(super) fn forward_each(x: &[f32], n: usize, ws: &[PackedLinear]) -> Result<Option<Vec<Vec<f32>>>> {
     let Some((first, _)) = ws.first() else { return Ok(None) };
     let (activations, inputs) = (first.activations(), first.shape().1);
     let alike = ws.iter().all(|(w, _)| w.activations() == activations && w.shape().1 == inputs);
