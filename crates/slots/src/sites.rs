@@ -157,10 +157,7 @@ impl LinearSite {
     }
 
     /// The packed weight with its bias where that is all there is to the linear in this forward.
-    pub(crate) fn packed_alone(
-        &self,
-        fx: &Forward,
-    ) -> Result<Option<(Arc<dyn PackedWeight>, Option<Value>)>> {
+    pub(crate) fn packed_alone(&self, fx: &Forward) -> Result<Option<ops::PackedLinear>> {
         let adapted = fx.mode.adapters && self.strength.get() != 0.0 && self.adapter_count() > 0;
         match &*self.base.borrow() {
             LinearBase::Packed(w) if !adapted => {

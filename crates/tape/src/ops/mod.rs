@@ -41,7 +41,8 @@ pub use elementwise::{add, add_row, dropout, mul, scale};
 pub use embedding::{embedding, select_rows};
 pub use layer_norm::layer_norm;
 pub use linear::{
-    Apart, PackedWeight, Rebuild, linear, linear_onto, linear_packed, linear_rounded, linears_packed,
+    Apart, PackedLinear, PackedWeight, Rebuild, linear, linear_onto, linear_packed, linear_rounded,
+    linears_packed,
 };
 pub use log_probs::{log_probs, segment_sums, weighted_sums};
 pub use loss::{CrossEntropy, cross_entropy};
