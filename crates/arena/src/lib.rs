@@ -3,7 +3,8 @@
 //! Blocks of [`LARGE`] bytes and more lie side by side in reserved address space. A freed one's memory is kept, as one
 //! with its neighbours', and given out again, so that its pages need no clearing by the kernel; a step's arrays fit
 //! where those of the step before were. Kept and used together hold hardly more (1/128) than was in use at once in the
-//! last minutes, so keeping memory does not make the process larger than its peak. Smaller blocks are another allocator's.
+//! last minutes, so keeping memory does not make the process larger than its peak. A block that fits into no hole takes one
+//! with the free addresses beside it, so that only the rest is new. Smaller blocks are another allocator's.
 //!
 //! The address space asks for huge pages, which the kernel gives where `madvise` may ask for them: blocks share them.
 
