@@ -163,6 +163,7 @@ impl Toy {
             label: "toy".to_owned(),
             read: 0,
             unused: Vec::new(),
+            attention: None,
             companions: BTreeMap::new(),
             heads: BTreeMap::new(),
             origin: crate::lab::fresh_model(crate::lab::small_llama()).config().expect("a config").0,

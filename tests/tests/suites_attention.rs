@@ -14,6 +14,7 @@ use ramekin_slots::FlatBatch;
 use ramekin_tape::ops::Reach;
 use ramekin_tests::compare::{close, same_bits};
 use ramekin_tests::decoding::{Session, shape};
+use ramekin_tests::kitchen::cook;
 use ramekin_tests::lab::{self, assemble, part, sequences};
 use serde_json::{Value as Json, json};
 
@@ -163,4 +164,47 @@ fn caches_that_drop_are_refused() {
     let cache = parts::kv(&part("snapkv", json!({}))).expect("a policy");
     let refused = cache.check(model.model.facts(), shape(&model, 1, 16, 8)).err().map(|e| format!("{e:#}"));
     assert!(refused.as_ref().is_some_and(|s| s.contains("snapkv")), "{refused:?}");
+}
+
+/// A model or an adapter that trained under a rule is under it wherever it is loaded, merged and saved again, unless a
+/// recipe says otherwise.
+#[test]
+fn what_was_trained_remembers_what_it_saw() {
+    let recipe = |more: &str| {
+        format!(
+            r#"
+seed = 1
+model = {{ source = "builtin:tiny" }}
+
+[[stage]]
+kind = "train"
+steps = 2
+attention = {{ kind = "window", window = 7 }}
+data = {{ kind = "builtin", name = "records", rows = 32, max_length = 64 }}
+{more}
+"#
+        )
+    };
+    let sees = |plan: Blueprint| assemble(&plan).model.facts().reach[0];
+    let reach = |kind: &str, settings: Json| {
+        let attention = Some(part(kind, settings));
+        sees(Blueprint { attention, ..lab::fresh_model(lab::small_llama()) })
+    };
+    let (window, wider) = (reach("window", json!({ "window": 7 })), reach("window", json!({ "window": 9 })));
+    assert_ne!(window, wider);
+    let whole = cook(&recipe(""));
+    let model = lab::folder_model(&whole.out("model"));
+    assert_eq!(sees(model.clone()), window);
+    assert_eq!(sees(Blueprint { attention: Some(part("window", json!({ "window": 9 }))), ..model }), wider);
+
+    let lora = "adapter = [{ kind = \"lora\", r = 2, target_modules = [\"q_proj\"] }]\n\n[[stage]]\nkind = \"merge\"\n";
+    let tuned = cook(&recipe(lora));
+    let base = lab::folder_model(&whole.out("model"));
+    let plain = Blueprint { attention: Some(part("full", json!({}))), ..base.clone() };
+    let adapted =
+        |plan: Blueprint| Blueprint { adapters: vec![lab::saved_adapter(&tuned.out("adapter"))], ..plan };
+    assert_ne!(sees(plain.clone()), window);
+    assert_eq!(sees(adapted(base)), window);
+    assert_ne!(sees(adapted(plain)), window, "the recipe's word counts");
+    assert_eq!(sees(lab::folder_model(&tuned.out("model"))), window, "merged");
 }

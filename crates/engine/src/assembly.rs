@@ -82,6 +82,8 @@ pub struct Assembly {
     pub unused: Vec<String>,
     /// The other files of the model's folder, to travel with copies of it.
     pub origin: Origin,
+    /// What decides what tokens see, where that is not the config.
+    pub attention: Option<Part>,
     /// Other models that parts of the stage named, by the settings that name them.
     pub companions: BTreeMap<String, Assembly>,
     /// Heads that saved adapters brought along, by their names in a model's files.

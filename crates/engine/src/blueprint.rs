@@ -22,7 +22,7 @@ use crate::assembly::{Assembly, Choice, Seat};
 use crate::inputs::{self, Origin};
 use crate::shared::Shared;
 use crate::source::{FileSource, MemorySource};
-use crate::{around, blame, parts};
+use crate::{around, blame, digest, parts};
 
 /// What a stage wants to stand on.
 #[derive(Clone)]
@@ -41,7 +41,7 @@ pub struct Blueprint {
     pub method: Option<Part>,
     /// Where weights live while they are not used; in memory if absent.
     pub placement: Option<Part>,
-    /// What tokens see; what the config says if absent.
+    /// What tokens see; if absent what they saw in the model's or an adapter's training, else what the config says.
     pub attention: Option<Part>,
     /// Folder that relative paths start from.
     pub base_dir: PathBuf,
@@ -123,7 +123,7 @@ impl Blueprint {
     /// # Errors
     /// As [`Blueprint::assemble`].
     pub fn load(&self, loading: Loading<'_>) -> Result<Assembly> {
-        let shape_only = matches!(loading, Loading::Shapes);
+        let (shape_only, whole) = (matches!(loading, Loading::Shapes), matches!(loading, Loading::Whole));
         let (origin, mut config) = self.config()?;
         let tokenizer = self.tokenizer(&origin)?;
         if let Origin::Init = origin
@@ -157,22 +157,17 @@ impl Blueprint {
         };
         let quantizer = self.quantizer.as_ref().map(parts::quantizer).transpose()?;
         let asked = self.dtype(source);
-        // What trains is held in f32, so that small steps count, or rounded by chance.
-        let dense = self.full_training || self.selection.is_some() && self.quantizer.is_none();
-        if self.trainable == DType::BF16 && asked != DType::BF16 {
-            let why = "needs a model in bf16: set `dtype = \"bf16\"` of `[model]`";
-            let key = format!("stage.{}.trainable_dtype", self.stage);
-            return Err(BadRecipe::new("weights that train cannot be narrower than the model")
-                .at(key, why)
-                .into());
-        }
-        let dtype = if dense { self.trainable } else { asked };
+        let dtype = self.held(asked)?;
         let placement = self.placement.as_ref().map(parts::placement).transpose()?;
         let placement: Option<Rc<dyn Placement>> = placement.filter(|p| !p.is_resident()).map(Rc::from);
         if let (Some(placement), Some(part)) = (&placement, &self.placement) {
             parts::placed(part, placement.check(facts.blocks))?;
         }
-        let attention = self.attention.as_ref().map(parts::attention).transpose()?;
+        let attends = self.attends(&origin)?;
+        if let (None, Some(part), true) = (&self.attention, &attends, whole) {
+            ramekin_core::say!("  attention: `{}`, as it was in training", part.kind);
+        }
+        let attention = attends.as_ref().map(parts::attention).transpose()?;
         let options = LoadOptions {
             dtype,
             in_bf16: asked == DType::BF16,
@@ -208,6 +203,7 @@ impl Blueprint {
             read,
             unused,
             origin,
+            attention: attends,
             companions: BTreeMap::new(),
             heads: BTreeMap::new(),
         };
@@ -235,6 +231,33 @@ impl Blueprint {
         let path = self.selection.as_ref().map_or("", |part| &part.path);
         let owner = if path.is_empty() { "selection" } else { path };
         Seat { owner: owner.to_owned(), stage: self.stage, rng: Rng::new(self.seed) }
+    }
+
+    /// The type of dense matrices of a model that is to be in `asked`. What trains is in f32, so that small steps count,
+    /// or rounded by chance.
+    fn held(&self, asked: DType) -> Result<DType> {
+        if self.trainable == DType::BF16 && asked != DType::BF16 {
+            let key = format!("stage.{}.trainable_dtype", self.stage);
+            let error = BadRecipe::new("weights that train cannot be narrower than the model");
+            return Err(error.at(key, "needs a model in bf16: set `dtype = \"bf16\"` of `[model]`").into());
+        }
+        let trains = self.full_training || self.selection.is_some() && self.quantizer.is_none();
+        Ok(if trains { self.trainable } else { asked })
+    }
+
+    /// The rule of what tokens see: the recipe's, else the newest that training noted.
+    fn attends(&self, origin: &Origin) -> Result<Option<Part>> {
+        if self.attention.is_some() {
+            return Ok(self.attention.clone());
+        }
+        for choice in self.adapters.iter().rev() {
+            if let AdapterChoice::Saved { folder, .. } = choice
+                && let Some(noted) = digest::attention(&digest::beside_in(&self.base_dir.join(folder)))?
+            {
+                return Ok(Some(noted));
+            }
+        }
+        digest::attention(&digest::beside(origin))
     }
 
     fn tokenizer(&self, origin: &Origin) -> Result<Option<Arc<Tokenizer>>> {

@@ -1,9 +1,13 @@
 //! What a model is known by: the SHA-256 of its tensors, however they lie in files.
 
+use std::path::Path;
+
 use anyhow::{Context, Result};
 use candle_core::DType;
 use ramekin_core::Array;
+use ramekin_recipe::Part;
 use ramekin_slots::WeightSource;
+use serde::Deserialize as _;
 use serde_json::{Value as Json, json};
 use sha2::{Digest, Sha256};
 
@@ -15,6 +19,9 @@ pub const BESIDE: &str = "ramekin.json";
 
 /// The key of [`BESIDE`] with the digests of every base that a model was tuned from, the nearest first.
 pub const BASES: &str = "base_sha256";
+
+/// The key of [`BESIDE`] with what tokens saw in training, where that is not what the config says.
+pub const ATTENTION: &str = "attention";
 
 /// SHA-256 over name, shape, type and bytes of every tensor, in the order of names.
 pub fn tensors(source: &mut dyn WeightSource) -> Result<String> {
@@ -51,6 +58,23 @@ pub fn bases(beside: &Json) -> Vec<String> {
 /// [`BESIDE`] of a model's folder, or nothing.
 pub fn beside(origin: &Origin) -> Json {
     origin.file(BESIDE).and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or(Json::Null)
+}
+
+/// [`BESIDE`] of an adapter's folder, or nothing.
+pub fn beside_in(folder: &Path) -> Json {
+    let text = std::fs::read(folder.join(BESIDE)).ok();
+    text.and_then(|t| serde_json::from_slice(&t).ok()).unwrap_or(Json::Null)
+}
+
+/// What tokens saw in a model's or an adapter's training, as its [`BESIDE`] says.
+///
+/// # Errors
+/// If it is no part.
+pub fn attention(beside: &Json) -> Result<Option<Part>> {
+    let noted = Some(&beside[ATTENTION]).filter(|noted| !noted.is_null());
+    noted
+        .map(|noted| Part::deserialize(noted).with_context(|| format!("`{ATTENTION}` of {BESIDE}")))
+        .transpose()
 }
 
 /// What is noted of the model that a blueprint begins with, for models tuned from it; fresh weights are no base.

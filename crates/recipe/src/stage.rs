@@ -199,7 +199,7 @@ pub struct GenerateStage {
     #[serde(default = "by_default::<{ slot::PLACEMENT }>")]
     #[schemars(schema_with = "one::<{ slot::PLACEMENT }>")]
     pub placement: Part,
-    /// Which of the tokens before it a token sees. Default: what the model's config says.
+    /// Which of the tokens before it a token sees. Default: as in its training, else what the model's config says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "one::<{ slot::ATTENTION }>")]
     pub attention: Option<Part>,
@@ -364,7 +364,7 @@ pub struct EvalStage {
     #[serde(default = "by_default::<{ slot::PLACEMENT }>")]
     #[schemars(schema_with = "one::<{ slot::PLACEMENT }>")]
     pub placement: Part,
-    /// Which of the tokens before it a token sees. Default: what the model's config says.
+    /// Which of the tokens before it a token sees. Default: as in its training, else what the model's config says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "one::<{ slot::ATTENTION }>")]
     pub attention: Option<Part>,
@@ -422,7 +422,7 @@ pub struct LogitsStage {
     #[serde(default = "by_default::<{ slot::PLACEMENT }>")]
     #[schemars(schema_with = "one::<{ slot::PLACEMENT }>")]
     pub placement: Part,
-    /// Which of the tokens before it a token sees. Default: what the model's config says.
+    /// Which of the tokens before it a token sees. Default: as in its training, else what the model's config says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "one::<{ slot::ATTENTION }>")]
     pub attention: Option<Part>,

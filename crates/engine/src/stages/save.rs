@@ -11,7 +11,7 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::assembly::{Assembly, Attached};
 use crate::blueprint::Blueprint;
-use crate::digest::{BASES, BESIDE};
+use crate::digest::{ATTENTION, BASES, BESIDE};
 use crate::inputs::OWN_FIELDS;
 
 /// Files that travel with every copy of a model.
@@ -57,8 +57,11 @@ pub fn adapter(
     let mut dir = AtomicDir::begin(target)?;
     write_safetensors(dir.path().join("adapter_model.safetensors"), &tensors, &[("format", "pt")])?;
     dir.write("adapter_config.json", &pretty(&file.config)?)?;
-    let extra = json!({ "seed": seed, "owner": attached.owner, "sites": attached.sites, "extra": file.extra,
+    let mut extra = json!({ "seed": seed, "owner": attached.owner, "sites": attached.sites, "extra": file.extra,
         BASES: bases });
+    if let Some(part) = &assembly.attention {
+        extra[ATTENTION] = serde_json::to_value(part)?;
+    }
     dir.write(BESIDE, &pretty(&extra)?)?;
     dir.write("README.md", card(&assembly.label, &file.config).as_bytes())?;
     dir.commit()?;
@@ -226,6 +229,9 @@ pub fn streamed(
     produce: &mut dyn FnMut(&str) -> Result<Array>,
 ) -> Result<()> {
     let mut dir = AtomicDir::begin(target)?;
+    if let Some(part) = &assembly.attention {
+        notes.insert(ATTENTION.to_owned(), serde_json::to_value(part)?);
+    }
     write_sharded(dir.path(), specs, max_shard, &[("format", "pt")], |name| {
         let spec = specs.iter().find(|s| s.name == name).context("a tensor nobody listed")?;
         let dtype = DType::try_from(spec.dtype)?;

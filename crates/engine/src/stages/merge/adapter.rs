@@ -12,7 +12,7 @@ use serde_json::{Value as Json, json};
 
 use super::super::save::{card, pretty};
 use super::fold::{logits, probe};
-use super::inputs::{BaseModel, Found, beside};
+use super::inputs::{BaseModel, Found};
 use super::judge::{Bench, Rows};
 use super::models::write_delta;
 use crate::assembly::Assembly;
@@ -59,7 +59,7 @@ pub fn run(
     }
     let folder = folder.canonicalize()?;
     let base = BaseModel::open(plan, &s.method)?;
-    let noted = beside(&folder);
+    let noted = digest::beside_in(&folder);
     let saved = Adapter::Saved { folder: folder.display().to_string(), path: String::new() };
     let attached = Blueprint { adapters: vec![saved], ..plan.clone() };
     let own = saved_tensors(&attached)?;

@@ -157,7 +157,7 @@ impl BaseModel {
     /// The adapters on a base of shapes.
     fn adapters(&self, plan: &Blueprint, folders: &[PathBuf], label: &str) -> Result<Assembly> {
         for folder in folders {
-            self.tuned_from_this(&beside(folder), label)?;
+            self.tuned_from_this(&digest::beside_in(folder), label)?;
         }
         let adapters = folders
             .iter()
@@ -252,12 +252,6 @@ impl BaseModel {
         }
         Ok(())
     }
-}
-
-/// `ramekin.json` of an adapter's folder, or nothing.
-pub fn beside(folder: &Path) -> Json {
-    let text = std::fs::read(folder.join(digest::BESIDE)).ok();
-    text.and_then(|t| serde_json::from_slice(&t).ok()).unwrap_or(Json::Null)
 }
 
 /// What of a `tokenizer.json` says which id means which token.
