@@ -7,7 +7,7 @@ use std::rc::Rc;
 use anyhow::{Result, bail};
 use ramekin_core::{Array, Category};
 use ramekin_engine::assembly::Assembly;
-use ramekin_engine::step::hidden;
+use ramekin_engine::hidden::hidden;
 use ramekin_lanes::{Cache, Rule, Storage};
 use ramekin_slots::{Attend, FlatBatch, Forward, KvCache, KvPolicy, KvShape, Mode};
 use ramekin_tape::Tape;

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 use ramekin_core::{Category, Meter, meter};
+use ramekin_engine::hidden::hidden;
 use ramekin_engine::parts;
-use ramekin_engine::step::hidden;
 use ramekin_tests::Kitchen;
 use ramekin_tests::kitchen::{cook, finish, losses};
 use ramekin_tests::lab;

@@ -176,7 +176,7 @@ fn a_plan_s_bytes_are_the_meter_s() {
             ramekin_slots::FlatBatch::new(&rows),
             ramekin_slots::Mode::inference(),
         );
-        ramekin_engine::step::hidden(&model.model, &fx.with_cache(cache.clone()), None).expect("a forward");
+        ramekin_engine::hidden::hidden(&model.model, &fx.with_cache(cache.clone()), None).expect("a forward");
         if feed {
             let mut session = Session::on(model, cache, 2);
             (0..LATER).for_each(|i| drop(session.feed(&later(i))));

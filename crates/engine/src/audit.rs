@@ -19,7 +19,8 @@ use ramekin_tape::{GradStore, Tape};
 use serde::{Deserialize, Serialize};
 
 use crate::assembly::Assembly;
-use crate::step::{LabelledBatch, Trainer, hidden};
+use crate::hidden::hidden;
+use crate::step::{LabelledBatch, Trainer};
 
 /// One check with its outcome.
 #[derive(Clone, Debug, Deserialize, Serialize)]

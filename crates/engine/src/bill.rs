@@ -11,8 +11,9 @@ use ramekin_tape::Tape;
 
 use crate::assembly::Assembly;
 use crate::blueprint::Blueprint;
+use crate::hidden::hidden;
 use crate::shared::Shared;
-use crate::step::{LabelledBatch, Trainer, hidden};
+use crate::step::{LabelledBatch, Trainer};
 use crate::team::Team;
 
 /// The shape of a training step.

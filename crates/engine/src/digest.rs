@@ -1,4 +1,4 @@
-//! What a model is known by: the SHA-256 of its tensors, however they lie in files.
+//! What a model is known by, the SHA-256 of its tensors however they lie in files, and what is noted beside it.
 
 use std::path::Path;
 

@@ -17,7 +17,7 @@ use serde_json::json;
 
 use crate::assembly::Assembly;
 use crate::cache::{Room, cache};
-use crate::step::hidden;
+use crate::hidden::hidden;
 
 /// When generation ends besides the length.
 pub struct Limits<'a> {

@@ -5,6 +5,7 @@
 //! | [`mod@run`] | the stages in order, what one leaves to the next, resuming |
 //! | [`blueprint`] | what a stage's model is put together from, and the putting together |
 //! | [`assembly`] | a model with its quantizer, adapters and tokenizer, real or shape-only |
+//! | [`mod@hidden`] | from ids to the states that the head reads, with what is attached around the blocks |
 //! | [`step`] | forward, loss, backward, update |
 //! | [`pass`] | micro-batches forward and back, as estimators ask for them |
 //! | [`objective`] | an objective in its place, and the models beside the one in work |
@@ -24,6 +25,7 @@
 //! | [`shared`] | frozen weights that ranks read from the same memory |
 //! | [`generation`] | prompts to tokens with a cache |
 //! | [`stages`] | train, generate, merge, eval, logits, compress, search, bench |
+//! | `digest` | what is noted beside a model: its bases, what its tokens saw |
 //! | [`machine`] | what this machine multiplies, for guesses of time |
 //!
 //! Nothing below this crate knows a recipe.
@@ -43,6 +45,7 @@ mod digest;
 mod fit;
 mod folder;
 pub mod generation;
+pub mod hidden;
 mod inputs;
 pub mod journal;
 pub mod machine;

@@ -17,8 +17,9 @@ use crate::assembly::Assembly;
 use crate::blame;
 use crate::blueprint::Blueprint;
 use crate::generation::Text;
+use crate::hidden::hidden_with;
 use crate::run::plain_model;
-use crate::step::{LabelledBatch, hidden_with};
+use crate::step::LabelledBatch;
 
 /// Puts an objective in place on a model: loads the models that it names beside it, and lets it add its
 /// parameters. `place` is where it stands in the recipe.

@@ -11,9 +11,10 @@ use ramekin_slots::{
 use ramekin_tape::{GradSink, Tape, ops};
 
 use crate::assembly::Assembly;
+use crate::hidden::hidden;
 use crate::masks::Masking;
 use crate::objective::{self, Figures};
-use crate::step::{LabelledBatch, hidden};
+use crate::step::LabelledBatch;
 use crate::team::{Summed, Team};
 use crate::walk;
 

@@ -7,7 +7,8 @@ use anyhow::Result;
 use ramekin_core::{Array, Category, Draws, Param, Rng};
 use ramekin_engine::assembly::Assembly;
 use ramekin_engine::blueprint::Blueprint;
-use ramekin_engine::{parts, step::hidden};
+use ramekin_engine::hidden::hidden;
+use ramekin_engine::parts;
 use ramekin_merge_vectors::InMemory;
 use ramekin_recipe::Adapter;
 use ramekin_slots::{

@@ -17,8 +17,9 @@ use serde_json::{Value as Json, json};
 use super::tokens::TokenFile;
 use crate::assembly::Assembly;
 use crate::blueprint::Blueprint;
+use crate::hidden::hidden;
 use crate::run::StageContext;
-use crate::step::{LabelledBatch, hidden};
+use crate::step::LabelledBatch;
 use crate::{bill, objective, parts};
 
 /// The stage's bill.

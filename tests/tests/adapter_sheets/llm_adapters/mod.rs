@@ -237,7 +237,8 @@ fn bad_input() {
         long,
         Mode { rng: Rng::new(1), ..Mode::inference() },
     );
-    let text = ramekin_engine::step::hidden(&assembly.model, &fx, None).err().expect("too long").to_string();
+    let text =
+        ramekin_engine::hidden::hidden(&assembly.model, &fx, None).err().expect("too long").to_string();
     assert!(text.contains("needs 130 positions; the model knows 128"), "{text}");
     for (kind, settings) in [
         ("series", json!({})),

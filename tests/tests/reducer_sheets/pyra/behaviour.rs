@@ -111,7 +111,7 @@ fn measure(assembly: &Assembly, images: &(Vec<f32>, Vec<usize>)) -> (f64, f64) {
     let totals = [images.1.len() as f64];
     let loss = lab::trainer(1.0).micro_batch(assembly, &batch, &totals, 0, false, &mut GradStore::new());
     let fx = Forward::new(Tape::off(), assembly.sites.clone(), batch.flat.clone(), Mode::inference());
-    let h = ok(ramekin_engine::step::hidden(&assembly.model, &fx, None));
+    let h = ok(ramekin_engine::hidden::hidden(&assembly.model, &fx, None));
     let z = ok(ok(assembly.model.head(&fx, &h)).array().to_f32());
     let right = batch.flat.segments.iter().zip(&images.1).filter(|(s, class)| {
         let row = &z[s.start * CLASSES..(s.start + 1) * CLASSES];

@@ -249,7 +249,7 @@ fn one_by_one(model: &Assembly, rows: &[Vec<u32>]) -> Vec<Vec<f32>> {
         };
         let fx = Forward::new(Tape::off(), model.sites.clone(), batch, Mode::inference())
             .with_cache(cache.clone());
-        let h = ramekin_engine::step::hidden(&model.model, &fx, None).expect("a forward");
+        let h = ramekin_engine::hidden::hidden(&model.model, &fx, None).expect("a forward");
         let z = model.model.head(&fx, &h).and_then(|z| z.array().to_f32()).expect("logits");
         z.chunks(facts.vocab_size).zip(&mut logits).for_each(|(row, all)| all.extend_from_slice(row));
     }

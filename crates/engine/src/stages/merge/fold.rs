@@ -18,9 +18,9 @@ use super::super::save;
 use crate::assembly::Assembly;
 use crate::bill;
 use crate::blueprint::Blueprint;
+use crate::hidden::hidden;
 use crate::run::{StageContext, plain_model};
 use crate::saved::is_reducer;
-use crate::step::hidden;
 
 /// How far a merged model may be from base + adapter, relative to the largest logit.
 pub fn tolerance(dtype: DType) -> f64 {
