@@ -291,7 +291,14 @@ impl<'a> Loader<'a> {
             drop(weight);
             return quantizer.pack_shape(name, shape);
         }
-        let packed = quantizer.pack(name, &weight.to_f32()?, shape)?;
+        // A copy only of what is not in f32: a head can be a good part of a model.
+        let packed = if let Ok(numbers) = weight.view::<f32>() {
+            quantizer.pack(name, &numbers, shape)?
+        } else {
+            let numbers = weight.to_f32()?;
+            drop(weight);
+            quantizer.pack(name, &numbers, shape)?
+        };
         // A bf16 model multiplies in bf16, packed or not.
         let how = ops::Rounding { bf16: self.options.in_bf16, int8: quantizer.rounds_activations() };
         Ok(ops::Rounds::of(packed, how))
