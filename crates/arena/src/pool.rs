@@ -85,13 +85,12 @@ impl Pool {
             (self.cut(i, size), false)
         } else if let Some(at) = self.around_kept(size) {
             self.cut_across(at, at + size);
+            self.make_room(size);
             (at, false)
         } else {
             (self.fresh(size)?, true)
         };
         self.grown(size);
-        let mark = self.mark();
-        self.shrink_to(mark);
         Some(Block { at: at as *mut u8, fresh })
     }
 
@@ -141,8 +140,7 @@ impl Pool {
 
     /// Addresses without memory, for which memory that is kept goes back where there would be more than the mark.
     fn fresh(&mut self, size: usize) -> Option<usize> {
-        let mark = self.mark();
-        self.shrink_to(mark.saturating_sub(size));
+        self.make_room(size);
         let fitting = |e: &(usize, &Extent)| !e.1.kept && e.1.size >= size;
         let lowest = |pool: &Self| pool.extents().find(fitting).map(|(i, _)| i);
         let i = lowest(self).or_else(|| {
@@ -218,6 +216,12 @@ impl Pool {
         }
         let most = self.most[0].max(self.most[1]);
         most + most / SLACK
+    }
+
+    /// Gives back what would be more than the mark beside `size` bytes to come.
+    fn make_room(&mut self, size: usize) {
+        let mark = self.mark();
+        self.shrink_to(mark.saturating_sub(size));
     }
 
     /// Gives memory back, the longest unused first, until at most `most` bytes are held.

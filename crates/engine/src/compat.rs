@@ -4,7 +4,7 @@ use anyhow::Result;
 use ramekin_core::{BadRecipe, BadSetting};
 use ramekin_recipe::{Adapter, Part, Recipe, Stage, TrainStage, TrainableDtype};
 use ramekin_registry::Slot;
-use ramekin_slots::{Event, Objective, Rows};
+use ramekin_slots::{Objective, Rows};
 
 use crate::assembly::{Assembly, Attached};
 use crate::blueprint::Blueprint;
@@ -140,8 +140,7 @@ pub fn trainable_dtype(index: usize, s: &TrainStage, plan: &Blueprint) -> Result
         return refuse("an adapter", &adapter, "trains in the base's stead, in f32");
     }
     for part in &s.hook {
-        let hook = parts::hook(part)?;
-        if Event::ALL.iter().any(|event| hook.handles_weights(*event)) {
+        if parts::hook(part)?.ever_handles_weights() {
             return refuse(&format!("`hook/{}`", part.kind), &part.path, "handles weights in f32");
         }
     }
@@ -228,8 +227,7 @@ fn log(s: &TrainStage, plan: &Blueprint) -> Result<()> {
     }
     let mut others = plan.selection.iter().map(|part| ("selection", part)).collect::<Vec<_>>();
     for part in &s.hook {
-        let hook = parts::hook(part)?;
-        if Event::ALL.iter().any(|e| hook.handles_weights(*e)) {
+        if parts::hook(part)?.ever_handles_weights() {
             others.push(("hook", part));
         }
     }

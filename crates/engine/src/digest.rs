@@ -57,13 +57,16 @@ pub fn bases(beside: &Json) -> Vec<String> {
 
 /// [`BESIDE`] of a model's folder, or nothing.
 pub fn beside(origin: &Origin) -> Json {
-    origin.file(BESIDE).and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or(Json::Null)
+    parsed(origin.file(BESIDE))
 }
 
 /// [`BESIDE`] of an adapter's folder, or nothing.
 pub fn beside_in(folder: &Path) -> Json {
-    let text = std::fs::read(folder.join(BESIDE)).ok();
-    text.and_then(|t| serde_json::from_slice(&t).ok()).unwrap_or(Json::Null)
+    parsed(std::fs::read(folder.join(BESIDE)).ok())
+}
+
+fn parsed(text: Option<Vec<u8>>) -> Json {
+    text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or(Json::Null)
 }
 
 /// What tokens saw in a model's or an adapter's training, as its [`BESIDE`] says.

@@ -46,7 +46,7 @@ pub fn apply(
         }
     }
     let value = param.value();
-    if projected_by.is_empty() && value.dtype() == DType::F32 {
+    if projected_by.is_empty() && value.dtype() != DType::BF16 {
         return optimizer.step(param, &grad, how.info, how.group);
     }
     let Update { mut direction, rate, decay } = optimizer.update(param, &grad, how.info, how.group)?;

@@ -12,8 +12,8 @@ use anyhow::{Context, Result, bail};
 use ramekin_core::{Array, BadRecipe, Category, Param, ParamId, UserError};
 use ramekin_recipe::TrainStage;
 use ramekin_slots::{
-    Event, FlatBatch, Forward, LinearBase, Longer, Mode, Model, ModelFacts, OnEmbedding, ParamGroup,
-    ParamView, Runner, States, StepInfo, Stop, Visit, block_of,
+    FlatBatch, Forward, LinearBase, Longer, Mode, Model, ModelFacts, OnEmbedding, ParamGroup, ParamView,
+    Runner, States, StepInfo, Stop, Visit, block_of,
 };
 use ramekin_tape::{Tape, Value};
 
@@ -295,8 +295,7 @@ pub fn check(index: usize, s: &TrainStage, plan: &Blueprint, assembly: &Assembly
             return refuse(&other, part.path.clone(), "looks at weights to choose among them", why, help);
         }
         for part in &s.hook {
-            let hook = parts::hook(part)?;
-            if Event::ALL.iter().any(|e| hook.handles_weights(*e)) {
+            if parts::hook(part)?.ever_handles_weights() {
                 let help =
                     "leave the hook out, or keep the weights with `placement = { kind = \"resident\" }`";
                 let other = format!("`hook/{}` and weights that are elsewhere", part.kind);

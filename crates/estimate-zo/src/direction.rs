@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use half::slice::HalfFloatSliceExt as _;
-use ramekin_core::{Array, Category, DType, Param, Rng, View};
+use ramekin_core::{Array, Category, DType, Param, Rng};
 use ramekin_kernels::perturb::{self, Draw};
 use ramekin_kernels::philox::Stream;
 use ramekin_tape::dispatch;
@@ -94,7 +94,8 @@ impl Direction {
     /// How many trainable entries of `param` a step of `s·z` leaves as they are.
     pub fn unmoved(&self, param: &Param, s: f64) -> Result<usize> {
         let (value, stream, s) = (param.value(), self.stream(param), s * self.length);
-        if let Some(bits) = bits(&value)? {
+        if value.dtype() == DType::BF16 {
+            let bits = value.view::<half::bf16>()?;
             return Ok(perturb::unmoved_bf16(bits.reinterpret_cast(), &stream, self.draw, s));
         }
         dispatch!(&value, T => Ok(match param.mask() {
@@ -143,9 +144,4 @@ pub(crate) fn zeros(param: &Param) -> Result<Array> {
         return Array::shape_only(value.dims(), dtype, Category::Workspace);
     }
     Array::zeros(value.dims(), dtype, Category::Workspace)
-}
-
-/// The numbers of an array in bf16; `None` of others.
-fn bits(x: &Array) -> Result<Option<View<'_, half::bf16>>> {
-    (x.dtype() == DType::BF16).then(|| x.view()).transpose()
 }

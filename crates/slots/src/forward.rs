@@ -13,7 +13,7 @@ use ramekin_tape::{Tape, Value};
 
 use crate::around::{Longer, pieces};
 use crate::reducer::{Merged, Reducing};
-use crate::{Attend, Images, KvCache, KvPrefix, Sites};
+use crate::{Attend, Images, KvCache, KvPrefix, LinearSite, Sites};
 
 /// Tokens of several independent sequences, one after the other, without padding.
 #[derive(Clone, Debug)]
@@ -163,13 +163,15 @@ impl Forward {
 
     /// Several linears of one input, each with its adapters. Packed ones without any read a few rows together.
     pub fn linears<const N: usize>(&self, paths: [&str; N], x: &Value) -> Result<[Value; N]> {
-        let mut alone = Vec::new();
-        for path in paths {
-            alone.extend(self.sites.linear(path)?.packed_alone(self)?);
-        }
-        let ys = match alone.len() == N {
-            true => ops::linears_packed(&self.tape, x, &alone)?,
-            false => paths.iter().map(|path| self.linear(path, x)).collect::<Result<Vec<_>>>()?,
+        let sites = paths.iter().map(|path| self.sites.linear(path)).collect::<Result<Vec<_>>>()?;
+        let alone: Option<Vec<_>> = sites.iter().map(|site| site.packed_alone(self)).collect();
+        let ys = match alone {
+            Some(weights) => {
+                let bias = |site: &LinearSite| site.bias.as_ref().map(|b| self.param(b)).transpose();
+                let all = weights.into_iter().zip(sites).map(|(w, site)| Ok((w, bias(site)?)));
+                ops::linears_packed(&self.tape, x, &all.collect::<Result<Vec<_>>>()?)?
+            }
+            None => sites.iter().map(|site| site.forward(self, x)).collect::<Result<Vec<_>>>()?,
         };
         ys.try_into().map_err(|_| anyhow!("{N} linears gave other than {N} outputs"))
     }

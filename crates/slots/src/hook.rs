@@ -75,6 +75,10 @@ pub trait Hook: Stateful {
     fn handles_weights(&self, _event: Event) -> bool {
         true
     }
+    /// Whether it does so at any event.
+    fn ever_handles_weights(&self) -> bool {
+        Event::ALL.iter().any(|event| self.handles_weights(*event))
+    }
     /// Whether it does nothing in a stage that measures nothing between its steps.
     fn needs_eval(&self) -> bool {
         false

@@ -152,18 +152,19 @@ impl LinearSite {
     /// The base product plus bias within each adapter in turn, the last one outermost.
     pub fn forward(&self, fx: &Forward, x: &Value) -> Result<Value> {
         let adapters = self.adapters.borrow();
-        let on = fx.mode.adapters && self.strength.get() != 0.0;
-        self.through(fx, if on { &adapters } else { &[] }, x)
+        self.through(fx, if self.adapts(fx) { &adapters } else { &[] }, x)
     }
 
-    /// The packed weight with its bias where that is all there is to the linear in this forward.
-    pub(crate) fn packed_alone(&self, fx: &Forward) -> Result<Option<ops::PackedLinear>> {
-        let adapted = fx.mode.adapters && self.strength.get() != 0.0 && self.adapter_count() > 0;
+    /// Whether adapters, if there are any, take part in this forward.
+    fn adapts(&self, fx: &Forward) -> bool {
+        fx.mode.adapters && self.strength.get() != 0.0
+    }
+
+    /// The packed weight where that is all there is to the linear in this forward, but for a bias.
+    pub(crate) fn packed_alone(&self, fx: &Forward) -> Option<Arc<dyn PackedWeight>> {
         match &*self.base.borrow() {
-            LinearBase::Packed(w) if !adapted => {
-                Ok(Some((w.clone(), self.bias.as_ref().map(|b| fx.param(b)).transpose()?)))
-            }
-            _ => Ok(None),
+            LinearBase::Packed(w) if !self.adapts(fx) || self.adapter_count() == 0 => Some(w.clone()),
+            _ => None,
         }
     }
 

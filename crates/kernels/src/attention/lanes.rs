@@ -63,7 +63,8 @@ struct Piece<T> {
     out: Vec<T>,
 }
 
-/// Answers each query for itself, with its weights on the entries where they are `wanted`. What it sees is cut into blocks, which threads share; the pieces meet in order.
+/// Answers each query for itself, with its weights on the entries where they are `wanted`. What it sees is cut into
+/// blocks, which threads share; the pieces meet in order.
 ///
 /// # Panics
 /// If a lane gives less than it is asked for.

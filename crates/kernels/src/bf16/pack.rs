@@ -24,18 +24,17 @@ pub fn round_all(from: &[f32], to: &mut [u16]) {
 }
 
 wide! {
-    /// The f32 of bf16's bits, as many as both hold.
-    pub fn widen_all[](bits: &[u16], to: &mut [f32]) {
-        for (to, bits) in to.iter_mut().zip(bits) {
-            *to = super::widen(*bits);
-        }
-    }
-
     fn widen_chunk[](bits: &[u16], to: &mut [MaybeUninit<f32>]) {
         for (to, bits) in to.iter_mut().zip(bits) {
             to.write(super::widen(*bits));
         }
     }
+}
+
+/// The f32 of bf16's bits, as many as both hold.
+pub fn widen_all(bits: &[u16], to: &mut [f32]) {
+    // SAFETY: the same numbers, into which only numbers are written.
+    widen_chunk(bits, unsafe { &mut *(std::ptr::from_mut(to) as *mut [MaybeUninit<f32>]) });
 }
 
 /// The f32 of bf16's bits, in place of what `to` held.

@@ -65,10 +65,9 @@ pub fn alike(ws: &[&Grid<'_>]) -> bool {
 
 /// `y[m×n] = x[m×k] · wᵀ` with P planes, for each of some weights that are [`alike`].
 pub fn forward<const P: usize>(x: &[f32], ws: &[&Grid<'_>], ys: &mut [&mut [f32]]) {
-    let plain = |w: &Grid<'_>| matches!(w.scales, GroupScales::F32(_));
-    match ws.iter().all(|w| plain(w)) {
-        true => by_scales::<P, f32>(x, ws, ys),
-        false => by_scales::<P, u16>(x, ws, ys),
+    match ws[0].scales {
+        GroupScales::F32(_) => by_scales::<P, f32>(x, ws, ys),
+        GroupScales::Bf16(_) => by_scales::<P, u16>(x, ws, ys),
     }
 }
 
