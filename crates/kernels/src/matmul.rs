@@ -273,29 +273,33 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::testing::{assert_close, assert_same_for_threads, normal, wide};
+    use crate::testing::{assert_close, assert_same_for_threads, assert_sums, magnitudes, normal, wide};
 
     /// All three forms in f32 against the reference in f64, overwriting and accumulating.
     fn check(m: usize, n: usize, k: usize) {
         let (x, w, g) = (normal::<f32>(1, m * k), normal::<f32>(2, n * k), normal::<f32>(3, m * n));
-        let (xw, ww, gw) = (wide(&x), wide(&w), wide(&g));
+        type Form = fn(usize, usize, usize, &[f64], &[f64]) -> Vec<f64>;
         for accumulate in [false, true] {
-            let plus = |want: Vec<f64>, start: &[f32]| -> Vec<f64> {
-                let start = start.iter().map(|s| if accumulate { *s as f64 } else { 0.0 });
-                want.iter().zip(start).map(|(w, s)| 0.5 * w + s).collect()
+            let close = |got: &[f32], form: Form, a: &[f32], b: &[f32], start: &[f32]| {
+                // Of the numbers, and of their magnitudes.
+                let of = |of: fn(&[f32]) -> Vec<f64>| -> Vec<f64> {
+                    let start = of(start).into_iter().map(|s| if accumulate { s } else { 0.0 });
+                    form(m, n, k, &of(a), &of(b)).iter().zip(start).map(|(p, s)| 0.5 * p + s).collect()
+                };
+                assert_sums(got, &of(wide), &of(magnitudes), 1e-6);
             };
-            let mut y = normal::<f32>(4, m * n);
-            let want = plus(reference::nt(m, n, k, &xw, &ww), &y);
+            let start = normal::<f32>(4, m * n);
+            let mut y = start.clone();
             nt(m, n, k, 0.5, &x, &w, accumulate, &mut y);
-            assert_close(&y, &want, 1e-5);
-            let mut gx = normal::<f32>(5, m * k);
-            let want = plus(reference::nn(m, n, k, &gw, &ww), &gx);
+            close(&y, reference::nt, &x, &w, &start);
+            let start = normal::<f32>(5, m * k);
+            let mut gx = start.clone();
             nn(m, n, k, 0.5, &g, &w, accumulate, &mut gx);
-            assert_close(&gx, &want, 1e-5);
-            let mut out = normal::<f32>(6, n * k);
-            let want = plus(reference::tn(m, n, k, &gw, &xw), &out);
-            tn(m, n, k, 0.5, &g, &x, accumulate, &mut out);
-            assert_close(&out, &want, 1e-5);
+            close(&gx, reference::nn, &g, &w, &start);
+            let start = normal::<f32>(6, n * k);
+            let mut gw = start.clone();
+            tn(m, n, k, 0.5, &g, &x, accumulate, &mut gw);
+            close(&gw, reference::tn, &g, &x, &start);
         }
     }
 

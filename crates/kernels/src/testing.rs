@@ -26,6 +26,22 @@ pub fn assert_close<T: Real>(got: &[T], want: &[f64], tolerance: f64) {
     }
 }
 
+/// Asserts that each entry of `got` is within `tolerance` of `want`, relative to its own of `sizes`: the sum of
+/// the magnitudes whose sum it is. What rounding does to a sum goes by those, however much of it cancels.
+#[track_caller]
+pub fn assert_sums<T: Real>(got: &[T], want: &[f64], sizes: &[f64], tolerance: f64) {
+    assert_eq!((got.len(), want.len()), (want.len(), sizes.len()));
+    for (i, ((g, w), size)) in got.iter().zip(want).zip(sizes).enumerate() {
+        let off = (g.to_f64() - w).abs();
+        assert!(off <= tolerance * size, "entry {i}: {g} instead of {w}, off by {off:e}, a sum of {size}");
+    }
+}
+
+/// The magnitudes in double precision.
+pub fn magnitudes(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|x| f64::from(x.abs())).collect()
+}
+
 /// Asserts that `grad` is the gradient of `f` at `x`, by central differences.
 #[track_caller]
 pub fn assert_gradient(x: &[f64], grad: &[f64], f: impl Fn(&[f64]) -> f64) {

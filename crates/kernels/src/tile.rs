@@ -321,7 +321,7 @@ mod tests {
 
     use super::*;
     use crate::matmul::reference;
-    use crate::testing::{assert_close, normal, wide};
+    use crate::testing::{assert_sums, magnitudes, normal, wide};
 
     type Kind = unsafe fn(&Operands, (usize, usize, usize));
 
@@ -356,6 +356,7 @@ mod tests {
             };
             let (row, col) = if flipped { (1, m) } else { (k, 1) };
             let product = reference::nn(m, k, n, &wide(&a), &wide(&dense));
+            let sizes = reference::nn(m, k, n, &magnitudes(&a), &magnitudes(&dense));
             for kind in kinds() {
                 let mut c = start.clone();
                 let o = Operands {
@@ -367,7 +368,8 @@ mod tests {
                 for (i, (row, before)) in c.chunks(n + gap).zip(start.chunks(n + gap)).enumerate() {
                     let of = |j: usize| if onto { f64::from(before[j]) } else { 0.0 };
                     let want: Vec<f64> = (0..n).map(|j| 0.5 * product[i * n + j] + of(j)).collect();
-                    assert_close(&row[..n], &want, 1e-5);
+                    let sizes: Vec<f64> = (0..n).map(|j| 0.5 * sizes[i * n + j] + of(j).abs()).collect();
+                    assert_sums(&row[..n], &want, &sizes, 1e-6);
                     prop_assert_eq!(&row[n..], &before[n..], "written between the rows");
                 }
             }
