@@ -13,10 +13,15 @@ use std::f32::consts::{LN_2, SQRT_2, TAU};
 use crate::Real;
 use crate::wide::wide;
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
+
 /// The most units in the last place that a number of [`pair`] is off.
 pub const ULPS: f64 = 5.0;
 
 const UNIT: f32 = 1.0 / 4_294_967_296.0;
+const HALF_ROOT: u32 = (SQRT_2 / 2.0).to_bits();
+const MANTISSA: u32 = (1 << 23) - 1;
 
 /// The normal numbers of two words, by way of the plain reference's formula.
 #[inline(always)]
@@ -29,8 +34,6 @@ pub fn pair(a: u32, b: u32) -> (f32, f32) {
 /// ln((a + ½)/2³²) = e·ln 2 + 2·artanh(d/(2 + d)) where (a + ½)/2³² = (1 + d)·2ᵉ and 1 + d is from √½ to √2.
 #[inline(always)]
 fn ln_of_word(a: u32) -> f32 {
-    const HALF_ROOT: u32 = (SQRT_2 / 2.0).to_bits();
-    const MANTISSA: u32 = (1 << 23) - 1;
     // From ½ on, the distance to 1 is what is exact.
     let upper = a >> 31 == 1;
     let small = ((if upper { !a } else { a }) as i32 as f32 + 0.5) * UNIT;

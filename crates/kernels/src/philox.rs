@@ -7,8 +7,11 @@
 
 use crate::Real;
 use crate::box_muller;
-use crate::split::{CHUNK, Tasks};
+use crate::split::in_pieces;
 use crate::wide::{Isa, isa, wide};
+
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 
 const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
@@ -82,46 +85,59 @@ impl Stream {
 
     /// `out[i] = lo + (hi − lo) · uniform_at(first + i)`
     pub fn fill_uniform<T: Real>(&self, first: u64, lo: f64, hi: f64, out: &mut [T]) {
-        self.fill(first, out, |words, out| {
-            for (o, w) in out.iter_mut().zip(words) {
-                *o = T::from_f64(lo + (hi - lo) * (*w as f64 * (1.0 / 4_294_967_296.0)));
-            }
+        in_pieces(out, |at, out| {
+            self.fill(first.wrapping_add(at as u64), out, |words, out| {
+                for (o, w) in out.iter_mut().zip(words) {
+                    *o = T::from_f64(lo + (hi - lo) * (*w as f64 * (1.0 / 4_294_967_296.0)));
+                }
+            });
         });
     }
 
     /// `out[i] = std · normal_at(first + i)`, the product in `T`.
     pub fn fill_normal<T: Real>(&self, first: u64, std: f64, out: &mut [T]) {
         let of = |z: f32| T::from_f64(std) * T::from_f64(f64::from(z));
-        // An odd start or end cuts a pair; those entries are made one at a time.
-        let head = ((first % 2) as usize).min(out.len());
-        let (odd, out) = out.split_at_mut(head);
+        // A start within a counter, or an odd end, cuts a pair; those entries are made one at a time.
+        let head = ((4 - first % 4) as usize % 4).min(out.len());
+        let (cut, out) = out.split_at_mut(head);
         let pairs = out.len() / 2 * 2;
         let (even, tail) = out.split_at_mut(pairs);
-        for (o, at) in odd.iter_mut().zip(first..) {
+        for (o, at) in cut.iter_mut().zip(first..) {
             *o = of(self.normal_at(at));
         }
         let first = first.wrapping_add(head as u64);
-        self.fill(first, even, |words, out| box_muller::fill(words, std, out));
+        in_pieces(even, |at, out| self.normals(first.wrapping_add(at as u64), std, out));
         for (o, at) in tail.iter_mut().zip(first.wrapping_add(pairs as u64)..) {
             *o = of(self.normal_at(at));
         }
     }
 
-    /// Hands out words in even pieces with the slice that they are to fill.
-    fn fill<T: Real>(&self, first: u64, out: &mut [T], f: impl Fn(&[u32], &mut [T]) + Sync) {
-        const PIECE: usize = 256;
-        let chunk = |c: usize, out: &mut [T]| {
-            let mut words = [0u32; PIECE];
-            for (p, out) in out.chunks_mut(PIECE).enumerate() {
-                let words = &mut words[..out.len()];
-                self.fill_u32(first.wrapping_add((c * CHUNK + p * PIECE) as u64), words);
-                f(words, out);
-            }
-        };
-        if out.len() <= CHUNK {
-            return chunk(0, out);
+    /// [`fill_normal`](Stream::fill_normal) of whole pairs from the first word of a counter on, on the calling thread.
+    fn normals<T: Real>(&self, first: u64, std: f64, out: &mut [T]) {
+        let mut done = 0;
+        #[cfg(target_arch = "x86_64")]
+        if isa() == Isa::Avx512
+            && let Some(out) = T::as_f32_mut(out)
+        {
+            let batches = out.as_chunks_mut::<{ 4 * avx512::BATCH }>().0;
+            done = batches.as_flattened().len();
+            // SAFETY: `isa` has seen the features.
+            unsafe { avx512::normals(self, first / 4, std as f32, batches) };
         }
-        out.chunks_mut(CHUNK).enumerate().each_task(|(c, out)| chunk(c, out));
+        self.fill(first.wrapping_add(done as u64), &mut out[done..], |words, out| {
+            box_muller::fill(words, std, out)
+        });
+    }
+
+    /// Hands out words with the slice that they are to fill, on the calling thread.
+    fn fill<T: Real>(&self, first: u64, out: &mut [T], f: impl Fn(&[u32], &mut [T])) {
+        const PIECE: usize = 256;
+        let mut words = [0u32; PIECE];
+        for (p, out) in out.chunks_mut(PIECE).enumerate() {
+            let words = &mut words[..out.len()];
+            self.fill_u32(first.wrapping_add((p * PIECE) as u64), words);
+            f(words, out);
+        }
     }
 }
 
@@ -170,58 +186,20 @@ fn fill_words(stream: &Stream, first: u64, out: &mut [u32]) {
         block = block.wrapping_add(1);
         out = rest;
     }
-    let (batches, rest) = out.as_chunks_mut::<{ 4 * BATCH }>();
-    match isa() {
+    #[cfg(target_arch = "x86_64")]
+    if isa() == Isa::Avx512 {
+        let (batches, rest) = out.as_chunks_mut::<{ 4 * avx512::BATCH }>();
         // SAFETY: `isa` has seen the features.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { avx512(stream, block, batches) },
-        _ => fill_batches(stream, block, batches),
+        unsafe { avx512::words(stream, block, batches) };
+        block = block.wrapping_add((avx512::BATCH * batches.len()) as u64);
+        out = rest;
     }
+    let (batches, rest) = out.as_chunks_mut::<{ 4 * BATCH }>();
+    fill_batches(stream, block, batches);
     block = block.wrapping_add((BATCH * batches.len()) as u64);
     for piece in rest.chunks_mut(4) {
         piece.copy_from_slice(&stream.block(block)[..piece.len()]);
         block = block.wrapping_add(1);
-    }
-}
-
-/// As [`fill_batches`], with products of 32 bits by 32: the compiler takes those of 64 by 64, which are slow. A word lies
-/// in the low half of a lane of 64 bits; what is in the high half is never read.
-///
-/// # Safety
-/// AVX-512 was seen.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-unsafe fn avx512(stream: &Stream, first: u64, batches: &mut [[u32; 4 * BATCH]]) {
-    use std::arch::x86_64::*;
-    let of = |word: u32| _mm512_set1_epi64(i64::from(word));
-    let high = |x: __m512i| _mm512_srli_epi64::<32>(x);
-    let lanes = _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0);
-    let multipliers = MULTIPLIERS.map(of);
-    let mut counter = _mm512_add_epi64(_mm512_set1_epi64(first as i64), lanes);
-    for eight in batches.as_flattened_mut().as_chunks_mut::<32>().0 {
-        let (mut a, mut b) = (counter, high(counter));
-        let (mut c, mut d) = (of(stream.id as u32), of((stream.id >> 32) as u32));
-        let [mut k0, mut k1] = stream.key;
-        for _ in 0..ROUNDS {
-            let (p, q) = (_mm512_mul_epu32(a, multipliers[0]), _mm512_mul_epu32(c, multipliers[1]));
-            // 0x96: the exclusive or of three.
-            (a, b) = (_mm512_ternarylogic_epi64::<0x96>(high(q), b, of(k0)), q);
-            (c, d) = (_mm512_ternarylogic_epi64::<0x96>(high(p), d, of(k1)), p);
-            k0 = k0.wrapping_add(WEYL[0]);
-            k1 = k1.wrapping_add(WEYL[1]);
-        }
-        // Two words a lane, then the four of a counter side by side, then counters in order.
-        let pair = |x, y| _mm512_mask_blend_epi32(0xaaaa, x, _mm512_slli_epi64::<32>(y));
-        let (ab, cd) = (pair(a, b), pair(c, d));
-        let halves = [
-            _mm512_permutex2var_epi64(ab, _mm512_set_epi64(11, 3, 10, 2, 9, 1, 8, 0), cd),
-            _mm512_permutex2var_epi64(ab, _mm512_set_epi64(15, 7, 14, 6, 13, 5, 12, 4), cd),
-        ];
-        for (to, x) in eight.as_chunks_mut::<16>().0.iter_mut().zip(halves) {
-            // SAFETY: sixteen words.
-            unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), x) };
-        }
-        counter = _mm512_add_epi64(counter, _mm512_set1_epi64(8));
     }
 }
 
@@ -256,6 +234,24 @@ mod tests {
                     assert_eq!(words[i], s.u32_at(at));
                     assert_eq!(uniform[i], 2.0 + 3.0 * s.uniform_at(at));
                     assert_eq!(normal[i], 3.0 * f64::from(s.normal_at(at)));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn normals_in_bulk_have_the_bits_of_one_at_a_time() {
+        let s = Stream::new(0x0123_4567_89ab_cdef, 42);
+        for first in [0, 1, 2, 3, 4, 18, u64::from(u32::MAX) * 4 - 90] {
+            for n in [0, 1, 5, 127, 128, 131, 1000, 20_000] {
+                let mut z = vec![f32::NAN; n];
+                s.fill_normal(first, -0.3, &mut z);
+                for (z, at) in z.iter().zip(first..) {
+                    assert_eq!(
+                        z.to_bits(),
+                        (-0.3f32 * s.normal_at(at)).to_bits(),
+                        "{at} of {n} from {first}"
+                    );
                 }
             }
         }
