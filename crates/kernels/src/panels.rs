@@ -87,21 +87,47 @@ pub unsafe fn product(
 unsafe fn order(b: Strided<*const f32>, inner: usize, cols: usize, panel: *mut f32) {
     let width = cols.next_multiple_of(16);
     for v in (0..cols).step_by(16) {
-        let mask = first_lanes(cols - v);
-        // SAFETY: masked to the columns that are there; the gather's lanes are counted in numbers.
+        // SAFETY: within the operands and the panel; what is read at once is masked to what is there.
         unsafe {
-            let from = b.start.offset(v as isize * b.col);
-            let lanes: [i32; 16] = std::array::from_fn(|i| (i as isize * b.col) as i32);
-            let lanes = _mm512_loadu_si512(lanes.as_ptr().cast());
-            for l in 0..inner {
-                let from = from.offset(l as isize * b.row);
-                let x = if b.col == 1 {
-                    _mm512_maskz_loadu_ps(mask, from)
-                } else {
-                    _mm512_mask_i32gather_ps::<4>(_mm512_setzero_ps(), mask, lanes, from)
-                };
-                _mm512_storeu_ps(panel.add(l * width + v), x);
+            let (from, to) = (b.start.offset(v as isize * b.col), panel.add(v));
+            match cols - v {
+                16.. if b.row == 1 && b.col > 0 => transpose((from, b.col as usize), inner, (to, width)),
+                here => gather(Strided { start: from, ..b }, (inner, here.min(16)), (to, width)),
             }
+        }
+    }
+}
+
+/// `to[inner][16]` ← sixteen columns, each of which lies in a row of its own, `stride` numbers apart.
+///
+/// # Safety
+/// As for [`order`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+unsafe fn transpose((from, stride): (*const f32, usize), inner: usize, (to, width): (*mut f32, usize)) {
+    for l in (0..inner).step_by(16) {
+        // SAFETY: the caller's promise; squares are cut to what is there.
+        unsafe { tile::square((from.add(l), 4 * stride), (inner - l).min(16), (to.add(l * width), width)) };
+    }
+}
+
+/// `to[inner][16]` ← up to sixteen columns, zeros beside them.
+///
+/// # Safety
+/// As for [`order`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+unsafe fn gather(from: Strided<*const f32>, (inner, cols): (usize, usize), (to, width): (*mut f32, usize)) {
+    let mask = first_lanes(cols);
+    let lanes: [i32; 16] = std::array::from_fn(|i| (i as isize * from.col) as i32);
+    // SAFETY: masked to the columns that are there; the gather's lanes are counted in numbers.
+    unsafe {
+        let lanes = _mm512_loadu_si512(lanes.as_ptr().cast());
+        for l in 0..inner {
+            let row = from.start.offset(l as isize * from.row);
+            let x = match from.col {
+                1 => _mm512_maskz_loadu_ps(mask, row),
+                _ => _mm512_mask_i32gather_ps::<4>(_mm512_setzero_ps(), mask, lanes, row),
+            };
+            _mm512_storeu_ps(to.add(l * width), x);
         }
     }
 }
