@@ -27,6 +27,10 @@ const TASKS: usize = 16;
 /// Rows below which a task is not worth its panel.
 const LEAST_ROWS: usize = 256;
 
+/// Up to this many rows of a, rows of b that are contiguous are read where they lie: a panel would be read hardly more
+/// often than it is written.
+const AS_IT_LIES: usize = 24;
+
 /// Multiply-adds below which another path's lesser preparations win.
 const LEAST: usize = 1 << 15;
 
@@ -66,12 +70,17 @@ pub unsafe fn product(
                 // and columns of c; the features were seen.
                 unsafe {
                     let from = b.start.offset(first as isize * b.row + column as isize * b.col);
-                    order(Strided { start: from, ..b }, inner, cols, panel.as_mut_ptr());
+                    let (right, b_row) = if rows <= AS_IT_LIES && b.col == 1 && b.row > 0 {
+                        (from, b.row as usize)
+                    } else {
+                        order(Strided { start: from, ..b }, inner, cols, panel.as_mut_ptr());
+                        (panel.as_ptr(), width)
+                    };
                     let left = a.start.offset(row as isize * a.row + first as isize * a.col);
                     let to = out.at(row * n + column);
                     let onto = accumulate || first > 0;
                     let a = Strided { start: left, ..a };
-                    let o = Operands { a, b: panel.as_ptr(), b_row: width, c: to, c_row: n, alpha, onto };
+                    let o = Operands { a, b: right, b_row, c: to, c_row: n, alpha, onto };
                     tile::avx512(&o, (rows, cols, inner));
                 }
             }
