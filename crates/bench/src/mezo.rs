@@ -9,8 +9,8 @@ use crate::rounds::{Side, alternate};
 use crate::shape::YARDSTICK;
 use crate::whole;
 
-/// Steps, and forwards; the first of each warms up.
-const STEPS: usize = 3;
+/// Steps, and forwards: the first of each warms up, the next ones settle what memory is kept.
+const STEPS: usize = 6;
 
 /// Seconds of a step over those of a forward, and peaks over peaks, on either side.
 pub fn run(figures: &mut Figures, rounds: usize, torch: Option<&Path>) -> Result<()> {
