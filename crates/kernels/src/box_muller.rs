@@ -23,6 +23,13 @@ const UNIT: f32 = 1.0 / 4_294_967_296.0;
 const HALF_ROOT: u32 = (SQRT_2 / 2.0).to_bits();
 const MANTISSA: u32 = (1 << 23) - 1;
 
+/// artanh's series: the coefficient of the highest power, then the denominators of the others downwards.
+const ARTANH: (f32, [f32; 3]) = (1.0 / 9.0, [7.0, 5.0, 3.0]);
+
+/// The series of sine and cosine in the same way.
+const SIN_COS: ((f32, f32), [(f32, f32); 3]) =
+    ((1.0 / 362_880.0, -1.0 / 3_628_800.0), [(-5040.0, 40_320.0), (120.0, -720.0), (-6.0, 24.0)]);
+
 /// The normal numbers of two words, by way of the plain reference's formula.
 #[inline(always)]
 pub fn pair(a: u32, b: u32) -> (f32, f32) {
@@ -45,8 +52,8 @@ fn ln_of_word(a: u32) -> f32 {
     let d = if e == 0 { -small } else { left };
     let s = d / (2.0 + d);
     let q = s * s;
-    let mut series = 1.0 / 9.0;
-    for odd in [7.0, 5.0, 3.0] {
+    let mut series = ARTANH.0;
+    for odd in ARTANH.1 {
         series = series * q + 1.0 / odd;
     }
     let twice = s + s;
@@ -59,8 +66,8 @@ fn sin_cos_turn(b: u32) -> (f32, f32) {
     let quarter = b.wrapping_add(1 << 29) >> 30;
     let x = b.wrapping_sub(quarter << 30) as i32 as f32 * (TAU * UNIT);
     let q = x * x;
-    let (mut s, mut c) = (1.0 / 362_880.0, -1.0 / 3_628_800.0);
-    for (odd, even) in [(-5040.0, 40_320.0), (120.0, -720.0), (-6.0, 24.0)] {
+    let (mut s, mut c) = SIN_COS.0;
+    for (odd, even) in SIN_COS.1 {
         s = s * q + 1.0 / odd;
         c = c * q + 1.0 / even;
     }

@@ -4,8 +4,9 @@
 use std::arch::x86_64::*;
 use std::array::from_fn;
 
-use super::{HALF_ROOT, LN_2, MANTISSA, TAU, UNIT};
+use super::{ARTANH, HALF_ROOT, LN_2, MANTISSA, SIN_COS, TAU, UNIT};
 
+/// The first and the second number of each pair.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq")]
 pub(crate) fn pairs<const N: usize>(a: [__m512i; N], b: [__m512i; N]) -> [(__m512, __m512); N] {
@@ -34,8 +35,8 @@ fn minus_twice_ln<const N: usize>(a: [__m512i; N]) -> [__m512; N] {
     });
     let s = d.map(|d| _mm512_div_ps(d, _mm512_add_ps(f(2.0), d)));
     let q = s.map(|s| _mm512_mul_ps(s, s));
-    let mut series = [f(1.0 / 9.0); N];
-    for odd in [7.0, 5.0, 3.0] {
+    let mut series = [f(ARTANH.0); N];
+    for odd in ARTANH.1 {
         series = from_fn(|l| _mm512_add_ps(_mm512_mul_ps(series[l], q[l]), f(1.0 / odd)));
     }
     let series: [_; N] = from_fn(|l| _mm512_mul_ps(q[l], series[l]));
@@ -54,8 +55,8 @@ fn sin_cos_turns<const N: usize>(b: [__m512i; N]) -> [(__m512, __m512); N] {
     let x: [_; N] = from_fn(|l| _mm512_sub_epi32(b[l], _mm512_and_si512(quarter[l], i(3 << 30))));
     let x = x.map(|x| _mm512_mul_ps(_mm512_cvtepi32_ps(x), f(TAU * UNIT)));
     let q = x.map(|x| _mm512_mul_ps(x, x));
-    let (mut s, mut c) = ([f(1.0 / 362_880.0); N], [f(-1.0 / 3_628_800.0); N]);
-    for (odd, even) in [(-5040.0, 40_320.0), (120.0, -720.0), (-6.0, 24.0)] {
+    let (mut s, mut c) = ([f(SIN_COS.0.0); N], [f(SIN_COS.0.1); N]);
+    for (odd, even) in SIN_COS.1 {
         s = from_fn(|l| _mm512_add_ps(_mm512_mul_ps(s[l], q[l]), f(1.0 / odd)));
         c = from_fn(|l| _mm512_add_ps(_mm512_mul_ps(c[l], q[l]), f(1.0 / even)));
     }

@@ -1,8 +1,9 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::matmul::reference::nt;
 use crate::packed::{pack_bits, stream_bytes};
-use crate::testing::{assert_same_for_threads, normal, skipped};
+use crate::testing::{assert_same_for_threads, assert_sums, magnitudes, normal, skipped, wide};
 
 /// Why a case is left out.
 pub(crate) const NO_VNNI: &str = "dot products of bytes are not here";
@@ -55,15 +56,12 @@ impl Made {
 }
 
 /// y within `bound` of what f64 makes, beside the sum of the products' sizes.
-fn close(y: &[f32], x: &[f32], dense: &[f64], k: usize, bound: f64) -> Result<(), TestCaseError> {
-    let n = dense.len() / k;
-    for (e, y) in y.iter().enumerate() {
-        let (x, w) = (&x[e / n * k..][..k], &dense[e % n * k..][..k]);
-        let products = || x.iter().zip(w).map(|(x, w)| f64::from(*x) * w);
-        let (want, size) = (products().sum::<f64>(), products().map(f64::abs).sum::<f64>());
-        prop_assert!((f64::from(*y) - want).abs() <= bound * size, "{e}: {y} for {want}, of {size}");
-    }
-    Ok(())
+#[track_caller]
+fn close(y: &[f32], x: &[f32], dense: &[f64], k: usize, bound: f64) {
+    let (m, n) = (x.len() / k, dense.len() / k);
+    let sizes: Vec<f64> = dense.iter().map(|w| w.abs()).collect();
+    let (want, sizes) = (nt(m, n, k, &wide(x), dense), nt(m, n, k, &magnitudes(x), &sizes));
+    assert_sums(y, &want, &sizes, bound);
 }
 
 proptest! {
@@ -81,7 +79,7 @@ proptest! {
         for (narrow, bound) in kinds {
             let mut y = vec![f32::NAN; m * n];
             if forward(&x, m, &made.layout(bits, (n, k), group), narrow, &mut y) {
-                close(&y, &x, &made.dense, k, bound)?;
+                close(&y, &x, &made.dense, k, bound);
                 let mut same = vec![f32::NAN; m * n];
                 prop_assert!(forward(&x, m, &made.narrow(bits, (n, k), group), narrow, &mut same));
                 prop_assert_eq!(same, y);
@@ -120,7 +118,7 @@ proptest! {
         for (narrow, bound) in [(Activations::F32, 1e-6), (Activations::Bf16, 1e-2)] {
             let mut y = vec![f32::NAN; m * n];
             if forward(&x, m, &w, narrow, &mut y) {
-                close(&y, &x, &dense, k, bound)?;
+                close(&y, &x, &dense, k, bound);
             } else {
                 skipped(NO_VNNI);
             }
